@@ -1,0 +1,1 @@
+"""Video files, the table of clips and the store of extracted features."""

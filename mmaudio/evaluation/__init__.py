@@ -1,0 +1,1 @@
+"""Base against adapted on held-out videos: metrics, statistics and the report."""

@@ -1,0 +1,1 @@
+"""Training an adapter: state, step, loop, checkpoint, tracking."""
