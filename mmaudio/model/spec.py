@@ -189,7 +189,9 @@ def _network(
     )  # fmt: skip
 
 
-def _released(name: str, codec: CodecSpec, width: int, heads: int, joint: int, fused: int, v2: bool = False) -> ModelSpec:
+def _released(
+    name: str, codec: CodecSpec, width: int, heads: int, joint: int, fused: int, v2: bool = False
+) -> ModelSpec:
     network = _network(codec, _CLIP, _SYNC, width, heads, joint, fused, v2)
     return ModelSpec(name, network, codec, _CLIP, _SYNC, licence="CC-BY-NC-4.0")
 

@@ -1,0 +1,58 @@
+"""What every command line shares: errors in one line, the device, and a parser that suggests."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from mmaudio.errors import ConfigError, MMAudioError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors name the nearest flag or choice; exit status 2. `--debug` is always there."""
+
+    def __init__(self, description: str | None = None) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` in one line with the nearest valid name, and exit with status 2."""
+        wrong = re.search(r"unrecognized arguments: (\S+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(wrong.group(1).split("=")[0], known, n=1, cutoff=0.5) if wrong else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: {message}{hint} (--help lists the flags)\n")
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Call `main` with the command line's arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    arguments = sys.argv[1:]
+    try:
+        sys.exit(main(arguments) or 0)
+    except MMAudioError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU; ConfigError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r}: unknown; it is auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}: no GPU that torch can use is here; take device=cpu")
+    return device
