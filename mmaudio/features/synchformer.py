@@ -1,0 +1,216 @@
+"""Synchformer's visual branch: what moves in the picture, and when (Motionformer with divided space-time attention).
+
+Source: arXiv 2401.16423 (Synchformer), arXiv 2106.05392 (Motionformer); keys as in the released checkpoint.
+
+Legend: B clips, S segments of 16 frames, T time steps of a segment (8), P patches of a frame, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from mmaudio.errors import DataError
+from mmaudio.features.loading import load_reconciled
+from mmaudio.model.spec import SEGMENT_FRAMES, SEGMENT_STEP, SYNCS, SyncSpec, lookup
+
+EPS = 1e-6
+"""Epsilon of every LayerNorm."""
+MLP_RATIO = 4
+INIT_STD = 0.02
+LEFT_OUT = ("afeat_extractor.", "vproj.", "aproj.", "transformer.")
+"""Prefixes of the released file that belong to the audio branch and the offset classifier."""
+
+
+class DividedAttention(nn.Module):
+    """Attention over time or over space: the class token sees every token, a patch token its own group and the class."""
+
+    def __init__(self, width: int, heads: int, groups: str) -> None:
+        """`groups`: `time` (a patch token's own place in all frames) or `space` (its own frame)."""
+        super().__init__()
+        self.heads = heads
+        self.groups = groups
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, steps: int) -> Tensor:
+        """(B, 1 + T P, D) -> the same; `steps` is T."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        from_class = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        grouped = "(b p) h t d" if self.groups == "time" else "(b t) h p d"
+
+        def own(tokens: Tensor) -> Tensor:
+            return rearrange(tokens[:, :, 1:], f"b h (t p) d -> {grouped}", t=steps)
+
+        def with_class(tokens: Tensor) -> Tensor:
+            patches = own(tokens)
+            copies = patches.shape[0] // tokens.shape[0]
+            return torch.cat([repeat(tokens[:, :, :1], "b h one d -> (b copies) h one d", copies=copies), patches], 2)
+
+        patches = F.scaled_dot_product_attention(own(q), with_class(k), with_class(v))
+        patches = rearrange(patches, f"{grouped} -> b (t p) (h d)", b=len(x), t=steps)
+        return self.proj(torch.cat([rearrange(from_class, "b h one d -> b one (h d)"), patches], dim=1))
+
+
+class Mlp(nn.Module):
+    """Two linears with an exact GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention over time, attention over space, MLP; each pre-normed and added."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = DividedAttention(width, heads, "space")
+        self.timeattn = DividedAttention(width, heads, "time")
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = Mlp(width)
+        self.norm3 = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, x: Tensor, steps: int) -> Tensor:
+        """(B, 1 + T P, D) -> the same; `steps` is T."""
+        x = x + self.timeattn(self.norm3(x), steps)
+        x = x + self.attn(self.norm1(x), steps)
+        return x + self.mlp(self.norm2(x))
+
+
+class FramePool(nn.Module):
+    """One pre-norm transformer encoder layer, computed at its class token only: the patches of a frame -> its feature.
+
+    The keys are those of `nn.TransformerEncoderLayer`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.linear1 = nn.Linear(width, MLP_RATIO * width)
+        self.linear2 = nn.Linear(MLP_RATIO * width, width)
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(frames, P, D) -> (frames, D)."""
+        token = self.cls_token.expand(len(patches), -1, -1)
+        normed = self.norm1(torch.cat([token, patches], dim=1))
+        attended, _ = self.self_attn(normed[:, :1], normed, normed, need_weights=False)
+        x = (token + attended)[:, 0]
+        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+
+
+class PatchEmbed(nn.Module):
+    """The projection of patches; with one frame per patch it is 2-D."""
+
+    def __init__(self, proj: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        self.proj = proj
+
+
+class Motionformer(nn.Module):
+    """A segment of frames -> one feature per two frames."""
+
+    def __init__(self, spec: SyncSpec) -> None:
+        super().__init__()
+        side, width = spec.patch, spec.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + spec.grid**2, width))
+        self.temp_embed = nn.Parameter(torch.zeros(1, SEGMENT_FRAMES // spec.tubelet, width))
+        self.patch_embed = PatchEmbed(nn.Conv2d(3, width, side, side))  # in the released file, never computed
+        kernel = (spec.tubelet, side, side)
+        self.patch_embed_3d = PatchEmbed(nn.Conv3d(3, width, kernel, kernel))
+        self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.spatial_attn_agg = FramePool(width, spec.heads)
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """(B, 16, 3, H, W) -> (B, 8, D)."""
+        x = self.embed(segments)
+        steps = self.temp_embed.shape[1]
+        for block in self.blocks:
+            x = block(x, steps)
+        frames = rearrange(self.norm(x[:, 1:]), "b (t p) d -> (b t) p d", t=steps)
+        return rearrange(self.spatial_attn_agg(frames), "(b t) d -> b t d", t=steps)
+
+    def embed(self, segments: Tensor) -> Tensor:
+        """(B, 16, 3, H, W) -> class token and patches with their positions (B, 1 + T P, D)."""
+        proj = self.patch_embed_3d.proj
+        dt, dh, dw = proj.kernel_size
+        # stride = kernel: a linear of the unfolded patches, much faster than Conv3d on a CPU
+        patches = rearrange(segments, "b (t dt) c (h dh) (w dw) -> b t (h w) (c dt dh dw)", dt=dt, dh=dh, dw=dw)
+        tokens = F.linear(patches, proj.weight.flatten(1), proj.bias)
+        tokens = tokens + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([first, rearrange(tokens, "b t p d -> b (t p) d")], dim=1)
+
+
+class Synchformer(nn.Module):
+    """The visual branch, with the key prefix of the released file."""
+
+    def __init__(self, spec: SyncSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vfeat_extractor = Motionformer(spec)
+        self.apply(_initialise)
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """Normalised frames (B, S, 16, 3, H, W) -> features (B, S, 8, D), each segment on its own."""
+        features = self.vfeat_extractor(rearrange(segments, "b s t c h w -> (b s) t c h w"))
+        return rearrange(features, "(b s) t d -> b s t d", b=len(segments))
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size) in [-1, 1]: shorter edge resized, centre cut.
+
+        Raises DataError for frames that are not uint8: resizing them would round differently.
+        """
+        if frames.dtype != torch.uint8:
+            raise DataError(f"frames are {frames.dtype}: they are resized as torch.uint8")
+        size = [self.spec.size]
+        frames = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return vision.center_crop(frames, size * 2).float() / 127.5 - 1
+
+    def load_released(self, state: Mapping[str, Tensor]) -> None:
+        """Load the released file's visual branch; raises WeightsError that names the first keys that do not fit."""
+        load_reconciled(self, state, f"Synchformer {self.spec.name}", ignored=LEFT_OUT)
+
+
+def segments(frames: Tensor) -> Tensor:
+    """25 fps frames (T, 3, H, W) -> overlapping segments (S, 16, 3, H, W), a step of 8 frames apart (a view).
+
+    Frames after the last whole segment are left out; raises DataError below 16 frames.
+    """
+    if len(frames) < SEGMENT_FRAMES:
+        raise DataError(f"{len(frames)} frames: one Synchformer segment takes {SEGMENT_FRAMES}")
+    return rearrange(frames.unfold(0, SEGMENT_FRAMES, SEGMENT_STEP), "s c h w t -> s t c h w")
+
+
+def build_synchformer(name: str = "synchformer") -> Synchformer:
+    """The visual branch called `name` in SYNCS, with fresh weights; raises ConfigError naming the nearest one."""
+    return Synchformer(lookup(SYNCS, name, "synchformer"))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal weights of 0.02, zero biases.
+
+    The public initialisation sets the 3-D patch embedding to zero, so that an untrained encoder sees nothing; not here.
+    """
+    for name, value in module.named_parameters(recurse=False):
+        if name.endswith("bias"):
+            nn.init.zeros_(value)
+        elif not isinstance(module, nn.LayerNorm):
+            nn.init.trunc_normal_(value, std=INIT_STD)
