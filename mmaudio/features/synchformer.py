@@ -28,8 +28,21 @@ LEFT_OUT = ("afeat_extractor.", "vproj.", "aproj.", "transformer.")
 """Prefixes of the released file that belong to the audio branch and the offset classifier."""
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (B, heads, tokens, d).
+
+    Training on a CPU takes plain matrix products: for sequences as short as these (9 and 17 tokens) the fused kernel's
+    backward pass is 2 to 8 times slower, in bfloat16 above all.
+    """
+    if q.device.type == "cpu" and torch.is_grad_enabled():
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        out: Tensor = scores.softmax(-1) @ v
+        return out
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class DividedAttention(nn.Module):
-    """Attention over time or over space: the class token sees every token, a patch token its own group and the class."""
+    """Attention over time or space: the class token sees every token, a patch token its own group and the class."""
 
     def __init__(self, width: int, heads: int, groups: str) -> None:
         """`groups`: `time` (a patch token's own place in all frames) or `space` (its own frame)."""
@@ -42,7 +55,7 @@ class DividedAttention(nn.Module):
     def forward(self, x: Tensor, steps: int) -> Tensor:
         """(B, 1 + T P, D) -> the same; `steps` is T."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        from_class = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        from_class = attend(q[:, :, :1], k, v)
         grouped = "(b p) h t d" if self.groups == "time" else "(b t) h p d"
 
         def own(tokens: Tensor) -> Tensor:
@@ -53,9 +66,10 @@ class DividedAttention(nn.Module):
             copies = patches.shape[0] // tokens.shape[0]
             return torch.cat([repeat(tokens[:, :, :1], "b h one d -> (b copies) h one d", copies=copies), patches], 2)
 
-        patches = F.scaled_dot_product_attention(own(q), with_class(k), with_class(v))
+        patches = attend(own(q), with_class(k), with_class(v))
         patches = rearrange(patches, f"{grouped} -> b (t p) (h d)", b=len(x), t=steps)
-        return self.proj(torch.cat([rearrange(from_class, "b h one d -> b one (h d)"), patches], dim=1))
+        out: Tensor = self.proj(torch.cat([rearrange(from_class, "b h one d -> b one (h d)"), patches], dim=1))
+        return out
 
 
 class Mlp(nn.Module):
@@ -68,7 +82,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -87,7 +102,8 @@ class Block(nn.Module):
         """(B, 1 + T P, D) -> the same; `steps` is T."""
         x = x + self.timeattn(self.norm3(x), steps)
         x = x + self.attn(self.norm1(x), steps)
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class FramePool(nn.Module):
@@ -111,7 +127,8 @@ class FramePool(nn.Module):
         normed = self.norm1(torch.cat([token, patches], dim=1))
         attended, _ = self.self_attn(normed[:, :1], normed, normed, need_weights=False)
         x = (token + attended)[:, 0]
-        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        out: Tensor = x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return out
 
 
 class PatchEmbed(nn.Module):
@@ -145,7 +162,8 @@ class Motionformer(nn.Module):
         for block in self.blocks:
             x = block(x, steps)
         frames = rearrange(self.norm(x[:, 1:]), "b (t p) d -> (b t) p d", t=steps)
-        return rearrange(self.spatial_attn_agg(frames), "(b t) d -> b t d", t=steps)
+        pooled: Tensor = self.spatial_attn_agg(frames)
+        return rearrange(pooled, "(b t) d -> b t d", t=steps)
 
     def embed(self, segments: Tensor) -> Tensor:
         """(B, 16, 3, H, W) -> class token and patches with their positions (B, 1 + T P, D)."""
@@ -170,7 +188,7 @@ class Synchformer(nn.Module):
 
     def forward(self, segments: Tensor) -> Tensor:
         """Normalised frames (B, S, 16, 3, H, W) -> features (B, S, 8, D), each segment on its own."""
-        features = self.vfeat_extractor(rearrange(segments, "b s t c h w -> (b s) t c h w"))
+        features: Tensor = self.vfeat_extractor(rearrange(segments, "b s t c h w -> (b s) t c h w"))
         return rearrange(features, "(b s) t d -> b s t d", b=len(segments))
 
     def preprocess(self, frames: Tensor) -> Tensor:
@@ -182,7 +200,8 @@ class Synchformer(nn.Module):
             raise DataError(f"frames are {frames.dtype}: they are resized as torch.uint8")
         size = [self.spec.size]
         frames = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return vision.center_crop(frames, size * 2).float() / 127.5 - 1
+        cut: Tensor = vision.center_crop(frames, size * 2)
+        return cut.float() / 127.5 - 1
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file's visual branch; raises WeightsError that names the first keys that do not fit."""
