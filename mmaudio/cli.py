@@ -7,27 +7,40 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
-
-import torch
+from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors name the nearest flag or choice; exit status 2. `--debug` is always there."""
 
     def __init__(self, description: str | None = None) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=_Help)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line with the nearest valid name, and exit with status 2."""
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(wrong.group(1).split("=")[0], known, n=1, cutoff=0.5) if wrong else []
+        flag = re.search(r"unrecognized arguments: (\S+)", message)
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        near: list[str] = []
+        if flag:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(flag.group(1).split("=")[0], known, n=1, cutoff=0.5)
+        elif choice:
+            near = difflib.get_close_matches(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]}?" if near else ""
-        self.exit(2, f"{self.prog}: {message}{hint} (--help lists the flags)\n")
+        self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the flags)\n")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -47,6 +60,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one, else the CPU; ConfigError for a device that is not here."""
+    import torch  # slow to import, and not there yet while the environment is being made
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -157,7 +157,7 @@ def _folders(spec: ModelSpec, folder: Path | None) -> list[Path]:
 def _read(path: Path, key: str | None, device: str | torch.device) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path, device=str(device))
+            return dict(load_file(path, device=str(device)))
         loaded = torch.load(path, map_location=device, weights_only=True, mmap=True)
         state = loaded if key is None else loaded[key]
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:

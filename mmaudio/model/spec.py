@@ -87,6 +87,10 @@ class ClipSpec:
     """Side of a frame in pixels."""
     image_dim: int
     text_dim: int
+    image_width: int
+    """Width of the image tower."""
+    image_layers: int
+    patch: int
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,19 @@ _CODEC_TINY = CodecSpec("tiny_16k", 16_000, 1024, 256, 80, 10.0, 32, 20, "griffi
 _SYNC = SyncSpec("synchformer", size=224, width=768, depth=12, heads=12)
 _SYNC_TINY = SyncSpec("tiny_16k", size=64, width=96, depth=2, heads=3)
 
-_CLIP = ClipSpec("dfn5b_vit_h_14_384", "ViT-H-14-378-quickgelu", size=384, image_dim=1024, text_dim=1024)
-_CLIP_TINY = ClipSpec("tiny_16k", "tiny_clip", size=64, image_dim=96, text_dim=24)
+_CLIP = ClipSpec(
+    "dfn5b_vit_h_14_384",
+    "ViT-H-14-378-quickgelu",
+    size=384,
+    image_dim=1024,
+    text_dim=1024,
+    image_width=1280,
+    image_layers=32,
+    patch=14,
+)
+_CLIP_TINY = ClipSpec(
+    "tiny_16k", "tiny_clip", size=64, image_dim=96, text_dim=24, image_width=96, image_layers=2, patch=8
+)
 
 
 def _network(

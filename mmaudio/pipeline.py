@@ -1,0 +1,286 @@
+"""The whole job, from a folder of videos to a report: check, plan, split, extract, train, evaluate.
+
+    ./run_lora_pipeline.sh my_videos            # makes the environment first, then runs this module
+    python -m mmaudio.pipeline my_videos
+
+Every stage is a command of its own, printed before it runs; each skips what is still valid. Before an environment
+exists the shell script calls this module with `--parse-only`, so nothing outside the standard library is imported
+until the plan is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmaudio import cli
+from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.model.spec import MODELS, model_spec
+
+STAGES = ("split", "extract", "train", "evaluate")
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout that holds the stages' scripts."""
+MODES = {"16k": "small_16k", "44k": "small_44k"}
+DEMO_OUTPUT = Path("demo_output")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for: the videos, the model, where results go, and what training is told."""
+
+    videos: Path
+    model: str
+    output: Path | None
+    demo: bool = False
+    prompt: str | None = None
+    gpus: int = 1
+    weights: Path | None = None
+    first: str | None = None
+    """The stage to begin anew from; None continues."""
+    overrides: tuple[str, ...] = ()
+    """Hydra overrides for training."""
+    debug: bool = field(default=False, compare=False)
+
+    @property
+    def base(self) -> Path:
+        """What the data and output folders lie below."""
+        return self.output or Path()
+
+    @property
+    def clips(self) -> Path:
+        """The table of clips."""
+        return self.base / "lora_data" / "clips.tsv"
+
+    @property
+    def features(self) -> Path:
+        """The folder of feature shards."""
+        return self.base / "lora_data" / "features"
+
+    @property
+    def exp_id(self) -> str:
+        """The experiment's name: the overrides' own, else the folder's and the model's."""
+        named = [text.split("=", 1)[1] for text in self.overrides if text.startswith("exp_id=")]
+        return named[-1] if named else re.sub(r"[^\w.-]+", "_", self.videos.resolve().name) + f"_{self.model}"
+
+    @property
+    def experiment(self) -> Path:
+        """Where training and evaluation write."""
+        return self.base / "output" / self.exp_id
+
+
+def parser() -> cli.Parser:
+    """The pipeline's command line."""
+    made = cli.Parser("Fine-tune MMAudio on a folder of videos and report whether it helped.")
+    made.prog = "run_lora_pipeline.sh"
+    made.usage = "run_lora_pipeline.sh [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
+    made.add_argument("folder", nargs="?", type=Path, help="the folder of videos")
+    made.add_argument("--demo", action="store_true", help="make sample videos and run the whole job on them")
+    made.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: small_16k or small_44k")
+    made.add_argument("--model", choices=list(MODELS), help="the base model; small_16k, for the demo tiny_16k")
+    made.add_argument("--gpus", type=int, default=1, help="how many GPUs extraction and training use")
+    made.add_argument("--output", type=Path, help="the folder for clips, features and results")
+    made.add_argument("--prompt", help="the caption of videos that have none of their own")
+    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_argument("--from", dest="first", choices=STAGES, help="begin anew at this stage")
+    made.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes days")
+    made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    made.add_argument("--setup-only", action="store_true", help="make the environment and stop")
+    made.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def read_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
+    """The job that the command line asks for; ConfigError where it contradicts itself or names no videos."""
+    if arguments.mode and arguments.model:
+        raise ConfigError("--mode and --model both name the model; give one of them")
+    if arguments.gpus < 1:
+        raise ConfigError(f"--gpus {arguments.gpus}: at least 1")
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError(f"{text!r} after --: training takes Hydra overrides there, such as max_steps=500")
+    if arguments.demo and arguments.folder:
+        raise ConfigError("--demo makes its own videos; give it or a folder")
+    if not arguments.demo and not arguments.folder:
+        raise ConfigError("no folder of videos; give one, or --demo for sample videos")
+    output = arguments.output or (DEMO_OUTPUT if arguments.demo else None)
+    if not arguments.demo and not arguments.folder.is_dir():
+        kind = "a file" if arguments.folder.exists() else "not there"
+        raise DataError(f"{arguments.folder}: {kind}; a folder of videos is expected")
+    model = arguments.model or MODES[arguments.mode or "16k"]
+    if arguments.demo and not (arguments.model or arguments.mode):
+        model = "tiny_16k"
+    return Job(
+        videos=(output or DEMO_OUTPUT) / "videos" if arguments.demo else arguments.folder,
+        model=model_spec(model).name,
+        output=output,
+        demo=arguments.demo,
+        prompt=arguments.prompt,
+        gpus=arguments.gpus,
+        weights=arguments.weights,
+        first=arguments.first,
+        overrides=tuple(overrides),
+        debug=arguments.debug,
+    )
+
+
+def commands(job: Job) -> dict[str, list[str]]:
+    """The command of every stage, as a user could type it from anywhere."""
+    python = [sys.executable]
+    if job.gpus > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}"]
+    weights = [] if job.weights is None else ["--weights", str(job.weights)]
+    prompt = [] if job.prompt is None else ["--prompt", job.prompt]
+    debug = ["--debug"] if job.debug else []
+    data = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
+    split = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
+    return {
+        "split": [sys.executable, _script("training/split_videos_for_finetuning.py"), *split, *prompt, *debug],
+        "extract": [
+            *python, _script("training/extract_features_finetuning.py"), *data, "--model", job.model, *weights, *debug,
+        ],
+        "train": [*python, _script("train_lora.py"), *training_overrides(job), *debug],
+        "evaluate": [
+            sys.executable, _script("evaluate_lora.py"), "--lora_checkpoint", str(adapter(job)),
+            "--test_videos", str(job.videos), "--compare_original", "--clips", str(job.clips),
+            "--features", str(job.features), *weights, *debug,
+        ],
+    }  # fmt: skip
+
+
+def training_overrides(job: Job) -> list[str]:
+    """What training is told: the job's places first, then what the user wrote after `--`."""
+    made = {
+        "exp_id": job.exp_id,
+        "model": job.model,
+        "custom_finetune": "true",
+        "clips_tsv": job.clips,
+        "features_dir": job.features,
+        "output_dir": job.base / "output",
+        **({} if job.weights is None else {"weights": job.weights}),
+    }
+    given = {text.split("=", 1)[0].lstrip("+~") for text in job.overrides}
+    if not has_gpu() and "preset" not in given:
+        made["preset"] = "quick"
+    return [f"{key}={quoted(value)}" for key, value in made.items() if key not in given] + list(job.overrides)
+
+
+def quoted(value: object) -> str:
+    """`value` as Hydra reads it: quoted unless it is a plain word or path."""
+    text = str(value)
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def adapter(job: Job) -> Path:
+    """The best adapter that training writes."""
+    return job.experiment / "lora_checkpoints" / "best_lora.pt"
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def run_stage(name: str, command: list[str]) -> None:
+    """Run one stage and wait for it; MMAudioError where it fails, naming how to go on."""
+    print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
+    start = time.monotonic()
+    status = subprocess.run(command, check=False).returncode
+    if status < 0 or status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise StageFailed(name, status)
+    print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
+
+
+class StageFailed(MMAudioError):
+    """A stage ended with a status that is not 0; it has said why itself."""
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(f"{name} failed (status {status}, see above); the same command goes on from there")
+        self.status = status
+
+
+def set_aside(job: Job) -> None:
+    """Make `job.first` and what follows begin anew: data is removed (it is made again), an old experiment is kept."""
+    if job.first is None:
+        return
+    later = STAGES[STAGES.index(job.first) :]
+    if "split" in later:
+        job.clips.unlink(missing_ok=True)
+    if "extract" in later:
+        for shard in job.features.glob("*.safetensors"):
+            shard.unlink()
+    if "train" in later and job.experiment.exists():
+        number = next(n for n in range(1, 10_000) if not Path(f"{job.experiment}.{n}").exists())
+        kept = job.experiment.rename(f"{job.experiment}.{number}")
+        print(f"the earlier experiment is kept in {kept}")
+    if "evaluate" in later:
+        (job.experiment / "metrics.json").unlink(missing_ok=True)
+
+
+def demo_videos(job: Job) -> None:
+    """Make the sample videos that are not there yet."""
+    run_stage("demo", [sys.executable, _script("training/make_demo_videos.py"), "--output_dir", str(job.videos)])
+
+
+def _script(name: str) -> str:
+    path = ROOT / name
+    if not path.is_file():
+        raise ConfigError(f"{path}: not there; run the pipeline from a checkout of the repository")
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def finish(job: Job, start: float) -> None:
+    """The last lines: how long it took, the report, the adapter and the command that uses it."""
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    example = job.videos / "VIDEO.mp4"
+    use = [
+        "python", "-m", "mmaudio.generation", "--video", str(example), "--model", job.model, "--adapter",
+        str(adapter(job)), "--output", "sound",
+    ]  # fmt: skip
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest stage took {peak:.1f} GB of memory.")
+    print(f"Report:   {job.experiment / 'report' / 'index.html'}")
+    print(f"Adapter:  {adapter(job)}")
+    print(f"Generate: {shlex.join(use)}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job that `arguments` ask for; the exit status."""
+    before, overrides = arguments, []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        before, overrides = arguments[:cut], arguments[cut + 1 :]
+    parsed = parser().parse_args(before)
+    if parsed.setup_only and not (parsed.folder or parsed.demo):
+        print("The environment is ready.")
+        return 0
+    job = read_job(parsed, overrides)
+    if parsed.parse_only:
+        return 0
+    start = time.monotonic()
+    from mmaudio.checks import plan  # the environment exists from here on
+
+    if job.demo and not parsed.dry_run:
+        demo_videos(job)
+    if not plan(job, go_on=parsed.yes) or parsed.dry_run or parsed.setup_only:
+        return 0 if parsed.dry_run or parsed.setup_only else 1
+    set_aside(job)
+    stages = commands(job)
+    for name in STAGES:
+        run_stage(name, stages[name])
+    finish(job, start)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,81 @@
+"""What a job will cost before it starts: arithmetic per clip and per step, against this machine's measured speed.
+
+The counts are multiplications and additions of the matrix products, two per parameter and token, attention included.
+A machine reaches a fraction of its matrix-product speed on whole models; `EFFICIENCY` is that fraction.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from mmaudio.model.spec import SEGMENT_FRAMES, ClipSpec, ModelSpec, NetworkSpec, SyncSpec, lengths
+
+EFFICIENCY = 0.3
+"""Fraction of the measured matrix-product speed that encoders and network reach."""
+PROBE_SIZE = 2048
+PROBE_SECONDS = 0.5
+
+
+def transformer_flops(tokens: int, width: int, layers: int, matrices: int = 12) -> float:
+    """Operations of one pass: `matrices` width x width products per token and layer, plus attention."""
+    return layers * (2.0 * matrices * width**2 * tokens + 4.0 * tokens**2 * width)
+
+
+def clip_flops(spec: ClipSpec) -> float:
+    """Operations to encode one frame."""
+    return transformer_flops((spec.size // spec.patch) ** 2 + 1, spec.image_width, spec.image_layers)
+
+
+def sync_flops(spec: SyncSpec) -> float:
+    """Operations to encode one segment of 16 frames; two attentions a layer make 16 products."""
+    tokens = SEGMENT_FRAMES // spec.tubelet * spec.grid**2 + 1
+    own_frame = 4.0 * tokens * spec.grid**2 * spec.width * spec.depth
+    return spec.depth * 2.0 * 16 * spec.width**2 * tokens + own_frame
+
+
+def network_flops(spec: NetworkSpec) -> float:
+    """Operations of one forward pass over one clip, the input projections left out (computed once per clip)."""
+    inner = -(-(2 * spec.mlp_ratio * spec.width // 3) // 256) * 256
+    kernel_3 = spec.width * (3 + 3) * spec.width + 3 * 3 * spec.width * inner
+    kernel_1 = spec.width * (3 + 1) * spec.width + 3 * spec.width * inner
+    modulation = 6 * spec.width**2
+    latent, clip, text = spec.latent_tokens, spec.clip_tokens, spec.text_tokens
+    joint = latent * (kernel_3 + modulation) + clip * kernel_3 + text * kernel_1
+    fused = latent * (kernel_3 + modulation)
+    attention = 2.0 * spec.width * (spec.joint_blocks * (latent + clip + text) ** 2 + spec.fused_blocks * latent**2)
+    return 2.0 * (spec.joint_blocks * joint + spec.fused_blocks * fused + attention)
+
+
+def extraction_flops(model: ModelSpec) -> float:
+    """Operations to encode one clip's frames, both encoders."""
+    size = lengths(model.codec)
+    return size.clip * clip_flops(model.clip) + size.sync_segments * sync_flops(model.sync)
+
+
+def training_flops(model: ModelSpec, samples: int) -> float:
+    """Operations to train on `samples` clips: a forward pass and about twice that backward."""
+    return 3.0 * samples * network_flops(model.network)
+
+
+def measured_speed(device: torch.device) -> float:
+    """Operations per second of a large float32 matrix product here (bf16 on a GPU), over half a second."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device, dtype=dtype)
+    a @ a
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PROBE_SECONDS:
+        a @ a
+        count += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return 2.0 * PROBE_SIZE**3 * count / (time.perf_counter() - start)
+
+
+def readable(seconds: float) -> str:
+    """A duration in words: `40 s`, `12 min`, `3.5 h`, `4.2 days`."""
+    for unit, size in (("days", 86_400.0), ("h", 3_600.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
