@@ -1,0 +1,104 @@
+"""Is the adapted model better, and how sure is that: paired differences, by source video.
+
+Clips of one video are not independent, so the video is the unit: differences (adapted - base) are averaged within each
+video, and the interval is Student's t over the videos' means. It is wide where videos are few, as it has to be; a
+bootstrap over three to ten videos would be too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""Coverage of the interval."""
+FEWEST_VIDEOS = 3
+"""Below this many held-out videos no verdict is given."""
+BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
+PRIMARY = "mel_l1_loud"
+"""The metric that the overall verdict starts from: what is heard, where there is something to hear."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric, base against adapted; means are over videos, each the mean of its clips."""
+
+    base: float
+    adapted: float
+    difference: float
+    """adapted - base"""
+    interval: tuple[float, float] | None
+    """95 % interval of the difference; None with a single video."""
+    better: str
+    """`lower` or `higher`: which way is better."""
+    verdict: str
+    """`better`, `worse` or `cannot tell`."""
+    clips: int
+    """Clips that have a value; the others have none (no loud cell) and are left out of this metric alone."""
+    videos: int
+    improved: float
+    """Share of the clips whose value is better with the adapter, 0 to 1."""
+
+
+def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:
+    """Compare per-clip values of both models; `videos` names each clip's source, `better` is `lower` or `higher`.
+
+    Clips where either value is not finite are left out; None where no clip is left.
+    """
+    pairs = [
+        (video, a, b)
+        for video, a, b in zip(videos, base, adapted, strict=True)
+        if math.isfinite(a) and math.isfinite(b)
+    ]
+    if not pairs:
+        return None
+    means = np.array([
+        np.mean([(a, b) for video, a, b in pairs if video == name], axis=0)
+        for name in dict.fromkeys(video for video, _, _ in pairs)
+    ])  # fmt: skip
+    difference = means[:, 1] - means[:, 0]
+    interval = t_interval(difference)
+    sign = -1 if better == "lower" else 1
+    return Comparison(
+        base=float(means[:, 0].mean()),
+        adapted=float(means[:, 1].mean()),
+        difference=float(difference.mean()),
+        interval=interval,
+        better=better,
+        verdict=verdict(interval, len(means), better),
+        clips=len(pairs),
+        videos=len(means),
+        improved=float(np.mean([sign * (b - a) > 0 for _, a, b in pairs])),
+    )
+
+
+def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+    """Student's t interval of the mean of independent `values`; None for fewer than two."""
+    sample = np.asarray(values, np.float64)
+    if len(sample) < 2:
+        return None
+    half = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def verdict(interval: tuple[float, float] | None, videos: int, better: str) -> str:
+    """`better` or `worse` where the interval excludes zero and there are enough videos, else `cannot tell`."""
+    if interval is None or videos < FEWEST_VIDEOS or interval[0] <= 0 <= interval[1]:
+        return UNSURE
+    return BETTER if (interval[1] < 0) == (better == "lower") else WORSE
+
+
+def overall(metrics: Mapping[str, Comparison]) -> str:
+    """One word for all metrics: what `PRIMARY` says, `mixed` where another metric says the opposite.
+
+    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric.
+    """
+    if PRIMARY not in metrics:
+        return UNSURE
+    first = metrics[PRIMARY].verdict
+    opposite = {BETTER: WORSE, WORSE: BETTER}.get(first)
+    return MIXED if opposite in {metric.verdict for metric in metrics.values()} else first
