@@ -1,0 +1,56 @@
+"""What several tests share: the golden numbers and how to compare with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _load_fill() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fill = _load_fill()
+"""The module `golden/fill.py`: fill_array, fill_values, fill_module."""
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """The tensors of `golden/<name>.safetensors`."""
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """The JSON of `golden/manifests/<name>.json`: what the released file's keys look like."""
+    loaded: dict[str, Any] = json.loads((GOLDEN / "manifests" / f"{name}.json").read_text())
+    return loaded
+
+
+def filled(name: str, *shape: int) -> Tensor:
+    """The golden input called `name`, float32."""
+    return torch.from_numpy(np.asarray(fill.fill_array(name, shape), np.float32))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest deviation over the expected values' largest magnitude; the shapes must agree."""
+    assert got.shape == expected.shape, f"{tuple(got.shape)}, expected {tuple(expected.shape)}"
+    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    """Asserts that `relative_error` stays below `tolerance`."""
+    error = relative_error(got, expected)
+    assert error < tolerance, f"relative error {error:.2e}, allowed {tolerance:.0e}"
