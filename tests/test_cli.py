@@ -1,0 +1,91 @@
+"""The shared command line: suggestions, exit statuses, one-line errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmaudio import cli, pipeline
+from mmaudio.errors import ConfigError, DataError
+
+
+def run(main_body, *arguments):
+    script = f"from mmaudio import cli, errors\ndef main(arguments):\n    {main_body}\ncli.run(main)"
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("return None", 0, ""),
+        ("raise errors.DataError('x.mp4: no sound')", 1, "error: x.mp4: no sound\n"),
+        ("raise errors.ConfigError('rank=0: too small')", 2, "error: rank=0: too small\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line_with_their_status(body, status, said):
+    result = run(body)
+    assert result.returncode == status and result.stderr.startswith(said) and result.stderr.count("\n") <= 1
+
+
+def test_debug_shows_the_traceback():
+    assert "Traceback" in run("raise errors.DataError('x')", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["videos", "--modell", "tiny_16k"], "did you mean --model?"),
+        (["videos", "--model", "tiny"], "did you mean tiny_16k?"),
+        (["videos", "--from", "trian"], "did you mean train?"),
+    ],
+)
+def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pipeline.parser().parse_args(arguments)
+    assert stop.value.code == 2 and hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(device):
+    import torch
+
+    if torch.cuda.is_available() and device.startswith("cuda"):
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="device"):
+        cli.pick_device(device)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "error"),
+    [
+        ([], [], ConfigError),
+        (["--demo", "videos"], [], ConfigError),
+        (["--demo", "--mode", "16k", "--model", "tiny_16k"], [], ConfigError),
+        (["--demo", "--gpus", "0"], [], ConfigError),
+        (["--demo"], ["max_steps"], ConfigError),
+        (["no-such-folder"], [], DataError),
+    ],
+)
+def test_a_command_that_contradicts_itself_is_refused(arguments, overrides, error):
+    with pytest.raises(error):
+        pipeline.read_job(pipeline.parser().parse_args(arguments), overrides)
+
+
+def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():
+    job = pipeline.read_job(pipeline.parser().parse_args(["--demo"]), ["seed=3"])
+    assert (job.model, job.videos.parent) == ("tiny_16k", pipeline.DEMO_OUTPUT)
+    assert job.clips.parent.parent == pipeline.DEMO_OUTPUT and "seed=3" in pipeline.training_overrides(job)
+
+
+def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
+    job = pipeline.read_job(pipeline.parser().parse_args([str(tmp_path)]), [])
+    assert job.model == "small_16k" and str(job.clips) == "lora_data/clips.tsv" and job.experiment.parts[0] == "output"
+
+
+@pytest.mark.parametrize(("text", "written"), [("plain/path-1.0", "plain/path-1.0"), ("a b'c", r"'a b\'c'")])
+def test_values_are_quoted_for_hydra(text, written):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert pipeline.quoted(text) == written
+    assert OverridesParser.create().parse_override(f"key={written}").value() == text
