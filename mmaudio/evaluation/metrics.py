@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,47 @@ PEAK_SHARE = 0.12
 """An onset also rises above the median level by this share of the clip's highest rise."""
 DYNAMIC_RANGE = 2.0
 """Powers of ten below the clip's loudest cell at which the envelope stops listening."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called, which way is better, and what it can and cannot say."""
+
+    title: str
+    better: str
+    """`lower` or `higher`."""
+    says: str
+    silent: str
+    """What it does not say."""
+
+
+METRICS = {
+    "velocity_loss": Metric(
+        "Velocity loss",
+        "lower",
+        "How well the model predicts the direction from noise to the original's latents, at a fixed grid of times.",
+        "It is what training minimises, not how the result sounds.",
+    ),
+    "mel_l1_loud": Metric(
+        "Mel distance, loud cells",
+        "lower",
+        "How far the spectrum is from the original's where the original is clearly audible.",
+        "A sound that is as good but different counts as far; sound added in the quiet parts does not count.",
+    ),
+    "mel_l1": Metric(
+        "Mel distance, all cells",
+        "lower",
+        "How far the whole spectrum over time is from the original's.",
+        "Quiet cells are many: the noise floor weighs as much as what is heard.",
+    ),
+    "onset_f1": Metric(
+        "Onset F1",
+        "higher",
+        "How many of the original's onsets (hits, starts) have one of their own within 0.1 s, and the other way round.",
+        "What the onsets sound like, and sounds without clear onsets.",
+    ),
+}
+"""Every metric, in the order in which a report shows them."""
 
 Seconds = npt.NDArray[np.float64]
 Times = Sequence[float] | Seconds
