@@ -47,7 +47,9 @@ def filled(name: str, *shape: int) -> Tensor:
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest deviation over the expected values' largest magnitude; the shapes must agree."""
     assert got.shape == expected.shape, f"{tuple(got.shape)}, expected {tuple(expected.shape)}"
-    return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())
+    return float(
+        (got.detach().double() - expected.detach().double()).abs().max() / expected.detach().double().abs().max()
+    )
 
 
 def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
