@@ -36,9 +36,10 @@ def write_video(
     rate: int = 44_100,
     crf: int = 18,
 ) -> None:
-    """Encode `frames` (each (H, W, 3) uint8 RGB, even sides) at `fps` and `waveform` ((samples,) or (channels,
-    samples), within [-1, 1], at `rate` Hz; None: no sound) into an MP4 at `path`. `crf` is x264's quality, lower is better.
+    """Encode frames and sound into an MP4 at `path`.
 
+    `frames`: RGB, each (H, W, 3) uint8 with even sides, shown at `fps`. `waveform`: (samples,) or (channels, samples)
+    within [-1, 1] at `rate` Hz; None: no sound. `crf`: x264's quality, lower is better.
     Raises DataError where there is no frame or a side is odd.
     """
     target = Path(path)

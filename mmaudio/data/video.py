@@ -1,0 +1,261 @@
+"""Reading videos: what a file is, and the frames of many windows at several rates in one decoding pass.
+
+Times are seconds from the first picture. The frame of an instant is the first one that is shown at it or later; past
+the last frame's time, that frame stands for instants less than one frame after it. Sound is read by `data.audio`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from mmaudio.errors import DataError
+
+TOLERANCE = 1e-6
+"""Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
+FALLBACK_FPS = 25.0
+"""Frame rate of a stream that states none."""
+STATED = ("mov", "matroska", "avi", "flv")
+"""Formats whose header states the length, so that a file that ends earlier is cut off."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the header and the first frame of a file say."""
+
+    path: Path
+    duration: float
+    """Stated length of the picture in seconds; 0 where the file does not state it."""
+    stated: bool
+    """Whether a file that holds less than `duration` is cut off."""
+    origin: float
+    """Time stamp of the first frame in seconds; what is called time elsewhere is counted from it."""
+    fps: float
+    """Average frames per second."""
+    width: int
+    height: int
+    codec: str
+    audio_rate: int | None
+    """Samples per second; None without sound."""
+    audio_channels: int
+    audio_codec: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a window takes from the picture: `count` frames at `rate` per second, each through `transform`."""
+
+    rate: int
+    count: int
+    transform: Callable[[Tensor], Tensor]
+    """RGB uint8 (1, 3, H, W) -> (1, ...)."""
+
+    @property
+    def last(self) -> float:
+        """The last instant in seconds from the window's start."""
+        return (self.count - 1) / self.rate
+
+
+@dataclass
+class Window:
+    """The frames of one window, per grid, with the source time of each in seconds."""
+
+    start: float
+    frames: list[list[Tensor]]
+    times: list[list[float]]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The open container; DataError with the reason where it is no video that can be opened."""
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DataError(f"{path.name}: {_why_closed(path)}") from error
+    with container:
+        yield container
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Open `path` and decode its first frame; DataError where it is no video or its picture cannot be decoded."""
+    place = Path(path)
+    with opened(place) as container:
+        stream = _picture(container, place)
+        first = next(decoded(container, stream), None)
+        if first is None:
+            raise DataError(f"{place.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        sound = container.streams.audio[0] if container.streams.audio else None
+        length = _stated_length(container, stream)
+        rate = stream.average_rate or stream.guessed_rate
+        return VideoInfo(
+            path=place,
+            duration=length,
+            stated=length > 0 and any(name in STATED for name in container.format.name.split(",")),
+            origin=_time(first),
+            fps=float(rate) if rate else FALLBACK_FPS,
+            width=first.width,
+            height=first.height,
+            codec=stream.codec_context.name,
+            audio_rate=sound.codec_context.sample_rate if sound is not None else None,
+            audio_channels=sound.codec_context.channels if sound is not None else 0,
+            audio_codec=sound.codec_context.name if sound is not None else "",
+        )
+
+
+def picture_end(info: VideoInfo) -> float:
+    """Where the picture really ends in seconds, one frame after the last packet; nothing is decoded."""
+    last = info.origin
+    with opened(info.path) as container:
+        for packet in _packets(container, _picture(container, info.path)):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and not packet.is_corrupt and not packet.is_discard:
+                last = max(last, float(stamp * packet.time_base))
+    return last - info.origin + 1 / info.fps
+
+
+def covered(end: float, instant: float) -> bool:
+    """Whether a picture that ends at `end` has a frame for `instant`."""
+    return instant < end - TOLERANCE
+
+
+def read_windows(info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid]) -> Iterator[Window]:
+    """The windows that begin at `starts` (ascending, seconds), one after the other, in one decoding pass.
+
+    A frame that several windows take is transformed once and shared. Memory holds the windows that overlap, not the
+    video. Raises DataError where the picture ends before a window does.
+    """
+    pending = [Window(start, [[] for _ in grids], [[] for _ in grids]) for start in starts]
+    last: _Shared | None = None
+    reformatter = VideoReformatter()
+    with opened(info.path) as container:
+        for frame in decoded(container, _picture(container, info.path)):
+            time = _time(frame) - info.origin
+            if last is not None and time <= last.time:
+                continue
+            last = _Shared(frame, time, grids, reformatter)
+            for window in pending:
+                if window.start > time + TOLERANCE:
+                    break
+                _take(window, grids, last, time)
+            while pending and _complete(pending[0], grids):
+                yield pending.pop(0)
+            if not pending:
+                return
+    for window in pending:
+        if last is not None:
+            _take(window, grids, last, last.time + 1 / info.fps - 2 * TOLERANCE)
+        if not _complete(window, grids):
+            end = 0.0 if last is None else last.time + 1 / info.fps
+            raise DataError(
+                f"{info.path.name}: the picture ends at {end:.2f} s, the clip at {window.start:g} s needs more"
+            )
+        yield window
+
+
+class _Shared:
+    """A decoded frame, converted and transformed at most once per grid."""
+
+    def __init__(self, frame: Any, time: float, grids: Sequence[Grid], reformatter: VideoReformatter) -> None:
+        self.frame, self.time, self.grids, self.reformatter = frame, time, grids, reformatter
+        self.rgb: Tensor | None = None
+        self.made: dict[int, Tensor] = {}
+
+    def of(self, grid: int) -> Tensor:
+        """The frame as the grid number `grid` wants it."""
+        if self.rgb is None:
+            self.rgb = to_rgb(self.frame, self.reformatter)
+        if grid not in self.made:
+            self.made[grid] = self.grids[grid].transform(self.rgb[None])[0]
+        return self.made[grid]
+
+
+def _take(window: Window, grids: Sequence[Grid], shared: _Shared, time: float) -> None:
+    """Let `shared` stand for all instants up to `time` that have no frame yet."""
+    for number, grid in enumerate(grids):
+        due = min(grid.count, math.floor((time - window.start + TOLERANCE) * grid.rate) + 1)
+        missing = due - len(window.frames[number])
+        if missing > 0:
+            window.frames[number] += [shared.of(number)] * missing
+            window.times[number] += [shared.time] * missing
+
+
+def _complete(window: Window, grids: Sequence[Grid]) -> bool:
+    return all(len(frames) == grid.count for frames, grid in zip(window.frames, grids, strict=True))
+
+
+def to_rgb(frame: Any, reformatter: VideoReformatter | None = None) -> Tensor:
+    """A decoded frame, turned upright, as RGB uint8 (3, H, W). `reformatter` keeps its tables from frame to frame."""
+    converted = (reformatter or VideoReformatter()).reformat(frame, format="rgb24")
+    rgb = torch.from_numpy(converted.to_ndarray())
+    turns = round(frame.rotation / 90) % 4
+    if turns:
+        rgb = torch.rot90(rgb, turns)
+    return rgb.permute(2, 0, 1)
+
+
+def _picture(container: Any, path: Path) -> Any:
+    """The first video stream that is no cover picture, decoding on all cores."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            stream.thread_type = "AUTO"
+            return stream
+    raise DataError(f"{path.name}: no picture in it")
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets; reading ends quietly where the file is cut off."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            return
+        if packet is None:
+            return
+        yield packet
+
+
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's frames; a packet that cannot be decoded is passed over."""
+    for packet in _packets(container, stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            continue
+        yield from frames
+
+
+def _time(frame: Any) -> float:
+    """Time stamp of a frame in seconds."""
+    stamp = frame.pts if frame.pts is not None else frame.dts
+    return float((stamp or 0) * frame.time_base)
+
+
+def _stated_length(container: Any, stream: Any) -> float:
+    """Length of the picture in seconds as the file states it, 0 where it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+def _why_closed(path: Path) -> str:
+    """Why a file cannot be opened, in words."""
+    if not path.is_file():
+        return "not there, or no file"
+    with path.open("rb") as file:
+        head = file.read(12)
+    if not head:
+        return "an empty file"
+    if head[4:8] == b"ftyp":
+        return "cut off: the index that its end should hold is missing"
+    return "no video"
