@@ -88,7 +88,7 @@ def guided(network: MMAudio, conditions: Conditions, empty: Conditions | None, s
 def integrate(velocity: Velocity, x0: Tensor, steps: int, method: str = "euler") -> Tensor:
     """Solves dx/dt = velocity from x0 (B, N, C) at t = 0 to t = 1 in equal steps.
 
-    `euler` calls the velocity once a step, `midpoint` twice. Raises ConfigError for fewer than one step or another method.
+    `euler` calls the velocity once a step, `midpoint` twice. Raises ConfigError for no steps or another method.
     """
     if steps < 1:
         raise ConfigError(f"steps={steps}: the solver takes at least 1; 25 is usual")
