@@ -1,0 +1,153 @@
+"""The table of clips: which windows of which videos are used, for what, and what was left out.
+
+`clips.tsv` has a row per clip, `clips.left_out.tsv` beside it a row per video or window that is not used. Both are
+written only where their content changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from mmaudio.errors import DataError
+
+STRIDE = 4.0
+"""Seconds between the starts of two clips of a video."""
+SPLITS = ("train", "val", "test")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
+    ".3gp",
+)  # fmt: skip
+"""A file of another kind is named as left out without a look into it."""
+
+NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
+Row = TypeVar("Row", "Clip", "LeftOut")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One window of one video."""
+
+    id: str
+    """Unique in the table, fit for a file name."""
+    video: str
+    """Path relative to the folder of videos."""
+    start: float
+    """Seconds from the first picture."""
+    end: float
+    caption: str
+    split: str
+    """train, val or test."""
+    peak_db: float
+    """Peak of the sound in decibels of full scale."""
+    rms_db: float
+    """Root mean square of the sound in decibels of full scale."""
+    silence: float
+    """Share of the window's 50 ms blocks that stay below the silence threshold."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return round(self.end - self.start, 6)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or one window of it, that is not used."""
+
+    video: str
+    reason: str
+    start: float | None = None
+    """Seconds; None for the whole file."""
+    end: float | None = None
+
+
+def find_videos(root: Path, ignored: tuple[Path, ...] = ()) -> list[Path]:
+    """The files in `root` that are not hidden, no captions beside a video and not among `ignored`, by name.
+
+    Files that are no videos are in it: splitting names them as left out. DataError where there is no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: {'a file' if root.exists() else 'not there'}; a folder of videos is expected")
+    others = {path.resolve() for path in ignored}
+    files = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
+    stems = {path.stem for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    kept = [
+        path
+        for path in files
+        if path.resolve() not in others and not (path.suffix.lower() == ".txt" and path.stem in stems)
+    ]
+    return sorted(kept, key=lambda path: path.name)
+
+
+def left_out_path(clips_tsv: Path) -> Path:
+    """The table of what was left out, beside the table of clips."""
+    return clips_tsv.with_suffix(".left_out.tsv")
+
+
+def write_clips(path: Path, clips: list[Clip]) -> bool:
+    """Write the table; False where the file already says the same and stays untouched."""
+    return _write(path, Clip, clips)
+
+
+def write_left_out(path: Path, rows: list[LeftOut]) -> bool:
+    """Write the table of what was left out; False where the file already says the same and stays untouched."""
+    return _write(path, LeftOut, rows)
+
+
+def read_clips(path: Path) -> list[Clip]:
+    """The clips of a table; DataError that names the line where one makes no sense."""
+    clips = [_clip(path, number, row) for number, row in _rows(path, Clip)]
+    if len({clip.id for clip in clips}) < len(clips):
+        raise DataError(f"{path}: an id stands there twice; every clip needs its own")
+    return clips
+
+
+def read_left_out(path: Path) -> list[LeftOut]:
+    """What a table of left-out files and windows lists, nothing where there is no such file."""
+    if not path.is_file():
+        return []
+    return [
+        LeftOut(row["video"], row["reason"], *(float(row[name]) if row[name] else None for name in ("start", "end")))
+        for _, row in _rows(path, LeftOut)
+    ]
+
+
+def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
+    try:
+        start, end, peak_db, rms_db, silence = (float(row[name]) for name in NUMBERS)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+    if row["split"] not in SPLITS or end <= start:
+        raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
+    return Clip(row["id"], row["video"], start, end, row["caption"], row["split"], peak_db, rms_db, silence)
+
+
+def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells by name of every row."""
+    if not path.is_file():
+        raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, dialect="excel-tab")
+        absent = [field.name for field in fields(kind) if field.name not in (reader.fieldnames or [])]
+        if absent:
+            raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
+        return [(reader.line_num, row) for row in reader]
+
+
+def _write(path: Path, kind: type[Row], rows: list[Row]) -> bool:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], dialect="excel-tab", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if cell is None else cell for name, cell in asdict(row).items()} for row in rows)
+    content = text.getvalue().encode()
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+    return True

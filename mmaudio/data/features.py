@@ -1,0 +1,249 @@
+"""The feature store: one safetensors shard per source video, and the clips of a split as tensors in memory.
+
+A shard is written to a temporary name and renamed: one that exists is whole. Its header says what it was made from. A
+video that extraction had to leave out has a shard without tensors, whose header gives the reason.
+
+Legend: K clips, N latent tokens, C latent channels, V CLIP frames, S sync tokens, L text tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmaudio.data.clips import Clip, LeftOut, read_clips
+from mmaudio.errors import DataError
+from mmaudio.model.spec import ModelSpec, model_spec
+
+VERSION = 1
+"""Raised whenever the code computes other features from the same input."""
+_HEADER = "mmaudio"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard was made from."""
+
+    video: str
+    """Relative to the folder of videos."""
+    clip_ids: list[str]
+    captions: list[str]
+    model: str
+    seconds: float
+    encoders: dict[str, str]
+    """`name:SHA-256 of its weights` of `codec`, `clip` and `sync`: models that share them share features."""
+    source: str
+    """Fingerprint of the source file."""
+    picture_key: str
+    """Hash of everything that the features of picture and sound depend on."""
+    text_key: str
+    """The same for the text features."""
+    left_out: str = ""
+    """Why there are no features, empty where there are."""
+    version: int = VERSION
+
+    @property
+    def encoder_names(self) -> dict[str, str]:
+        """The encoders without their weights' hashes, as `encoder_names` gives them for a model."""
+        return {part: identity.split(":")[0] for part, identity in self.encoders.items()}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of some clips, float32."""
+
+    mean: Tensor
+    """Posterior mean of the latents (K, N, C), not normalised."""
+    std: Tensor
+    """Posterior standard deviation (K, N, C)."""
+    clip_features: Tensor
+    """(K, V, image width)."""
+    sync_features: Tensor
+    """(K, S, sync width)."""
+    text_features: Tensor
+    """(K, L, text width)."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Features:
+        """The same with `change` applied to every tensor."""
+        return Features(
+            change(self.mean),
+            change(self.std),
+            change(self.clip_features),
+            change(self.sync_features),
+            change(self.text_features),
+        )
+
+    def rows(self, index: Tensor) -> Features:
+        """The features of the clips number `index`, int64."""
+        return self.map(lambda tensor: tensor[index])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Features)}
+
+
+@dataclass(frozen=True)
+class FeatureSet(Features):
+    """The clips of one split in memory, in the table's order."""
+
+    clips: list[Clip]
+    model: str
+    """The model that extraction was run for; others with the same codec and encoders take these features too."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def ids(self) -> list[str]:
+        """The clips' ids."""
+        return [clip.id for clip in self.clips]
+
+    @property
+    def videos(self) -> list[str]:
+        """The clips' source videos."""
+        return [clip.video for clip in self.clips]
+
+    @property
+    def captions(self) -> list[str]:
+        """The clips' captions."""
+        return [clip.caption for clip in self.clips]
+
+    @property
+    def seconds(self) -> float:
+        """Duration of each clip."""
+        return self.clips[0].seconds
+
+    def to(self, device: torch.device | str) -> FeatureSet:
+        """The same clips with their tensors on `device`."""
+        return feature_set(self.map(lambda tensor: tensor.to(device)), self.clips, self.model)
+
+    def __getitem__(self, index: Tensor) -> Features:
+        """The features of the clips number `index` (B,), int64, on the set's device."""
+        return self.rows(index)
+
+    def subset(self, index: Sequence[int]) -> FeatureSet:
+        """A set of the clips number `index`, in that order."""
+        rows = torch.as_tensor(list(index), device=self.mean.device)
+        return feature_set(self.rows(rows), [self.clips[i] for i in index], self.model)
+
+
+def feature_set(rows: Features, clips: list[Clip], model: str) -> FeatureSet:
+    """The set of `clips` with their features `rows`."""
+    return FeatureSet(
+        rows.mean, rows.std, rows.clip_features, rows.sync_features, rows.text_features, clips, model
+    )  # fmt: skip
+
+
+TENSORS = tuple(field.name for field in fields(Features))
+"""Names of a shard's tensors."""
+
+
+def shard_path(folder: Path, video: str) -> Path:
+    """Where the features of `video` (relative to the folder of videos) lie."""
+    readable = re.sub(r"[^A-Za-z0-9-]+", "_", video)[:60]
+    return folder / f"{readable}-{hashlib.sha256(video.encode()).hexdigest()[:8]}.safetensors"
+
+
+def write_shard(path: Path, header: Header, features: Features | None) -> None:
+    """Write a shard, whole or not at all; `features` is None for a video that is left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {} if features is None else features.map(Tensor.contiguous).tensors()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(tensors, part, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
+    part.replace(path)
+
+
+def read_header(path: Path) -> Header | None:
+    """What a shard says of itself; None where there is none, or another version's."""
+    try:
+        with safe_open(path, "pt") as file:
+            stated = json.loads((file.metadata() or {})[_HEADER])
+            complete = bool(stated["left_out"]) or set(file.keys()) == set(TENSORS)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    if not complete or stated["version"] != VERSION:
+        return None
+    return Header(**stated)
+
+
+def read_shard(path: Path) -> tuple[Header, Features | None]:
+    """A shard's header and features (None for a video that is left out); DataError where it cannot be read."""
+    header = read_header(path)
+    if header is None:
+        raise DataError(f"{path}: no feature shard of this version; extract again")
+    if header.left_out:
+        return header, None
+    with safe_open(path, "pt") as file:
+        return header, Features(*(file.get_tensor(name) for name in TENSORS))
+
+
+def load_features(clips_tsv: Path, folder: Path, split: str, model: str | None = None) -> FeatureSet:
+    """All clips of `split` (train, val or test) of the table, with their features from `folder`.
+
+    Where the table has no clips for val, those for test stand in, and the other way round. Clips of videos that
+    extraction left out (see `left_out`) are not in it. Raises DataError for shards that are missing, stale, not finite
+    or made for another model than `model`, and where no clip is left.
+    """
+    chosen = held_out_or(read_clips(clips_tsv), split)
+    by_video: dict[str, list[Clip]] = {}
+    for clip in chosen:
+        by_video.setdefault(clip.video, []).append(clip)
+    kept: list[Clip] = []
+    parts: list[Features] = []
+    made_for = model or ""
+    for video, clips in by_video.items():
+        path = shard_path(folder, video)
+        if not path.is_file():
+            raise DataError(f"{path}: no features of {video}; extract them first (training/extract_features_...)")
+        header, features = read_shard(path)
+        if features is None:
+            continue
+        _check(path, header, features, clips, model_spec(model) if model else None)
+        rows = torch.tensor([header.clip_ids.index(clip.id) for clip in clips])
+        parts.append(features.rows(rows))
+        kept += clips
+        made_for = header.model
+    if not kept:
+        raise DataError(f"{clips_tsv}: no {split} clip with features; {len(chosen)} in the table")
+    joined = Features(*(torch.cat([getattr(part, name) for part in parts]) for name in TENSORS))
+    return feature_set(joined, kept, made_for)
+
+
+def held_out_or(clips: list[Clip], split: str) -> list[Clip]:
+    """The clips of `split`; with too few videos for both val and test, the one stands in for the other."""
+    chosen = [clip for clip in clips if clip.split == split]
+    other = {"val": "test", "test": "val"}.get(split)
+    return chosen or [clip for clip in clips if clip.split == other]
+
+
+def left_out(clips_tsv: Path, folder: Path) -> list[LeftOut]:
+    """The videos of the table that extraction had to leave out, with the reasons."""
+    videos = dict.fromkeys(clip.video for clip in read_clips(clips_tsv))
+    headers = (read_header(shard_path(folder, video)) for video in videos)
+    return [LeftOut(header.video, header.left_out) for header in headers if header is not None and header.left_out]
+
+
+def _check(path: Path, header: Header, features: Features, clips: list[Clip], model: ModelSpec | None) -> None:
+    captions = dict(zip(header.clip_ids, header.captions, strict=True))
+    if any(captions.get(clip.id) != clip.caption for clip in clips):
+        raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")
+    if model is not None and encoder_names(model) != header.encoder_names:
+        raise DataError(f"{path}: features for {header.model}, not for {model.name}; extract again with its mode")
+    for name, tensor in features.tensors().items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"{path}: {name} holds values that are not finite; delete it and extract again")
+
+
+def encoder_names(model: ModelSpec) -> dict[str, str]:
+    """What computes a model's features; models where this agrees share features."""
+    return {"codec": model.codec.name, "clip": model.clip.name, "sync": model.sync.name}
