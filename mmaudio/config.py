@@ -1,0 +1,247 @@
+"""Everything about training that can be configured, with its checks; the only place that registers with Hydra.
+
+    config = compose(["model=tiny_16k", "preset=quick"])
+
+Names and types are checked by Hydra against these dataclasses, meaning by their `__post_init__`. Below the entry
+points a configuration is one of these objects, never a DictConfig.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmaudio.errors import ConfigError
+from mmaudio.model.lora import LoRAConfig
+from mmaudio.model.spec import model_spec
+
+FOLDER = Path(__file__).resolve().parents[1] / "config"
+"""The checkout's YAML files."""
+PRIMARY = "lora_config"
+SCHEMA = "train_schema"
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass
+class ValidationConfig:
+    """The losses on held-out clips that choose the best adapter."""
+
+    enabled: bool = True
+    split_ratio: float | None = None
+    """Share of the training and validation videos to hold out anew; null keeps the split of clips.tsv."""
+    levels: int = 8
+    """Flow times at which every clip is measured, at fixed noise."""
+
+    def __post_init__(self) -> None:
+        if self.split_ratio is not None:
+            _between("validation.split_ratio", self.split_ratio, 0.0, 0.9, low_open=True)
+        _at_least("validation.levels", self.levels, 8)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Stops training when the validation loss no longer falls."""
+
+    enabled: bool = True
+    patience: int = 6
+    """Evaluations without an improvement before it stops."""
+    min_delta: float = 0.0
+    """What counts as an improvement, in units of the validation loss."""
+
+    def __post_init__(self) -> None:
+        _at_least("early_stopping.patience", self.patience, 1)
+        _between("early_stopping.min_delta", self.min_delta, 0.0, math.inf)
+
+
+@dataclass
+class LoggingConfig:
+    """What goes to TensorBoard and the terminal, and how often, in steps."""
+
+    log_every: int = 10
+    sample_every: int = 1000
+    """Sound and mel pictures of held-out clips; also at the first and the last step. 0: never."""
+    sample_clips: int = 3
+
+    def __post_init__(self) -> None:
+        _at_least("logging.log_every", self.log_every, 1)
+        _at_least("logging.sample_every", self.sample_every, 0)
+        _at_least("logging.sample_clips", self.sample_clips, 1)
+
+
+@dataclass
+class TrainConfig:
+    """One training run. The defaults suit some 20 videos on one GPU; `preset=` has other starting points."""
+
+    exp_id: str = "my_lora_experiment"
+    """Results go to `output_dir/exp_id`."""
+    model: str = "small_16k"
+    custom_finetune: bool = True
+    """Train on clips of one's own: the only kind of data there is here."""
+
+    clips_tsv: str = "lora_data/clips.tsv"
+    features_dir: str = "lora_data/features"
+    output_dir: str = "output"
+    weights: str | None = None
+    """Folder of the released weights; null looks in ./weights and ./ext_weights."""
+    device: str = "auto"
+    resume: bool = True
+    """Continue what is in the experiment's folder. false: start over in a new folder beside it."""
+    seed: int = 42
+
+    batch_size: int = 8
+    """Clips that go through the network at once, on each device."""
+    gradient_accumulation_steps: int = 4
+    """A step takes batch_size * gradient_accumulation_steps clips, over all devices together."""
+    learning_rate: float = 5e-4
+    schedule: str = "cosine"
+    """cosine or linear: falls after the warm-up; constant: stays."""
+    max_steps: int = 3000
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    drop_conditions: float = 0.1
+    """Probability that a clip is trained without its video, and, independently, without its text."""
+    ema_decay: float = 0.0
+    """Running average of the adapter, which is then the one evaluated and saved; 0 is none, 0.99 suits 500 steps."""
+    amp: bool = True
+    """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, CPUs with AMX."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: a third slower, several times less memory."""
+    compile: bool = False
+    """torch.compile for each block: minutes at the start, faster steps on a GPU."""
+    eval_every: int = 100
+    save_every: int = 100
+
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        model_spec(self.model)
+        if not re.fullmatch(r"[\w.-]+(/[\w.,=-]+)*", self.exp_id) or set(self.exp_id) <= {"."}:
+            raise ConfigError(f"exp_id={self.exp_id!r}: it names a folder; letters, digits, dot, dash, underscore")
+        if not self.custom_finetune:
+            raise ConfigError("custom_finetune=false: training runs on your own clips only; leave it true")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule={self.schedule!r}: unknown{_nearest(self.schedule, SCHEDULES)}")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
+            _at_least(name, getattr(self, name), 1)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device={self.device!r}: unknown; it is auto, cpu, cuda or cuda:N")
+        _at_least("warmup_steps", self.warmup_steps, 0)
+        _at_least("seed", self.seed, 0)
+        _between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)
+        _between("weight_decay", self.weight_decay, 0.0, 1.0)
+        _between("max_grad_norm", self.max_grad_norm, 0.0, math.inf, low_open=True)
+        _between("drop_conditions", self.drop_conditions, 0.0, 0.9)
+        _between("ema_decay", self.ema_decay, 0.0, 0.99999)
+
+    @property
+    def effective_batch(self) -> int:
+        """Clips of one optimizer step, over all devices."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: `lora.max_steps` where it is set, else `max_steps`."""
+        return self.lora.max_steps or self.max_steps
+
+    def plain(self) -> dict[str, Any]:
+        """Nested dictionaries of plain values, as written into YAML files and checkpoints."""
+        return dataclasses.asdict(self)
+
+
+def register() -> None:
+    """Put the schema into Hydra's store; entry points call it, importing does not."""
+    ConfigStore.instance().store(name=SCHEMA, node=TrainConfig)
+
+
+def to_config(composed: Any) -> TrainConfig:
+    """The checked object of a composed DictConfig; ConfigError for a value of the wrong type or without sense."""
+    try:
+        return cast(TrainConfig, OmegaConf.to_object(composed))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def compose(overrides: list[str], folder: Path = FOLDER) -> TrainConfig:
+    """The configuration of `folder` with Hydra overrides; ConfigError, with the nearest name, for what does not fit."""
+    register()
+    check_names(overrides, folder)
+    try:
+        with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            return to_config(hydra_compose(PRIMARY, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def check_names(overrides: list[str], folder: Path = FOLDER) -> None:
+    """ConfigError for an override of a key that does not exist or that cannot be read, naming the nearest key."""
+    groups = [path.name for path in folder.iterdir() if path.is_dir()]
+    known = [*keys(TrainConfig), *groups]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from error
+    for override in parsed:
+        name = override.key_or_group.split("@")[0]
+        if name in known or name.split(".")[0] == "hydra" or name.startswith("hydra/"):
+            continue
+        raise ConfigError(f"{override.input_line}: there is no key {name!r}{_nearest(name, known)}")
+
+
+def keys(schema: type, prefix: str = "") -> list[str]:
+    """Dotted names of every field of a dataclass, nested ones included."""
+    found = []
+    for entry in dataclasses.fields(schema):
+        found.append(prefix + entry.name)
+        if dataclasses.is_dataclass(entry.default_factory):
+            found += keys(cast(type, entry.default_factory), f"{prefix}{entry.name}.")
+    return found
+
+
+def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """`; did you mean ...`: the nearest whole name, else the nearest last component, else nothing."""
+    leaves = {key.rsplit(".", 1)[-1]: key for key in known}
+    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    leaf = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.5)
+    best = whole or [leaves[key] for key in leaf] or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; did you mean {best[0]!r}?"
+
+
+def _one_line(error: Exception) -> str:
+    """A Hydra or OmegaConf message in one line: which key, what is wrong, without the advice on stack traces."""
+    text = str(error.__cause__ or error) if isinstance(error, HydraException) else str(error)
+    option = re.search(r"Could not find '(\w+)/(.*)'\s+Available options in '\w+':\s+([\w\s]+?)\n\s*Config", text)
+    if option:
+        group, name, there = option.group(1), option.group(2), option.group(3).split()
+        return f"{group}={name}: unknown{_nearest(name, there)} There are: {', '.join(there)}"
+    key = re.search(r"full_key: (\S+)", text)
+    what = " ".join(text.split("\n    full_key:")[0].split())
+    return f"{key.group(1)}: {what}" if key else what
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value}: at least {least}")
+
+
+def _between(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
+    if not math.isfinite(value) or not low <= value <= high or (low_open and value == low):
+        above = "above" if low_open else "at least"
+        upper = "" if math.isinf(high) else f" and at most {high:g}"
+        raise ConfigError(f"{name}={value:g}: expected {above} {low:g}{upper}")
