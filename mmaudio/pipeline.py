@@ -268,8 +268,9 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    from mmaudio.checks import plan  # the environment exists from here on
+    from mmaudio.checks import check_settings, plan  # the environment exists from here on
 
+    check_settings(job)
     if job.demo and not parsed.dry_run:
         demo_videos(job)
     if not plan(job, go_on=parsed.yes) or parsed.dry_run or parsed.setup_only:

@@ -104,11 +104,23 @@ def find(model: str, part: str, folder: Path | None = None) -> Path | None:
         for name in file.names:
             if (place / name).is_file():
                 return place / name
-    looked = ", ".join(str(place) for place in folders)
     raise WeightsError(
-        f"{file.names[0]}: not found (the {part} of {model}); looked in {looked}. "
+        f"{file.names[0]}: not found (the {part} of {model}); looked in {_places(folders)}. "
         f"Put it there, or name its folder; it comes from {file.source}"
     )
+
+
+def require(model: str, folder: Path | None = None) -> None:
+    """WeightsError that lists every file of `model` that is not on disk."""
+    absent = missing(model, folder)
+    if absent:
+        files = "".join(f"\n  {file.names[0]}  from {file.source}" for file in absent)
+        looked = _places(_folders(model_spec(model), folder))
+        raise WeightsError(f"{len(absent)} weights files of {model} are not in {looked}:{files}")
+
+
+def _places(folders: list[Path]) -> str:
+    return ", ".join(str(place) for place in folders)
 
 
 def missing(model: str, folder: Path | None = None) -> list[WeightsFile]:

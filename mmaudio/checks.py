@@ -1,0 +1,110 @@
+"""Is this machine fit for the job, and what will it cost: the check and plan stage of the pipeline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import av
+import torch
+
+from mmaudio import planning, weights
+from mmaudio.config import compose
+from mmaudio.data.clips import STRIDE, find_videos
+from mmaudio.data.video import probe
+from mmaudio.errors import ConfigError, DataError
+from mmaudio.model.spec import SECONDS, ModelSpec, model_spec
+from mmaudio.pipeline import Job, training_overrides
+
+DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
+"""What most users' files need."""
+LONG = 12 * 3600.0
+"""Seconds above which a plan without a GPU stops and asks."""
+CLIP_BYTES = 1.3e6
+"""Disk space of one clip's features, released sizes, float32."""
+SPARE_BYTES = 2e9
+"""Disk space for results and the media of the report."""
+
+
+def check_settings(job: Job) -> None:
+    """ConfigError for overrides that training would refuse."""
+    compose(training_overrides(job))
+
+
+def plan(job: Job, go_on: bool) -> bool:
+    """Check the machine and the settings, print the plan; whether the job should go on.
+
+    Raises ConfigError for settings that make no sense, DataError where no video is there, WeightsError for absent
+    weights.
+    """
+    model = model_spec(job.model)
+    config = compose(training_overrides(job))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"== plan\nmodel:    {model.name} ({model.licence})\nmachine:  {machine(device)}")
+    print(f"decoder:  PyAV {av.__version__}, {missing_decoders() or 'all common codecs'}")
+    seconds, videos = usable_seconds(job)
+    clips = round(max(0.0, seconds - videos * (SECONDS - STRIDE)) / STRIDE)
+    check_disk(job.base, clips)
+    samples = config.steps * config.effective_batch
+    costs = estimates(model, clips, samples, device)
+    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {SECONDS:g} s")
+    print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
+    print("time:     about " + ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items()))
+    print(f"results:  {job.experiment}", flush=True)
+    total = sum(costs.values())
+    if device.type == "cpu" and total > LONG and not go_on:
+        print(f"\nThis takes about {planning.readable(total)} here: {model.name} wants a GPU. Two ways on:")
+        print("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
+        print("  --yes              start all the same", flush=True)
+        return False
+    weights.require(model.name, job.weights)
+    return True
+
+
+def machine(device: torch.device) -> str:
+    """The device that will compute, in words."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    return f"no GPU; {os.cpu_count()} processor cores, torch {torch.__version__.split('+')[0]}"
+
+
+def missing_decoders() -> str:
+    """The common codecs that this PyAV cannot decode, empty where there is none."""
+    absent = [name for name in DECODERS if name not in av.codecs_available]
+    return f"cannot decode {', '.join(absent)}" if absent else ""
+
+
+def usable_seconds(job: Job) -> tuple[float, int]:
+    """Duration of all videos that open, in seconds, and their count; a dry run of the demo has none yet."""
+    if job.demo and not job.videos.is_dir():
+        return 0.0, 0
+    seconds, count = 0.0, 0
+    for path in find_videos(job.videos):
+        try:
+            seconds += probe(path).duration
+        except DataError:
+            continue  # splitting names it, with the reason
+        count += 1
+    return seconds, count
+
+
+def check_disk(base: Path, clips: int) -> None:
+    """ConfigError where the disk has no room for the features and results."""
+    place = next(folder for folder in [base.resolve(), *base.resolve().parents] if folder.exists())
+    free, wanted = shutil.disk_usage(place).free, clips * CLIP_BYTES + SPARE_BYTES
+    print(f"disk:     {free / 1e9:.0f} GB free in {place}, about {wanted / 1e9:.1f} GB needed")
+    if free < wanted:
+        raise ConfigError(
+            f"{place}: {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB needed; make room or take --output"
+        )
+
+
+def estimates(model: ModelSpec, clips: int, samples: int, device: torch.device) -> dict[str, float]:
+    """Seconds for extraction and training at this machine's measured speed."""
+    speed = planning.measured_speed(device) * planning.EFFICIENCY
+    return {
+        "extract": planning.extraction_flops(model) * clips / speed,
+        "train": planning.training_flops(model, samples) / speed,
+    }
