@@ -32,7 +32,9 @@ def sync_flops(spec: SyncSpec) -> float:
     """Operations to encode one segment of 16 frames; two attentions a layer make 16 products."""
     tokens = SEGMENT_FRAMES // spec.tubelet * spec.grid**2 + 1
     own_frame = 4.0 * tokens * spec.grid**2 * spec.width * spec.depth
-    return spec.depth * 2.0 * 16 * spec.width**2 * tokens + own_frame
+    patches = 2.0 * tokens * spec.width * 3 * spec.tubelet * spec.patch**2
+    pooling = 2.0 * 2 * spec.width**2 * tokens
+    return spec.depth * 2.0 * 16 * spec.width**2 * tokens + own_frame + patches + pooling
 
 
 def network_flops(spec: NetworkSpec) -> float:

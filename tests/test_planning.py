@@ -24,14 +24,14 @@ def test_network_operations_match_what_runs():
     conditions = network.preprocess_conditions(*parts, torch.zeros(1, n.text_tokens, n.text_dim))
     latent = torch.zeros(1, n.latent_tokens, n.latent_dim)
     operations = counted(lambda: network.predict_velocity(latent, torch.zeros(1), conditions))
-    assert planning.network_flops(n) == pytest.approx(operations, rel=0.35)
+    assert planning.network_flops(n) == pytest.approx(operations, rel=0.1)
 
 
 def test_synchformer_operations_match_what_runs():
     spec = MODELS["tiny_16k"].sync
     encoder = build_synchformer("tiny_16k").eval()
     operations = counted(lambda: encoder(torch.zeros(1, 1, 16, 3, spec.size, spec.size)))
-    assert planning.sync_flops(spec) == pytest.approx(operations, rel=0.35)
+    assert planning.sync_flops(spec) == pytest.approx(operations, rel=0.05)
 
 
 def test_the_released_clip_encoder_takes_a_teraflop_a_frame():
