@@ -194,29 +194,16 @@ def load_features(clips_tsv: Path, folder: Path, split: str, model: str | None =
     extraction left out (see `left_out`) are not in it. Raises DataError for shards that are missing, stale, not finite
     or made for another model than `model`, and where no clip is left.
     """
-    chosen = held_out_or(read_clips(clips_tsv), split)
+    unusable = {row.video for row in left_out(clips_tsv, folder)}
+    chosen = held_out_or([clip for clip in read_clips(clips_tsv) if clip.video not in unusable], split)
+    if not chosen:
+        raise DataError(f"{clips_tsv}: no {split} clip in it that extraction could use")
     by_video: dict[str, list[Clip]] = {}
     for clip in chosen:
         by_video.setdefault(clip.video, []).append(clip)
-    kept: list[Clip] = []
-    parts: list[Features] = []
-    made_for = model or ""
-    for video, clips in by_video.items():
-        path = shard_path(folder, video)
-        if not path.is_file():
-            raise DataError(f"{path}: no features of {video}; extract them first (training/extract_features_...)")
-        header, features = read_shard(path)
-        if features is None:
-            continue
-        _check(path, header, features, clips, model_spec(model) if model else None)
-        rows = torch.tensor([header.clip_ids.index(clip.id) for clip in clips])
-        parts.append(features.rows(rows))
-        kept += clips
-        made_for = header.model
-    if not kept:
-        raise DataError(f"{clips_tsv}: no {split} clip with features; {len(chosen)} in the table")
-    joined = Features(*(torch.cat([getattr(part, name) for part in parts]) for name in TENSORS))
-    return feature_set(joined, kept, made_for)
+    parts = [_load(shard_path(folder, video), clips, model) for video, clips in by_video.items()]
+    joined = Features(*(torch.cat([getattr(rows, name) for _, rows in parts]) for name in TENSORS))
+    return feature_set(joined, [clip for clips in by_video.values() for clip in clips], parts[0][0].model)
 
 
 def held_out_or(clips: list[Clip], split: str) -> list[Clip]:
@@ -233,15 +220,22 @@ def left_out(clips_tsv: Path, folder: Path) -> list[LeftOut]:
     return [LeftOut(header.video, header.left_out) for header in headers if header is not None and header.left_out]
 
 
-def _check(path: Path, header: Header, features: Features, clips: list[Clip], model: ModelSpec | None) -> None:
+def _load(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Features]:
+    """The features of one video's `clips`, checked."""
+    if not path.is_file():
+        raise DataError(f"{path}: not there; extract features first (training/extract_features_finetuning.py)")
+    header, features = read_shard(path)
     captions = dict(zip(header.clip_ids, header.captions, strict=True))
-    if any(captions.get(clip.id) != clip.caption for clip in clips):
+    stale = any(captions.get(clip.id) != clip.caption or clip.seconds != header.seconds for clip in clips)
+    if stale or features is None:
         raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")
-    if model is not None and encoder_names(model) != header.encoder_names:
-        raise DataError(f"{path}: features for {header.model}, not for {model.name}; extract again with its mode")
-    for name, tensor in features.tensors().items():
+    if model is not None and encoder_names(model_spec(model)) != header.encoder_names:
+        raise DataError(f"{path}: features for {header.model}, not for {model}; extract again for it")
+    rows = features.rows(torch.tensor([header.clip_ids.index(clip.id) for clip in clips]))
+    for name, tensor in rows.tensors().items():
         if not torch.isfinite(tensor).all():
             raise DataError(f"{path}: {name} holds values that are not finite; delete it and extract again")
+    return header, rows
 
 
 def encoder_names(model: ModelSpec) -> dict[str, str]:

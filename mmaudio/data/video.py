@@ -35,9 +35,9 @@ class VideoInfo:
 
     path: Path
     duration: float
-    """Stated length of the picture in seconds; 0 where the file does not state it."""
-    stated: bool
-    """Whether a file that holds less than `duration` is cut off."""
+    """Stated length in seconds; 0 where the file does not state it."""
+    stated: str
+    """What `duration` is of: `picture`, `file` (the longest stream), or empty where it is no more than a guess."""
     origin: float
     """Time stamp of the first frame in seconds; what is called time elsewhere is counted from it."""
     fps: float
@@ -95,12 +95,12 @@ def probe(path: Path | str) -> VideoInfo:
         if first is None:
             raise DataError(f"{place.name}: its picture ({stream.codec_context.name}) cannot be decoded")
         sound = container.streams.audio[0] if container.streams.audio else None
-        length = _stated_length(container, stream)
         rate = stream.average_rate or stream.guessed_rate
+        length, stated = _stated_length(container, stream)
         return VideoInfo(
             path=place,
             duration=length,
-            stated=length > 0 and any(name in STATED for name in container.format.name.split(",")),
+            stated=stated,
             origin=_time(first),
             fps=float(rate) if rate else FALLBACK_FPS,
             width=first.width,
@@ -241,11 +241,14 @@ def _time(frame: Any) -> float:
     return float((stamp or 0) * frame.time_base)
 
 
-def _stated_length(container: Any, stream: Any) -> float:
-    """Length of the picture in seconds as the file states it, 0 where it does not."""
+def _stated_length(container: Any, stream: Any) -> tuple[float, str]:
+    """Length in seconds and what it is of, as in `VideoInfo`."""
+    states = any(name in STATED for name in container.format.name.split(","))
     if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else 0.0
+        return float(stream.duration * stream.time_base), "picture" if states else ""
+    if container.duration:
+        return container.duration / av.time_base, "file" if states else ""
+    return 0.0, ""
 
 
 def _why_closed(path: Path) -> str:
