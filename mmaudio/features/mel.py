@@ -51,12 +51,12 @@ class MelSpectrogram(nn.Module):
         """
         if waveform.shape[-1] <= self.padding:
             raise DataError(f"{waveform.shape[-1]} samples: a mel spectrogram takes more than {self.padding}")
-        padded = F.pad(waveform.float().clamp(-1, 1), (self.padding, self.padding), mode="reflect")
-        spectrum = torch.stft(
-            padded, self.spec.n_fft, self.spec.hop, window=self.window, center=False, return_complex=True
-        )
-        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+        samples = F.pad(waveform.float().clamp(-1, 1), (self.padding, self.padding), mode="reflect")
         with torch.autocast(waveform.device.type, enabled=False):
+            spectrum = torch.stft(
+                samples, self.spec.n_fft, self.spec.hop, window=self.window, center=False, return_complex=True
+            )
+            magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
             mel = torch.matmul(self.bank, magnitude)
         return mel.clamp(min=FLOOR).log() / math.log(self.spec.log_base)
 

@@ -1,0 +1,94 @@
+"""The CLIP encoder: the golden numbers, and what the network is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_close, fill, filled, golden, manifest
+
+from mmaudio.errors import DataError, WeightsError
+from mmaudio.features.clip import MEAN, STD, ClipEncoder, build_clip, normalise
+from mmaudio.model.spec import CLIPS
+
+TEXTS = ["", "a dog barking in the rain", "metal gate creaks, then slams shut"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ClipEncoder:
+    return build_clip("tiny_16k").eval()
+
+
+def test_keys_are_those_of_the_released_file():
+    with torch.device("meta"):
+        encoder = build_clip("dfn5b_vit_h_14_384")
+    expected = {key: shape for key, (_, shape) in manifest("clip_vit_h_14_384").items()}
+    assert {key: list(value.shape) for key, value in encoder.model.state_dict().items()} == expected
+
+
+@pytest.mark.slow
+def test_golden():
+    encoder = build_clip("dfn5b_vit_h_14_384").eval()
+    fill.fill_module(encoder.model)
+    expected = golden("clip")
+    with torch.no_grad():
+        assert_close(encoder.encode_text(TEXTS)[:, ::8], expected["text_features"])
+        frames = normalise(filled("input/clip_frames", 2, 3, 384, 384).abs().clamp(0, 1))
+        assert_close(encoder.encode_frames(frames[None])[0], expected["image_features"])
+
+
+def test_rows_have_the_sizes_of_the_spec_and_unit_length(tiny: ClipEncoder):
+    spec = CLIPS["tiny_16k"]
+    with torch.no_grad():
+        image = tiny.encode_frames(torch.randn(2, 3, 3, 64, 64))
+        text = tiny.encode_text(TEXTS)
+    assert image.shape == (2, 3, spec.image_dim)
+    assert text.shape == (3, 77, spec.text_dim)
+    for rows in (image, text):
+        assert torch.allclose(rows.norm(dim=-1), torch.ones(()), atol=1e-5)
+
+
+def test_a_text_token_sees_only_what_came_before(tiny: ClipEncoder):
+    with torch.no_grad():
+        short, longer = tiny.encode_text(["a dog barks", "a dog sleeps in the sun"])
+    assert torch.allclose(short[:3], longer[:3], atol=1e-6)  # start, a, dog
+    assert not torch.allclose(short[3], longer[3], atol=1e-3)
+
+
+def test_tokens_are_open_clip_s_for_the_released_model(tiny: ClipEncoder):
+    import open_clip
+
+    texts = [*TEXTS, "word " * 200, "Ünïcode & <html>"]
+    expected = open_clip.get_tokenizer(CLIPS["dfn5b_vit_h_14_384"].architecture)(texts)
+    assert torch.equal(tiny.tokenize(texts), expected)
+    assert expected.shape == (5, 77)
+
+
+def test_preprocess_squashes_and_normalises(tiny: ClipEncoder):
+    frames = torch.zeros(2, 3, 100, 300, dtype=torch.uint8)
+    frames[..., 150:] = 255
+    out = tiny.preprocess(frames)
+    assert out.shape == (2, 3, 64, 64)
+    black = -torch.tensor(MEAN) / torch.tensor(STD)
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert torch.allclose(out[0, :, 10, 4], black, atol=1e-6)  # both halves are still there
+    assert torch.allclose(out[0, :, 10, 60], white, atol=1e-6)
+    with pytest.raises(DataError, match="uint8"):
+        tiny.preprocess(frames.float())
+
+
+def test_loading(tiny: ClipEncoder):
+    fresh = build_clip("tiny_16k").eval()
+    fresh.load_released(tiny.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh.encode_text(TEXTS), tiny.encode_text(TEXTS))
+    with pytest.raises(WeightsError, match=r"missing: .*positional_embedding"):
+        fresh.load_released({"logit_scale": torch.zeros(())})
+
+
+def test_bfloat16(tiny: ClipEncoder):
+    frames = torch.randn(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        expected = tiny.encode_frames(frames)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(tiny.encode_frames(frames), expected, 5e-2)
+            assert tiny.encode_text(TEXTS).dtype == torch.float32
