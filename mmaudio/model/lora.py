@@ -104,11 +104,12 @@ def _regex(pattern: str) -> re.Pattern[str]:
     for token in re.findall(r"\.?\[\*\]|\.?\[[^\]]+\]|.", pattern):
         if token.endswith("[*]"):
             found += r"\.[^.]+" if found else "[^.]+"
-        elif token.endswith("]"):
+        elif len(token) > 1:
             inside = token.strip(".[]")
             inside = f"^.{inside[1:]}" if inside.startswith("!") else inside
             index = not token.startswith(".") and inside.isdecimal()  # joint_blocks[0], but also ffn.w[12]
-            found += rf"(?:\.{inside}|[{inside}])" if index else token[: token.index("[")] + f"[{inside}]"
+            dot = r"\." if token.startswith(".") else ""
+            found += rf"(?:\.{inside}|[{inside}])" if index else f"{dot}[{inside}]"
         else:
             found += {"*": "[^.]*", "?": "[^.]"}.get(token, re.escape(token))
     try:

@@ -260,6 +260,9 @@ def _first(keys: list[str], limit: int = 3) -> str:
 
 
 def build_network(name: str) -> MMAudio:
-    """The network of the base model `name` with new weights, for 8 s; raises ConfigError for an unknown name."""
+    """The network of the base model `name` with new weights, for 8 s; raises ConfigError for an unknown name.
+
+    Built under `torch.device("meta")` it draws no weights and takes no memory until `load_released`.
+    """
     model = specs.model_spec(name)
     return MMAudio(model.network, model.codec)
