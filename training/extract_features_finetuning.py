@@ -1,0 +1,64 @@
+"""Extract the features of all clips: what the frozen encoders make of picture, words and sound.
+
+    python training/extract_features_finetuning.py --input_tsv ./lora_data/clips.tsv --video_root ./my_videos \\
+        --output_dir ./lora_data/features --mode 16k
+
+One decoding pass per source video; a second run, or one after a kill, redoes only what is not valid any more. Under
+torchrun, each process takes its share of the videos.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmaudio import cli
+from mmaudio.data.features import encoder_names
+from mmaudio.errors import ConfigError
+from mmaudio.features.extraction import extract
+from mmaudio.model.spec import MODELS, model_spec
+from mmaudio.progress import progress
+
+MODES = {"16k": "small_16k", "44k": "small_44k"}
+
+
+def parser() -> cli.Parser:
+    """The command line."""
+    made = cli.Parser("Extract the features of all clips of a table.")
+    made.add_argument("--input_tsv", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
+    made.add_argument("--video_root", type=Path, required=True, help="the folder of videos")
+    made.add_argument("--output_dir", type=Path, default=Path("lora_data/features"), help="where the features go")
+    made.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: for small_16k or the 44.1 kHz models")
+    made.add_argument("--model", choices=list(MODELS), help="the base model, instead of --mode; small_16k if neither")
+    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Extract as `arguments` ask for."""
+    args = parser().parse_args(arguments)
+    model = args.model or MODES[args.mode or "16k"]
+    if args.model and args.mode and model_spec(args.model).codec.name != args.mode:
+        raise ConfigError(f"--mode {args.mode} and --model {args.model} contradict each other; give one of them")
+    share = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    device = cli.pick_device(args.device)
+    if device.type == "cuda" and device.index is None and share[1] > 1:
+        device = cli.pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    names = ", ".join(encoder_names(model_spec(model)).values())
+    print(f"extracting for {model} ({names}) on {device}", flush=True)
+    report = extract(
+        args.input_tsv, args.video_root, args.output_dir, model, args.weights, device, share,
+        lambda jobs: progress(jobs, len(jobs), "videos"),
+    )  # fmt: skip
+    total = report.valid + report.texts + report.made
+    texts = f", {report.texts} whose captions alone changed" if report.texts else ""
+    print(f"{total} videos = {report.made} extracted now + {report.valid} still valid{texts}")
+    for row in report.left_out:
+        print(f"  left out: {row.video}: {row.reason}")
+    print(f"{args.output_dir}: features of {report.clips} clips, {len(report.left_out)} videos left out", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
