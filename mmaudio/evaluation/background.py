@@ -1,0 +1,123 @@
+"""What a report tells besides results: the data, the settings, the versions, how to do it again."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mmaudio.adapters import AdapterFile
+from mmaudio.data.clips import left_out_path, read_clips, read_left_out
+from mmaudio.data.features import left_out
+from mmaudio.evaluation.general import General
+from mmaudio.evaluation.report import Background, read_history
+from mmaudio.evaluation.request import Request
+from mmaudio.model.spec import ModelSpec
+
+PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")
+SHOWN = 8
+"""Targets of an adapter that are listed by name."""
+
+
+def about(
+    request: Request, adapter: AdapterFile, spec: ModelSpec, general: General | None, why_none: str
+) -> Background:
+    """Everything about the adapter, its training and its data that stands in its files."""
+    experiment = request.checkpoint.parent.parent
+    unused = read_left_out(left_out_path(request.clips)) + left_out(request.clips, request.features)
+    return Background(
+        model=spec.name,
+        licence=spec.licence,
+        history=read_history(experiment / "history.jsonl"),
+        best_step=adapter.step,
+        clips=read_clips(request.clips),
+        left_out=unused,
+        settings=[
+            ("This evaluation", _evaluation(request, spec)),
+            ("The adapter", _adapter(request.checkpoint, adapter)),
+            ("Its training", flat(adapter.config)),
+            ("Versions", versions()),
+        ],
+        commands=_commands(request, spec),
+        no_forgetting=why_none,
+        general="" if general is None else general.what,
+    )
+
+
+def _evaluation(request: Request, spec: ModelSpec) -> dict[str, object]:
+    draws = request.draws
+    return {
+        "seed": draws.seed,
+        "sounds per clip": draws.samples,
+        "solver steps": spec.steps if draws.steps is None else draws.steps,
+        "guidance": spec.guidance if draws.guidance is None else draws.guidance,
+        "device": f"{request.device}, {str(request.dtype).removeprefix('torch.')}",
+        "clips": "all held out" if request.max_clips is None else f"at most {request.max_clips}",
+        "table of clips": request.clips,
+        "features": request.features,
+    }
+
+
+def _adapter(path: Path, adapter: AdapterFile) -> dict[str, object]:
+    targets = adapter.lora.target_modules
+    more = f" and {len(targets) - SHOWN} more" if len(targets) > SHOWN else ""
+    return {
+        "file": path,
+        "base model": adapter.base_model,
+        "base's SHA-256": adapter.base_sha256,
+        "step": adapter.step,
+        "rank": adapter.lora.rank,
+        "alpha": adapter.lora.alpha,
+        "dropout": adapter.lora.dropout,
+        "adapted layers": ", ".join(targets[:SHOWN]) + more,
+        "trained on": ", ".join(f"{value} {name}" for name, value in adapter.data.items() if isinstance(value, int)),
+    }
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested settings as one level of dotted names."""
+    found: dict[str, object] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def versions() -> dict[str, object]:
+    """Python's and the main packages' versions, and the machine's kind."""
+    found: dict[str, object] = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _commands(request: Request, spec: ModelSpec) -> list[tuple[str, str]]:
+    draws = request.draws
+    again = [
+        "python", "evaluate_lora.py", "--lora_checkpoint", str(request.checkpoint),
+        "--test_videos", str(request.videos),
+        "--compare_original", "--clips", str(request.clips), "--features", str(request.features),
+        "--output", str(request.output), "--samples", str(draws.samples), "--seed", str(draws.seed),
+    ]  # fmt: skip
+    optional = {
+        "--steps": draws.steps,
+        "--guidance": draws.guidance,
+        "--max_clips": request.max_clips,
+        "--weights": request.weights,
+        "--general_videos": request.general_videos,
+    }
+    for flag, value in optional.items():
+        again += [] if value is None else [flag, str(value)]
+    use = [
+        "python", "-m", "mmaudio.generation", "--video", "VIDEO.mp4", "--prompt", "what is heard",
+        "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound",
+    ]  # fmt: skip
+    return [
+        ("Make this report again", shlex.join(again)),
+        ("Make a sound for a video with the adapter", shlex.join(use)),
+    ]

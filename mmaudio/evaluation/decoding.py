@@ -1,0 +1,103 @@
+"""From latents to sounds that are measured and, for the report, written: one source video after the other.
+
+M mel bands, T mel frames, N latent tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmaudio.data.features import FeatureSet
+from mmaudio.evaluation import media
+from mmaudio.evaluation.charts import mel_picture
+from mmaudio.evaluation.measure import Sound, averaged, sound_values
+from mmaudio.evaluation.results import ADAPTED, BASE, ORIGINAL, ClipResult, Results
+from mmaudio.features.mel import MelSpectrogram, build_mel
+from mmaudio.generation.sampler import Sampler
+from mmaudio.model.spec import ModelSpec
+from mmaudio.progress import progress
+
+MODELS = (BASE, ADAPTED)
+MEDIA = "media"
+"""The folder of a report's videos and sounds, beside it."""
+
+
+@dataclass
+class Material:
+    """One set of clips and what both models made of it."""
+
+    root: Path
+    """The folder that the clips' videos are relative to."""
+    features: FeatureSet
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    """(clips, samples, N, C) by model, on the codec's scale."""
+
+
+@dataclass
+class Heard:
+    """One clip in sound, by name (original, base, adapted): waveforms (takes, samples) and mels (takes, M, T)."""
+
+    waveforms: dict[str, Tensor]
+    mels: dict[str, Tensor]
+
+
+def decode(sampler: Sampler, material: Material, report: Path | None) -> Results:
+    """Decode and measure every clip; where `report` is a folder, also write there what the report plays."""
+    clips, spec = material.features.clips, sampler.spec
+    to_mel = build_mel(spec.codec.name).to(sampler.device)
+    samples = material.latents[BASE].shape[2] * spec.codec.hop * 2
+    groups = [list(rows) for _, rows in groupby(range(len(clips)), key=lambda row: clips[row].video)]
+    results: list[ClipResult] = []
+    for rows in progress(groups, len(groups), "decoding and measuring, by video"):
+        chosen = [clips[row] for row in rows]
+        originals = media.original_sounds(material.root, chosen, spec.codec.rate, samples)
+        for row, original in zip(rows, originals, strict=True):
+            latents = {model: material.latents[model][row] for model in MODELS}
+            heard = hear(sampler, to_mel, original.to(sampler.device), latents)
+            result = ClipResult(clips[row], measure(heard, spec))
+            for model in MODELS:
+                result.sounds[model].values["velocity_loss"] = material.losses[model][row]
+            if report is not None:
+                show(result, heard, spec, report, media_name(row))
+            results.append(result)
+        if report is not None:
+            paths = [report / MEDIA / f"{media_name(row)}.mp4" for row in rows]
+            posters = media.write_pictures(material.root, chosen, originals, spec.codec.rate, paths)
+            for result, poster in zip(results[-len(rows) :], posters, strict=True):
+                result.poster = poster
+    return Results(results)
+
+
+def media_name(row: int) -> str:
+    """The stem of a clip's files in a report."""
+    return f"{row + 1:03d}"
+
+
+def hear(sampler: Sampler, to_mel: MelSpectrogram, original: Tensor, latents: dict[str, Tensor]) -> Heard:
+    """Decode the takes (takes, N, C) of each model and compute all spectrograms."""
+    takes = sampler.decode(torch.cat([latents[model] for model in MODELS])).chunk(len(MODELS))
+    waveforms = {ORIGINAL: original[None], **dict(zip(MODELS, takes, strict=True))}
+    return Heard(waveforms, {name: to_mel(waveform) for name, waveform in waveforms.items()})
+
+
+def measure(heard: Heard, spec: ModelSpec) -> dict[str, Sound]:
+    """What was measured of each sound against the original; values are means over takes."""
+    reference = heard.mels[ORIGINAL][0]
+    return {name: averaged(sound_values(mels, reference, spec.codec)) for name, mels in heard.mels.items()}
+
+
+def show(result: ClipResult, heard: Heard, spec: ModelSpec, report: Path, stem: str) -> None:
+    """Write the first take's sounds and draw its spectrograms, on one scale of colours for all."""
+    decades = math.log(spec.codec.log_base) / math.log(10)
+    top = float(heard.mels[ORIGINAL].max()) * decades
+    first = {name: waveforms[0] for name, waveforms in heard.waveforms.items()}
+    names = media.write_sounds(report / MEDIA, stem, first, spec)
+    result.media = {name: f"{MEDIA}/{file}" for name, file in {**names, "video": f"{stem}.mp4"}.items()}
+    result.mels = {name: mel_picture(mels[0], spec.codec.log_base, top) for name, mels in heard.mels.items()}

@@ -1,0 +1,122 @@
+"""What one model does on a set of clips: its losses, its latents, and how its sound compares with the original's.
+
+Everything random is drawn from a seed and the clip's id, so that neither the batch size nor the other clips matter, and
+base and adapted are asked the same questions.
+
+B batch, N latent tokens, C latent channels, M mel bands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from scipy import stats
+from torch import Tensor
+
+from mmaudio.data.features import FeatureSet
+from mmaudio.evaluation import metrics
+from mmaudio.generation.sampler import Sampler
+from mmaudio.model.flow_matching import sample_posterior, velocity_loss
+from mmaudio.model.spec import CodecSpec
+from mmaudio.progress import progress
+
+GRID = 8
+"""Times at which the velocity loss is taken."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How sounds are drawn: the same for every model that is compared."""
+
+    seed: int = 0
+    samples: int = 1
+    """Takes per clip, each from noise of its own."""
+    steps: int | None = None
+    """Solver steps; None: the model's own."""
+    guidance: float | None = None
+    """None: the model's own."""
+    batch: int = 8
+
+
+@dataclass
+class Sound:
+    """One sound of a clip, original or generated, and what was measured of it."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    onsets: list[float] = field(default_factory=list)
+    """Seconds from the clip's start."""
+
+
+def clip_seed(seed: int, clip: str, what: str) -> int:
+    """A seed for one clip and one purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{clip}/{what}".encode()).digest()[:8], "big")
+
+
+def grid_times(count: int = GRID) -> list[float]:
+    """The middle quantiles of the logit-normal distribution of training times: their mean loss estimates training's."""
+    return [float(1 / (1 + math.exp(-stats.norm.ppf((i + 0.5) / count)))) for i in range(count)]
+
+
+@torch.inference_mode()
+def velocity_losses(sampler: Sampler, features: FeatureSet, draws: Draws, what: str) -> list[float]:
+    """The training loss of each clip, all conditions present: the mean over `grid_times`, with noise of its own."""
+    network, losses = sampler.network, []
+    for rows in progress(*_batches(len(features), draws.batch), what):
+        ids = [features.ids[row] for row in rows]
+        noise, spread = (sampler.noise([clip_seed(draws.seed, clip, part) for clip in ids]) for part in ("x0", "x1"))
+        part = features[torch.tensor(rows)].map(lambda tensor: tensor.to(sampler.device))
+        latent = network.normalize(sample_posterior(part.mean, part.std, spread))
+        total = torch.zeros(len(rows), device=sampler.device)
+        with sampler.autocast():
+            conditions = network.preprocess_conditions(part.clip_features, part.sync_features, part.text_features)
+            for time in grid_times():
+                t = torch.full((len(rows),), time, device=sampler.device)
+                total += velocity_loss(network, latent, conditions, t, noise)
+        losses += (total / GRID).tolist()
+    return losses
+
+
+def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: str) -> Tensor:
+    """Generated latents of every clip and take on the codec's scale, (clips, samples, N, C) on the CPU."""
+    jobs = [(row, take) for row in range(len(features)) for take in range(draws.samples)]
+    made = []
+    for picked in progress(*_batches(len(jobs), draws.batch), what):
+        part = features[torch.tensor([jobs[index][0] for index in picked])]
+        noise = sampler.noise([
+            clip_seed(draws.seed, features.ids[row], f"take {take}") for row, take in (jobs[index] for index in picked)
+        ])  # fmt: skip
+        conditions = (part.clip_features, part.sync_features, part.text_features)
+        made.append(sampler.latents(*conditions, noise, draws.steps, draws.guidance).cpu())
+    return rearrange(torch.cat(made), "(clips samples) n c -> clips samples n c", samples=draws.samples)
+
+
+def sound_values(mels: Tensor, reference: Tensor, codec: CodecSpec) -> list[Sound]:
+    """Each of the mel spectrograms (B, M, T) against the original's (M, T)."""
+    original = reference.expand_as(mels)
+    distances = metrics.mel_l1(mels, original).tolist()
+    loud = metrics.mel_l1_loud(mels, original, codec.log_base).tolist()
+    wanted = metrics.onsets(reference[None], codec)[0]
+    sounds = []
+    for row, found in enumerate(metrics.onsets(mels, codec)):
+        values = {
+            "mel_l1_loud": loud[row],
+            "mel_l1": distances[row],
+            "onset_f1": metrics.onset_f1(found, wanted),
+        }
+        sounds.append(Sound(values, found.tolist()))
+    return sounds
+
+
+def averaged(sounds: Sequence[Sound]) -> Sound:
+    """The takes of one clip as one: mean values, the first take's onsets."""
+    names = sounds[0].values
+    return Sound({name: math.fsum(s.values[name] for s in sounds) / len(sounds) for name in names}, sounds[0].onsets)
+
+
+def _batches(count: int, size: int) -> tuple[Iterator[list[int]], int]:
+    return (list(range(start, min(start + size, count))) for start in range(0, count, size)), -(-count // size)

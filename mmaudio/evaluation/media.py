@@ -1,0 +1,86 @@
+"""What a report plays and shows of each clip: a small video, the three sounds, their spectrograms and onsets."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from mmaudio.data.audio import audio_window, read_audio, resample_audio
+from mmaudio.data.clips import Clip
+from mmaudio.data.mux import write_video
+from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.generation.sound import write_sound
+from mmaudio.model.spec import ModelSpec
+
+FPS = 25
+SIDE = 480
+"""Longest side of a report's video in pixels; smaller videos keep their size."""
+CRF = 27
+"""Its quality: x264's, lower is better."""
+
+
+def original_sounds(root: Path, clips: Sequence[Clip], rate: int, samples: int) -> list[Tensor]:
+    """The original sound (samples,) of each clip of one video as training hears it: mono, at `rate`, peak 0.95."""
+    waveform, own_rate = read_audio(root / clips[0].video)
+    waveform = resample_audio(waveform, own_rate, rate)
+    return [audio_window(waveform, rate, clip.start, samples) for clip in clips]
+
+
+def write_pictures(
+    root: Path, clips: Sequence[Clip], sounds: Sequence[Tensor], rate: int, paths: Sequence[Path]
+) -> list[str]:
+    """Write each clip of one video, with the sound given for it, as a small MP4; their first frames as data URIs."""
+    info = probe(root / clips[0].video)
+    grid = Grid(FPS, round((clips[0].end - clips[0].start) * FPS), _shrink)
+    order = sorted(range(len(clips)), key=lambda index: clips[index].start)
+    windows = read_windows(info, [clips[index].start for index in order], [grid])
+    posters = [""] * len(clips)
+    for index, window in zip(order, windows, strict=True):
+        posters[index] = still(window.frames[0][0])
+        frames = (frame.permute(1, 2, 0).contiguous().numpy() for frame in window.frames[0])
+        write_video(paths[index], frames, FPS, sounds[index].numpy(), rate, CRF)
+    return posters
+
+
+def still(frame: Tensor) -> str:
+    """An RGB frame (3, H, W), uint8, as a JPEG data URI."""
+    file = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=70, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def write_sounds(folder: Path, stem: str, sounds: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, str]:
+    """Write each sound (samples,) as FLAC; their file names by the sounds' names."""
+    names = {name: f"{stem}_{name}.flac" for name in sounds}
+    for name, waveform in sounds.items():
+        write_sound(folder / names[name], waveform.cpu().numpy(), spec.codec.rate)
+    return names
+
+
+def onset_marks(own: Sequence[float], original: Sequence[float], seconds: float) -> str:
+    """Onset times as a strip of ticks (SVG); the original's stand behind as broad grey ones."""
+
+    def tick(time: float, style: str) -> str:
+        x = f"{1000 * time / seconds:.1f}"
+        return f'<line class="{style}" x1="{x}" x2="{x}" y1="0" y2="9" vector-effect="non-scaling-stroke"/>'
+
+    marks = "".join([tick(time, "theirs") for time in original] + [tick(time, "own") for time in own])
+    return f'<svg class="onsets" viewBox="0 0 1000 9" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+
+
+def _shrink(frames: Tensor) -> Tensor:
+    """RGB uint8 (1, 3, H, W) with no side above SIDE, both even."""
+    height, width = frames.shape[-2:]
+    scale = min(1.0, SIDE / max(height, width))
+    size = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
+    if size == [height, width]:
+        return frames
+    resized: Tensor = vision.resize(frames, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized

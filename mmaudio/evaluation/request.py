@@ -1,0 +1,31 @@
+"""What an evaluation is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mmaudio.evaluation.measure import Draws
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared, on which clips, and where the results go."""
+
+    checkpoint: Path
+    videos: Path
+    """The folder that the table's videos are relative to."""
+    clips: Path
+    features: Path
+    output: Path
+    """Gets `metrics.json`, `metrics.tsv` and `report/`."""
+    draws: Draws = field(default_factory=Draws)
+    weights: Path | None = None
+    general_videos: Path | None = None
+    """Videos of the base's own domain; None: those that ship with the model, if any."""
+    max_clips: int | None = None
+    """At most so many held-out clips, evenly over the videos; None: all."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32

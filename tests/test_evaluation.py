@@ -1,0 +1,262 @@
+"""The whole evaluation on generated videos, random weights and a random adapter: what a user finds afterwards."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import evaluate_lora
+from mmaudio import adapters
+from mmaudio.data.clips import Clip, LeftOut, left_out_path, write_clips, write_left_out
+from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
+from mmaudio.data.mux import write_video
+from mmaudio.errors import ConfigError, DataError
+from mmaudio.evaluation import measure
+from mmaudio.evaluation.evaluate import refuse_trained
+from mmaudio.evaluation.general import spread
+from mmaudio.features.vae import build_vae
+from mmaudio.generation.sampler import load_sampler
+from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
+from mmaudio.model.networks import build_network
+from mmaudio.model.spec import lengths, model_spec
+from mmaudio.weights import file_hash
+
+MODEL = "tiny_16k"
+SECONDS = 2.0
+VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")
+SPLITS = ("test", "test", "test", "train")
+ENCODERS = {"codec": f"{MODEL}:0", "clip": f"{MODEL}:0", "sync": f"{MODEL}:0"}
+
+
+def make_video(path: Path, seed: int, seconds: float) -> None:
+    rng = np.random.default_rng(seed)
+    sound = 0.01 * rng.normal(size=round(seconds * 16_000))
+    for start in rng.uniform(0, seconds - 0.2, 6):
+        sound[int(start * 16_000) :][:800] += rng.uniform(-0.8, 0.8, 800)
+    frames = (np.full((48, 64, 3), 40 + index % 100, np.uint8) for index in range(round(seconds * 25)))
+    write_video(path, frames, 25, sound.clip(-1, 1), 16_000)
+
+
+def random_features(clips: int, generator: torch.Generator) -> Features:
+    spec = model_spec(MODEL)
+    size, network = lengths(spec.codec, SECONDS), spec.network
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(clips, *shape, generator=generator)
+
+    return Features(
+        draw(size.latent, network.latent_dim),
+        draw(size.latent, network.latent_dim).abs() / 10,
+        draw(size.clip, network.clip_dim),
+        draw(size.sync, network.sync_dim),
+        draw(network.text_tokens, network.text_dim),
+    )
+
+
+def make_base(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network, vae = build_network(MODEL), build_vae(model_spec(MODEL).codec.name)
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    vae.data_mean.fill_(-3.0)
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "network.safetensors")
+    save_file(vae.state_dict(), folder / "vae.safetensors")
+
+
+def make_adapter(path: Path, weights: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    model = add_lora(load_sampler(MODEL, weights).network, LoRAConfig(rank=4), generator)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    adapters.write_adapter(
+        path,
+        adapters.AdapterFile(
+            LoRAConfig(rank=4),
+            adapter_state(model),
+            MODEL,
+            file_hash(weights / "network.safetensors"),
+            expand_targets(build_network(MODEL), LoRAConfig().target_modules),
+            step=10,
+            config={"learning_rate": 1e-3, "lora": {"rank": 4}},
+            data={"clips": 2, "videos": 1, "train": ["four_0.0", "four_2.0"]},
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Videos, table, features, base and adapter, as the earlier stages leave them."""
+    root = tmp_path_factory.mktemp("evaluation")
+    generator = torch.Generator().manual_seed(2)
+    (root / "videos").mkdir()
+    clips = []
+    for seed, (video, split) in enumerate(zip(VIDEOS, SPLITS, strict=True)):
+        make_video(root / "videos" / video, seed, 4.0)
+        own = [
+            Clip(f"{video[:-4]}_{start}", video, start, start + SECONDS, "a <b>ball</b>", split, -1.0, -20.0, 0.0)
+            for start in (0.0, 2.0)
+        ]
+        header = Header(video, [c.id for c in own], [c.caption for c in own], MODEL, SECONDS, ENCODERS, "s", "p", "t")
+        write_shard(shard_path(root / "features", video), header, random_features(2, generator))
+        clips += own
+    write_clips(root / "clips.tsv", clips)
+    write_left_out(left_out_path(root / "clips.tsv"), [LeftOut("notes.txt", "no video file (.txt)")])
+    make_base(root / "weights")
+    folder = root / "exp" / "lora_checkpoints"
+    folder.mkdir(parents=True)
+    make_adapter(folder / "best_lora.pt", root / "weights")
+    history = [
+        {"step": 0, "val_loss": 1.5},
+        {"step": 5, "train_loss": 1.4},
+        {"step": 10, "train_loss": 1, "val_loss": 1.1},
+    ]
+    lines = [json.dumps(line) for line in history]
+    (root / "exp" / "history.jsonl").write_text("\n".join([*lines, '{"step": 1']))  # killed while writing
+    return root
+
+
+def command(root: Path, *more: str) -> list[str]:
+    checkpoint = root / "exp" / "lora_checkpoints" / "best_lora.pt"
+    return [
+        "--lora_checkpoint", str(checkpoint), "--test_videos", str(root / "videos"), "--compare_original",
+        "--clips", str(root / "clips.tsv"), "--features", str(root / "features"), "--weights", str(root / "weights"),
+        "--steps", "2", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(place):
+    assert evaluate_lora.main(command(place)) == 0
+    return place / "exp"
+
+
+def test_metrics_json_keeps_its_contract(done):
+    results = json.loads((done / "metrics.json").read_text())
+    assert (results["schema"], results["clips"], results["videos"]) == (1, 6, 3)
+    assert set(results["metrics"]) == {"velocity_loss", "mel_l1", "mel_l1_loud", "onset_f1"}
+    for name, metric in results["metrics"].items():
+        assert metric["difference"] == pytest.approx(metric["adapted"] - metric["base"])
+        low, high = metric["interval"]
+        assert low <= metric["difference"] <= high
+        assert metric["better"] == ("higher" if name == "onset_f1" else "lower")
+        assert metric["verdict"] in ("better", "worse", "cannot tell")
+    loss = results["metrics"]["velocity_loss"]
+    assert loss["base"] != loss["adapted"]
+
+
+def test_the_table_has_a_line_per_clip(done):
+    with (done / "metrics.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    held_out = [row for row in rows if row["set"] == "held-out"]
+    assert len(held_out) == 6
+    results = json.loads((done / "metrics.json").read_text())["metrics"]
+    mean = np.mean([float(row["adapted_mel_l1"]) for row in held_out])
+    assert mean == pytest.approx(results["mel_l1"]["adapted"], rel=1e-4)
+
+
+def test_the_report_stands_alone_and_names_everything(done):
+    html = (done / "report" / "index.html").read_text()
+    links = re.findall(r'(?:src|href|poster)="([^"#][^"]*)"', html)
+    files = {link for link in links if not link.startswith("data:")}
+    assert len(files) == 6 * 4
+    for file in files:
+        assert (done / "report" / file).stat().st_size > 500
+    assert not re.search(r"https?://(?!www\.w3\.org)", html)
+    for text in ("notes.txt", "no video file (.txt)", "5 files found: 4 used, 1 left out"):
+        assert text in html
+    assert "a &lt;b&gt;ball&lt;/b&gt;" in html and "<b>ball" not in html
+    assert html.count('class="clip"') == 6
+    assert "<polyline" in html and "1.500 before, 1.100 at its lowest" in html
+
+
+def test_a_second_run_does_nothing_and_another_seed_does(done, place, capsys):
+    report = done / "report" / "index.html"
+    before = report.stat().st_mtime_ns
+    evaluate_lora.main(command(place))
+    assert "still valid" in capsys.readouterr().out
+    assert report.stat().st_mtime_ns == before
+    again = place / "again"
+    evaluate_lora.main(command(place, "--output", str(again), "--seed", "1", "--max_clips", "4", "--samples", "2"))
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (done, again))
+    assert second["clips"] == 4 and second["videos"] == 3
+    assert second["inputs"] != first["inputs"]
+
+
+def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
+    output = place / "interrupted"
+    real = evaluate_lora.evaluate.__globals__["decode"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(evaluate_lora.evaluate.__globals__, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_lora.main(command(place, "--output", str(output)))
+    assert not (output / "metrics.json").exists()
+    monkeypatch.setitem(evaluate_lora.evaluate.__globals__, "decode", real)
+    monkeypatch.setitem(evaluate_lora.evaluate.__globals__, "sample_latents", interrupted)
+    evaluate_lora.main(command(place, "--output", str(output)))
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (done, output))
+    assert first["metrics"] == second["metrics"]
+    assert not (output / ".evaluation").exists()
+
+
+def test_losses_and_sounds_do_not_depend_on_the_batch(place):
+    sampler = load_sampler(MODEL, place / "weights")
+    sampler.network.set_duration(SECONDS)
+    features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
+    one, many = (measure.Draws(samples=2, steps=2, batch=batch) for batch in (1, 5))
+    losses = [measure.velocity_losses(sampler, features, draws, "loss") for draws in (one, many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    latents = [measure.sample_latents(sampler, features, draws, "sounds") for draws in (one, many)]
+    torch.testing.assert_close(*latents, rtol=1e-3, atol=1e-3)
+    assert latents[0].shape[:2] == (6, 2)
+    assert (latents[0][:, 0] - latents[0][:, 1]).abs().max() > 0.1
+
+
+def test_the_loss_of_a_network_without_output_is_known(place):
+    sampler = load_sampler(MODEL, place / "weights")
+    sampler.network.set_duration(SECONDS)
+    for parameter in sampler.network.final_layer.parameters():
+        parameter.zero_()
+    features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
+    losses = measure.velocity_losses(sampler, features, measure.Draws(), "loss")
+    expected = features.mean.square().mean((1, 2)) + features.std.square().mean((1, 2)) + 1  # E (x1 - x0)^2
+    assert losses == pytest.approx(expected.tolist(), rel=0.1)
+
+
+def test_grid_times_are_the_logit_normal_distribution():
+    drawn = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).sigmoid()
+    times = torch.tensor(measure.grid_times(64))
+    for power in (1, 2, 3):
+        assert times.pow(power).mean() == pytest.approx(drawn.pow(power).mean().item(), abs=5e-3)
+
+
+def test_few_clips_are_spread_over_the_videos():
+    videos = ["a"] * 4 + ["b"] + ["c"] * 3
+    assert spread(videos, 4) == [0, 1, 4, 5]
+    assert spread(videos, None) == list(range(8))
+
+
+def test_clips_that_were_trained_on_are_refused(place):
+    features = load_features(place / "clips.tsv", place / "features", "train", MODEL)
+    adapter = adapters.read_adapter(place / "exp" / "lora_checkpoints" / "best_lora.pt")
+    with pytest.raises(DataError, match="trained on"):
+        refuse_trained(features, adapter)
+
+
+def test_a_folder_without_the_videos_is_named(place, tmp_path):
+    with pytest.raises(DataError, match="3 held-out videos are not there"):
+        evaluate_lora.main(command(place, "--test_videos", str(tmp_path), "--output", str(tmp_path / "out")))
+
+
+def test_numbers_that_make_no_sense_are_refused(place):
+    with pytest.raises(ConfigError, match="--samples 0"):
+        evaluate_lora.main(command(place, "--samples", "0"))
