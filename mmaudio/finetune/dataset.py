@@ -69,6 +69,13 @@ class Material:
     def __len__(self) -> int:
         return self.mean.shape[0]
 
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        tensors = [self.mean, self.std]
+        tensors += [] if self.projected is None else self.projected.tensors()
+        tensors += [] if self.features is None else self.features.tensors().values()
+        return sum(tensor.nbytes for tensor in tensors)
+
     def conditions(self, network: MMAudio, index: Tensor, no_video: Tensor, no_text: Tensor) -> Conditions:
         """Conditions of the clips `index` (B,); the empty rows where the masks (B,) say so."""
         if self.projected is not None and self.empty is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """What this process computes on, and exchanges from."""
 
     @property
     def leads(self) -> bool:
@@ -46,3 +48,11 @@ class Team:
         """Return once every process has come here."""
         if self.size > 1:
             dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process raised its flag."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(raised)
+        return bool(raised.item() > 0)

@@ -1,0 +1,179 @@
+"""The experiment's folder: the state to resume from, the adapters, and whether an old state still means anything.
+
+output/<exp_id>/config.yaml
+output/<exp_id>/lora_checkpoints/state.pt, state.previous.pt     the trainer's own
+output/<exp_id>/lora_checkpoints/best_lora.pt, last_lora.pt      and a PEFT folder beside each
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from mmaudio.adapters import AdapterFile, write_adapter, write_whole
+from mmaudio.config import TrainConfig
+from mmaudio.data.features import FeatureSet
+from mmaudio.errors import TrainingError
+from mmaudio.finetune.state import TrainState
+from mmaudio.model.lora import adapter_state
+
+FORMAT = 1
+PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "device", "resume")
+"""Settings that say where, not what; adapter files leave them out."""
+FREE = (
+    *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
+    "gradient_accumulation_steps", "amp", "gradient_checkpointing", "compile",
+    "logging.", "early_stopping.",
+)  # fmt: skip
+"""Settings (and groups of them) that may change when a run continues."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made from: settings, base weights, clips."""
+
+    config: TrainConfig
+    base_sha256: str
+    train: FeatureSet
+    held_out: FeatureSet | None
+
+    def described(self) -> dict[str, Any]:
+        """Everything that a state depends on, by name, as plain values."""
+        found = {name: value for name, value in flat(self.config.plain()).items() if not name.startswith(FREE)}
+        return found | {
+            "clips per step": self.config.effective_batch,
+            "base weights": self.base_sha256,
+            "training clips": fingerprint(self.train),
+            "validation clips": "none" if self.held_out is None else fingerprint(self.held_out),
+        }
+
+    def data(self) -> dict[str, Any]:
+        """What an adapter file says of its data."""
+        found: dict[str, Any] = {"seconds": self.train.seconds}
+        for name, part in (("train", self.train), ("validation", self.held_out)):
+            ids, videos = ([], []) if part is None else (part.ids, sorted(set(part.videos)))
+            found[name] = {"clips": len(ids), "videos": videos, "ids": ids}
+        return found
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"lora": {"rank": 4}}` as `{"lora.rank": 4}`."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def fingerprint(clips: FeatureSet) -> str:
+    """The number of clips and a hash of their ids, captions and latents."""
+    digest = hashlib.sha256(repr((clips.ids, clips.captions)).encode())
+    digest.update(clips.mean.cpu().numpy().tobytes())
+    return f"{len(clips)} ({digest.hexdigest()[:12]})"
+
+
+def experiment_folder(config: TrainConfig) -> Path:
+    """`output_dir/exp_id`, or with resume=false and a run in it the next free one: `exp_id-2`, ..."""
+    folder = Path(config.output_dir) / config.exp_id
+    if config.resume or not Checkpoints(folder).state.exists():
+        return folder
+    number = 2
+    while Checkpoints(folder.with_name(f"{folder.name}-{number}")).folder.exists():
+        number += 1
+    return folder.with_name(f"{folder.name}-{number}")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The files of one experiment."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where adapters and state lie."""
+        return self.root / "lora_checkpoints"
+
+    @property
+    def state(self) -> Path:
+        """The trainer's state; the one before it is kept as state.previous.pt."""
+        return self.folder / "state.pt"
+
+    @property
+    def best(self) -> Path:
+        """The adapter of the lowest validation loss."""
+        return self.folder / "best_lora.pt"
+
+    @property
+    def last(self) -> Path:
+        """The newest adapter."""
+        return self.folder / "last_lora.pt"
+
+    def write_config(self, config: TrainConfig) -> None:
+        """The resolved configuration, as YAML."""
+        write_whole(self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())).encode())
+
+    def save(self, state: TrainState, origin: Origin) -> None:
+        """Write the state: temporary name, synced, renamed; at no moment is there none."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "origin": origin.described(), "state": state.state_dict()}, buffer)
+        if self.state.exists():
+            spare = self.folder / ".state.previous.part"
+            spare.unlink(missing_ok=True)
+            os.link(self.state, spare)
+            spare.replace(self.state.with_name("state.previous.pt"))
+        write_whole(self.state, buffer.getvalue())
+
+    def load(self, state: TrainState, origin: Origin) -> bool:
+        """Continue from the saved state, False where there is none; TrainingError where it is of another run."""
+        stored = self._read()
+        if stored is None:
+            return False
+        old, new = stored["origin"], origin.described()
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            listed = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
+            raise TrainingError(
+                f"{self.root} holds a run of other settings ({listed}). "
+                "Set them back, take another exp_id, or start over in a new folder with resume=false"
+            )
+        state.load_state_dict(stored["state"])
+        return True
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.state.exists():
+            return None
+        try:
+            stored: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{self.state} cannot be read ({error}); put state.previous.pt in its place, or start over with "
+                "resume=false"
+            ) from error
+        if stored.get("format") != FORMAT:
+            raise TrainingError(f"{self.state} is of another version; start over with resume=false")
+        return stored
+
+    def save_adapter(self, path: Path, state: TrainState, origin: Origin) -> None:
+        """Write the adapter (its running average where there is one) with all that it was made from."""
+        config = {name: value for name, value in origin.config.plain().items() if name not in PLACES}
+        with state.averaged():
+            weights = adapter_state(state.model)
+        adapter = AdapterFile(
+            origin.config.lora,
+            weights,
+            origin.config.model,
+            origin.base_sha256,
+            targets=sorted(state.model.peft_config["default"].target_modules),
+            step=state.step,
+            config=config,
+            data=origin.data(),
+        )
+        write_adapter(path, adapter)

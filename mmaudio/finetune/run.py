@@ -1,0 +1,133 @@
+"""From a configuration to a trained adapter: load, check, say what will happen, fit.
+
+outcome = train(compose(["model=tiny_16k", "preset=quick"]), torch.device("cpu"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmaudio import weights
+from mmaudio.config import TrainConfig
+from mmaudio.data.features import FeatureSet
+from mmaudio.errors import TrainingError, WeightsError
+from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
+from mmaudio.finetune.dataset import load_data, material
+from mmaudio.finetune.loop import Outcome, Run, finished, fit
+from mmaudio.finetune.precision import compute_dtype
+from mmaudio.finetune.samples import Samples
+from mmaudio.finetune.state import new_state
+from mmaudio.finetune.summary import adapter_lines, data_lines, memory_line
+from mmaudio.finetune.team import Team
+from mmaudio.finetune.tracking import Tracker
+from mmaudio.finetune.validation import held_out as draw_held_out
+from mmaudio.generation.sampler import load_sampler
+from mmaudio.model.networks import MMAudio, build_network
+
+
+def train(config: TrainConfig, device: torch.device, team: Team | None = None) -> Outcome:
+    """Train, or continue, the experiment that `config` names. Raises the errors of what it loads and TrainingError."""
+    train_set, held_set = load_data(config)
+    network, sha256 = load_network(config, device)
+    network.set_duration(train_set.seconds)
+    return train_on(network, sha256, config, train_set, held_set, team or Team(device=device))
+
+
+def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, str]:
+    """The base network on `device` and the hash of its file; WeightsError where it is missing."""
+    loaded = weights.load_part(config.model, "network", _folder(config))
+    with torch.device("meta"):
+        network = build_network(config.model)
+    network.load_released(loaded.state)
+    return network.to(device), loaded.identity
+
+
+def train_on(
+    network: MMAudio,
+    base_sha256: str,
+    config: TrainConfig,
+    train_set: FeatureSet,
+    held_set: FeatureSet | None,
+    team: Team,
+) -> Outcome:
+    """Train an adapter for a loaded network on clips in memory; the network is adapted in place."""
+    team.share(config.effective_batch)  # refuses what does not divide, before any work
+    files = Checkpoints(experiment_folder(config))
+    origin = Origin(config, base_sha256, train_set, held_set)
+    state = new_state(network, config, len(train_set))
+    resumed = files.load(state, origin)
+    team.wait()
+    clips = material(network, train_set, team.device)
+    held = None
+    if held_set is not None:
+        held = draw_held_out(material(network, held_set, team.device), held_set.ids, config.validation.levels)
+    if config.compile:
+        for block in (*network.joint_blocks, *network.fused_blocks):
+            block.compile()
+    tracker = Tracker(files.root if team.leads else None, config, state.step)
+    run = Run(state, clips, held, origin, files, tracker, team)
+    if team.leads:
+        begin(run, resumed)
+    result = fit(run)
+    if team.leads:
+        end(run, result)
+    return result
+
+
+def begin(run: Run, resumed: bool) -> None:
+    """Write the configuration, prepare the pictures and print what is going to happen."""
+    config, say, state = run.config, run.tracker.say, run.state
+    say(f"experiment: {run.files.root}")
+    if finished(state, config):
+        return
+    run.files.write_config(config)
+    dtype = compute_dtype(run.team.device, config.amp)
+    for line in [*adapter_lines(state, config), *data_lines(run.origin.train, run.origin.held_out, config)]:
+        say(line)
+    say(memory_line(state, run.clips, None if run.held is None else run.held.clips, config))
+    say(f"computing:  on {run.team.device} in {str(dtype).removeprefix('torch.')}, processes: {run.team.size}")
+    if config.warmup_steps >= config.steps:
+        say(
+            f"warm-up:    warmup_steps={config.warmup_steps} are not over after {config.steps} steps: a low rate all along"
+        )
+    run.tracker.samples = samples(run, dtype)
+    if resumed:
+        say(f"resumed:    at step {state.step} of {config.steps}, from {run.files.state}")
+
+
+def samples(run: Run, dtype: torch.dtype) -> Samples | None:
+    """The clips to show, held-out ones where there are any; None where that is off or the decoder is not here."""
+    config, shown = run.config, run.origin.held_out or run.origin.train
+    if not config.logging.sample_every:
+        return None
+    try:
+        sampler = load_sampler(config.model, _folder(config), run.team.device, run.state.network, dtype)
+    except WeightsError as error:
+        run.tracker.say(f"pictures:   none, the decoder is not here ({error})")
+        return None
+    count = min(config.logging.sample_clips, len(shown))
+    spread = [round(number * (len(shown) - 1) / max(1, count - 1)) for number in range(count)]
+    return Samples(sampler, shown.subset(spread))
+
+
+def end(run: Run, result: Outcome) -> None:
+    """Print how it ended, and where the adapters are; TrainingError where a finished run's adapter is gone."""
+    say, files = run.tracker.say, run.files
+    if result.reason == "interrupted":
+        say(f"interrupted at step {result.step}, saved; the same command continues from here")
+        return
+    if not result.new_steps and not files.best.exists():
+        raise TrainingError(f"{files.best} is gone, though its run is finished; start over with resume=false")
+    done = f"finished at step {result.step} ({result.reason})"
+    say(done if result.new_steps else f"nothing to do: this run {done}; a higher max_steps would continue it")
+    if result.best_step == 0:
+        say("no evaluation was better than the base model: best_lora.pt changes nothing. Try preset=more_capacity")
+    elif run.held is not None:
+        say(f"validation: {result.base:.4f} for the base, {result.best:.4f} at step {result.best_step}, the best")
+    say(f"adapter:    {files.best}")
+
+
+def _folder(config: TrainConfig) -> Path | None:
+    return None if config.weights is None else Path(config.weights)

@@ -1,0 +1,85 @@
+"""What a run says of itself before it starts: what is adapted, on which data, and how much memory that takes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from mmaudio.config import TrainConfig
+from mmaudio.data.features import FeatureSet
+from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.precision import compute_dtype
+from mmaudio.finetune.state import Draws, TrainState
+from mmaudio.finetune.step import losses
+from mmaudio.model.lora import parameter_counts
+
+
+def adapter_lines(state: TrainState, config: TrainConfig) -> list[str]:
+    """The adapted modules by block and kind, and the parameters by block."""
+    names = state.model.peft_config["default"].target_modules
+    kinds = Counter(re.sub(r"\.\d+\.", "[*].", re.sub(r"\.w\d$", "", name)) for name in sorted(names))
+    counts = parameter_counts(state.model)
+    blocks = ", ".join(f"{name} {readable(count)}" for name, count in counts.blocks.items())
+    return [
+        f"adapter:    rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {len(names)} layers",
+        *(f"            {count:3d} x {kind}" for kind, count in kinds.items()),
+        f"parameters: {readable(counts.total)} in all, {readable(counts.trainable)} trained "
+        f"({100 * counts.trainable / counts.total:.2f} %)",
+        f"            {blocks}",
+    ]
+
+
+def data_lines(train: FeatureSet, held_out: FeatureSet | None, config: TrainConfig) -> list[str]:
+    """Clips, videos and hours of each part."""
+    lines = [f"training:   {_amount(train)}; a step takes {config.effective_batch} clips"]
+    if held_out is None:
+        return [*lines, "validation: off; the last adapter counts as the best"]
+    note = "" if held_out.clips[0].split != "test" else " (the test clips: there are too few videos for both)"
+    return [*lines, f"validation: {_amount(held_out)}, {config.validation.levels} flow times each{note}"]
+
+
+def _amount(clips: FeatureSet) -> str:
+    hours = len(clips) * clips.seconds / 3600
+    return f"{len(clips)} clips of {len(set(clips.videos))} videos, {hours:.2f} h"
+
+
+def memory_line(state: TrainState, clips: Material, held: Material | None, config: TrainConfig) -> str:
+    """What training will hold in memory, the activations measured on one clip and on two."""
+    trained = sum(weight.nbytes for weight in state.trained().values())
+    one, two = (saved_bytes(state, clips, config, count) for count in (1, 2))
+    parts = {
+        "weights": sum(weight.nbytes for weight in state.model.parameters()),
+        "gradients and optimizer": trained * (4 if state.average is not None else 3),
+        "activations": one + (two - one) * (config.batch_size - 1),
+        "data": sum(part.nbytes() for part in (clips, held) if part is not None),
+    }
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    return f"memory:     about {sum(parts.values()) / 1e9:.2f} GB ({listed})"
+
+
+def saved_bytes(state: TrainState, clips: Material, config: TrainConfig, count: int) -> int:
+    """Bytes that the backward pass of `count` clips needs kept, weights not counted; uses up nothing random."""
+    own = {weight.untyped_storage().data_ptr() for weight in state.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    no, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count, *clips.mean.shape[1:])
+    first, middle = torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5)
+    draws = Draws(first, none, none, middle, no, no, 0).to(clips.mean.device)
+    state.model.eval()  # without dropout, whose masks add little
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses(state.network, clips, draws, compute_dtype(clips.mean.device, config.amp))
+    return sum(kept.values())
+
+
+def readable(count: int) -> str:
+    """A count of parameters: `3.55 M`."""
+    return f"{count / 1e6:.2f} M"

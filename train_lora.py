@@ -1,0 +1,99 @@
+"""Train a LoRA adapter on extracted features, or continue where an earlier call stopped.
+
+    python train_lora.py exp_id=my_lora_experiment model=small_16k custom_finetune=true
+    python train_lora.py exp_id=try model=tiny_16k preset=quick lora.rank=16
+    torchrun --nproc-per-node=2 train_lora.py exp_id=... model=...
+    python train_lora.py --multirun lora.rank=16,32,64
+
+Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2 wrong use, 130 or 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import hydra
+import torch
+import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from mmaudio import cli
+from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config
+from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.finetune.loop import Outcome
+from mmaudio.finetune.run import train
+from mmaudio.finetune.team import Team
+
+SWEEP = ("--multirun", "-m")
+
+
+def main(arguments: list[str]) -> int:
+    """Check the overrides, let Hydra compose them and train; the exit status."""
+    arguments = [text for text in arguments if text != "--debug"]
+    check(arguments)
+    ended: list[Outcome | MMAudioError] = []
+
+    def job(composed: DictConfig) -> None:
+        try:
+            ended.append(train_one(composed))
+        except MMAudioError as error:  # Hydra would print it in its own way; cli.run knows ours
+            ended.append(error)
+
+    sys.argv = [sys.argv[0], *arguments]
+    register()
+    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
+    for end in ended:
+        if isinstance(end, MMAudioError):
+            raise end
+    signals = [end.signal for end in ended if isinstance(end, Outcome) and end.signal is not None]
+    return 128 + signals[0] if signals else 0
+
+
+def check(arguments: list[str]) -> None:
+    """ConfigError in one line, before Hydra starts, for overrides that do not fit; Hydra's own flags are left to it."""
+    flags = {text for text in arguments if text.startswith("-")}
+    if flags - set(SWEEP):
+        return
+    overrides = [text for text in arguments if text not in flags]
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError(f"{text!r}: a setting is written key=value, such as batch_size=4")
+    check_names(overrides)
+    if not flags:
+        compose(overrides)
+
+
+def train_one(composed: DictConfig) -> Outcome:
+    """Train one composed configuration; a job of a sweep gets a folder of its own."""
+    config: TrainConfig = to_config(composed)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        name = hydra_config.job.override_dirname or str(hydra_config.job.num)
+        config = replace(config, exp_id=f"{config.exp_id}/{name}")
+    team = join(config.device)
+    try:
+        return train(config, team.device, team)
+    finally:
+        if team.size > 1:
+            dist.destroy_process_group()
+
+
+def join(device: str) -> Team:
+    """This process's place among those that torchrun started, alone without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Team(device=cli.pick_device(device))
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    on_gpu = cli.pick_device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    return Team(rank, size, torch.device("cuda", local) if on_gpu else torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    cli.run(main)
