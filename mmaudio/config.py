@@ -117,7 +117,7 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Running average of the adapter, which is then the one evaluated and saved; 0 is none, 0.99 suits 500 steps."""
     amp: bool = True
-    """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, CPUs with AMX."""
+    """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, newer CPUs."""
     gradient_checkpointing: bool = False
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False

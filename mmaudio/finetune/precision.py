@@ -7,21 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
+from mmaudio.generation.sampler import fast_dtype
+
 
 def compute_dtype(device: torch.device, amp: bool) -> torch.dtype:
     """bfloat16 where `amp` asks for it and the machine has instructions for it, else float32.
 
-    On a CPU with AVX512_BF16 a step of `small_16k` takes 0.7 times as long as in float32. Without such instructions
-    bfloat16 is emulated, and slower.
+    Without such instructions bfloat16 is emulated, and slower.
     """
-    return torch.bfloat16 if amp and fast_bfloat16(device) else torch.float32
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively: GPUs from 2020 on, CPUs with AVX512_BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return fast_dtype(device) if amp else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

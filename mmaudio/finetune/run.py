@@ -89,9 +89,7 @@ def begin(run: Run, resumed: bool) -> None:
     say(memory_line(state, run.clips, None if run.held is None else run.held.clips, config))
     say(f"computing:  on {run.team.device} in {str(dtype).removeprefix('torch.')}, processes: {run.team.size}")
     if config.warmup_steps >= config.steps:
-        say(
-            f"warm-up:    warmup_steps={config.warmup_steps} are not over after {config.steps} steps: a low rate all along"
-        )
+        say(f"warm-up:    warmup_steps={config.warmup_steps}, more than there are steps: low rates throughout")
     run.tracker.samples = samples(run, dtype)
     if resumed:
         say(f"resumed:    at step {state.step} of {config.steps}, from {run.files.state}")
