@@ -8,38 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_base import MODEL, make_base, make_video
 
 import evaluate_lora
 from mmaudio import adapters
 from mmaudio.data.clips import Clip, LeftOut, left_out_path, write_clips, write_left_out
 from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
-from mmaudio.data.mux import write_video
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.evaluation import measure
 from mmaudio.evaluation.evaluate import refuse_trained
 from mmaudio.evaluation.general import spread
-from mmaudio.features.vae import build_vae
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import lengths, model_spec
 from mmaudio.weights import file_hash
 
-MODEL = "tiny_16k"
 SECONDS = 2.0
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")
 SPLITS = ("test", "test", "test", "train")
 ENCODERS = {"codec": f"{MODEL}:0", "clip": f"{MODEL}:0", "sync": f"{MODEL}:0"}
-
-
-def make_video(path: Path, seed: int, seconds: float) -> None:
-    rng = np.random.default_rng(seed)
-    sound = 0.01 * rng.normal(size=round(seconds * 16_000))
-    for start in rng.uniform(0, seconds - 0.2, 6):
-        sound[int(start * 16_000) :][:800] += rng.uniform(-0.8, 0.8, 800)
-    frames = (np.full((48, 64, 3), 40 + index % 100, np.uint8) for index in range(round(seconds * 25)))
-    write_video(path, frames, 25, sound.clip(-1, 1), 16_000)
 
 
 def random_features(clips: int, generator: torch.Generator) -> Features:
@@ -56,17 +44,6 @@ def random_features(clips: int, generator: torch.Generator) -> Features:
         draw(size.sync, network.sync_dim),
         draw(network.text_tokens, network.text_dim),
     )
-
-
-def make_base(folder: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    network, vae = build_network(MODEL), build_vae(model_spec(MODEL).codec.name)
-    for parameter in network.parameters():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    vae.data_mean.fill_(-3.0)
-    folder.mkdir()
-    save_file(network.state_dict(), folder / "network.safetensors")
-    save_file(vae.state_dict(), folder / "vae.safetensors")
 
 
 def make_adapter(path: Path, weights: Path) -> None:
@@ -108,7 +85,7 @@ def place(tmp_path_factory):
         clips += own
     write_clips(root / "clips.tsv", clips)
     write_left_out(left_out_path(root / "clips.tsv"), [LeftOut("notes.txt", "no video file (.txt)")])
-    make_base(root / "weights")
+    make_base(root / "weights", encoders=False)
     folder = root / "exp" / "lora_checkpoints"
     folder.mkdir(parents=True)
     make_adapter(folder / "best_lora.pt", root / "weights")
@@ -208,6 +185,24 @@ def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
     assert not (output / ".evaluation").exists()
 
 
+def test_what_was_forgotten_is_measured_on_other_videos(place, tmp_path):
+    videos, base = tmp_path / "general", tmp_path / "weights"
+    make_base(base)
+    videos.mkdir()
+    for seed in range(3):
+        make_video(videos / f"{seed}.mp4", seed, 8.2)
+        (videos / f"{seed}.txt").write_text("noise")
+    where = ["--general_videos", str(videos), "--weights", str(base), "--output", str(tmp_path / "out")]
+    evaluate_lora.main(command(place, *where, "--max_clips", "1", "--steps", "1"))
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    forgetting = results["forgetting"]
+    assert set(forgetting) == set(results["metrics"])
+    assert (forgetting["mel_l1"]["clips"], forgetting["mel_l1"]["videos"]) == (3, 3)
+    assert results["metrics"]["mel_l1"]["verdict"] == "cannot tell" and results["metrics"]["mel_l1"]["interval"] is None
+    html = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "Too few held-out videos for a verdict" in html and "3 clips from 3 videos" in html
+
+
 def test_losses_and_sounds_do_not_depend_on_the_batch(place):
     sampler = load_sampler(MODEL, place / "weights")
     sampler.network.set_duration(SECONDS)
@@ -228,7 +223,8 @@ def test_the_loss_of_a_network_without_output_is_known(place):
         parameter.zero_()
     features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
     losses = measure.velocity_losses(sampler, features, measure.Draws(), "loss")
-    expected = features.mean.square().mean((1, 2)) + features.std.square().mean((1, 2)) + 1  # E (x1 - x0)^2
+    mean = features.mean - sampler.network.latent_mean
+    expected = mean.square().mean((1, 2)) + features.std.square().mean((1, 2)) + 1  # E (x1 - x0)^2
     assert losses == pytest.approx(expected.tolist(), rel=0.1)
 
 

@@ -4,29 +4,21 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from random_base import MODEL, make_base, make_video
 
-from mmaudio.errors import ConfigError
-from mmaudio.features.vae import build_vae
+from mmaudio.adapters import AdapterFile, write_adapter
+from mmaudio.errors import ConfigError, DataError
+from mmaudio.generation.__main__ import main
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.generation.sound import write_sound
+from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.model.networks import build_network
-from mmaudio.model.spec import model_spec
-
-MODEL = "tiny_16k"
 
 
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    generator = torch.Generator().manual_seed(0)
-    network, vae = build_network(MODEL), build_vae(model_spec(MODEL).codec.name)
-    for parameter in network.parameters():  # a fresh network's velocity is zero
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    network.latent_mean += 0.5
-    vae.data_mean.fill_(-3.0)
-    save_file(network.state_dict(), folder / "network.safetensors")
-    save_file(vae.state_dict(), folder / "vae.safetensors")
+    make_base(folder, encoders=False)
     loaded = load_sampler(MODEL, folder)
     loaded.network.set_duration(1.0)
     return loaded
@@ -107,3 +99,85 @@ def test_a_sound_file_holds_the_samples(tmp_path, suffix):
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"\.flac or \.wav"):
         write_sound(tmp_path / "sound.mp3", np.zeros(4), 16_000)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    make_base(folder)
+    make_video(folder / "clip.mp4", 0, 1.5)
+    return folder
+
+
+def generated(base, output, *more):
+    arguments = ["--model", MODEL, "--weights", str(base), "--steps", "2", "--device", "cpu", "--output", str(output)]
+    assert main([*arguments, *more]) == 0
+
+
+def seconds_of(path, kind):
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        return float(stream.duration * stream.time_base)
+
+
+def test_a_video_gets_its_sound(base, tmp_path, capsys):
+    video = base / "clip.mp4"
+    generated(base, tmp_path / "out", "--video", str(video), "--prompt", "a ball bounces", "--negative_prompt", "hum")
+    sound, film = tmp_path / "out" / "clip.flac", tmp_path / "out" / "clip.mp4"
+    assert capsys.readouterr().out.split() == [str(sound), str(film)]
+    assert seconds_of(sound, "audio") == pytest.approx(1.5, abs=0.04)
+    assert seconds_of(film, "video") == pytest.approx(1.5, abs=0.04)
+    assert seconds_of(film, "audio") == pytest.approx(1.5, abs=0.1)
+    with av.open(str(video)) as a, av.open(str(film)) as b:
+        packets = [[bytes(packet) for packet in source.demux(video=0) if packet.size] for source in (a, b)]
+    assert packets[0] == packets[1]
+
+
+def test_seed_prompt_and_video_all_matter(base, tmp_path):
+    video = ["--video", str(base / "clip.mp4")]
+    takes = {
+        "plain": [*video],
+        "again": [*video],
+        "seed": [*video, "--seed", "1"],
+        "prompt": [*video, "--prompt", "a dog barks"],
+        "text": ["--prompt", "a dog barks", "--seconds", "1.48"],
+    }
+    for name, more in takes.items():
+        generated(base, tmp_path / f"{name}.wav", *more)
+    files = {name: (tmp_path / f"{name}.wav").read_bytes() for name in takes}
+    assert files["plain"] == files["again"]
+    assert len(set(files.values())) == 4
+
+
+def test_an_adapter_acts_by_its_strength(base, tmp_path):
+    network = build_network(MODEL)
+    adapted = add_lora(network, LoRAConfig(rank=2), torch.Generator().manual_seed(0))
+    for name, parameter in adapted.named_parameters():
+        parameter.data += 0.1 * ("lora_B" in name)
+    targets = expand_targets(build_network(MODEL), LoRAConfig().target_modules)
+    write_adapter(tmp_path / "x.pt", AdapterFile(LoRAConfig(rank=2), adapter_state(adapted), MODEL, "", targets))
+    text = ["--prompt", "a dog barks", "--seconds", "1"]
+    generated(base, tmp_path / "base.wav", *text)
+    for strength in ("0", "0.5", "1"):
+        generated(
+            base, tmp_path / f"{strength}.wav", *text, "--adapter", str(tmp_path / "x.pt"), "--strength", strength
+        )
+    files = {name: (tmp_path / f"{name}.wav").read_bytes() for name in ("base", "0", "0.5", "1")}
+    assert files["base"] == files["0"]
+    assert len(set(files.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "words"),
+    [
+        ([], ConfigError, "neither a video nor a prompt"),
+        (["--video", "VIDEO", "--start", "1.2"], DataError, "at least 0.64 s"),
+        (["--video", "VIDEO", "--output", "sound.mp3"], ConfigError, "ends in .flac, .wav, .mp4"),
+        (["--prompt", "rain", "--output", "sound.mp4"], ConfigError, "no --video"),
+        (["--prompt", "rain", "--model", "tiny_17k"], ConfigError, "did you mean 'tiny_16k'"),
+        (["--prompt", "rain", "--steps", "0"], ConfigError, "steps=0"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_named(base, tmp_path, more, error, words):
+    with pytest.raises(error, match=words):
+        generated(base, tmp_path, *[str(base / "clip.mp4") if word == "VIDEO" else word for word in more])
