@@ -1,0 +1,75 @@
+"""The sample videos: scenes of the demo's domain, every kind of object in several of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmaudio.data.mux import write_video
+from mmaudio.data.video import probe
+from mmaudio.errors import DataError
+from mmaudio.synthetic.domains import DEMO
+from mmaudio.synthetic.scenes import actor_of, stage
+from mmaudio.synthetic.world import render
+
+CASTS = ((0,), (1, 5), (2, 3), (4, 0), (3, 5), (1, 2), (0, 2), (4, 3), (1,), (0, 5), (2, 4), (3, 1))
+"""Kinds of the demo's domain that appear in video 0, 1, ...; whatever is held out is seen elsewhere too."""
+FPS = (25, 30, 24)
+SIZE = 96
+"""Side of a picture in pixels."""
+RATE = 48_000
+EVENTS_PER_SECOND = 1.1
+
+
+@dataclass(frozen=True)
+class DemoVideo:
+    """One video to be made."""
+
+    path: Path
+    number: int
+    seconds: float
+    seed: int
+
+
+def demo_videos(folder: Path, count: int, seconds: float, seed: int) -> list[DemoVideo]:
+    """The videos of a demo folder; the same numbers give the same files."""
+    return [DemoVideo(folder / f"demo_{seed}_{number:02d}.mp4", number, seconds, seed) for number in range(count)]
+
+
+def write_demo_video(video: DemoVideo) -> DemoVideo:
+    """Draw, sound and write one video, then its caption beside it."""
+    generator = np.random.default_rng((video.seed, video.number))
+    cast = CASTS[video.number % len(CASTS)]
+    rate = EVENTS_PER_SECOND / len(cast) ** 0.5
+    actors = [actor_of(DEMO.kinds[kind], rate, video.seconds, generator) for kind in cast]
+    scene = stage(DEMO, actors, video.seconds, generator)
+    fps = FPS[video.number % len(FPS)]
+    rendered = render(scene, fps, SIZE, RATE, generator)
+    write_video(video.path, rendered.frames, fps, rendered.waveform, RATE)
+    video.path.with_suffix(".txt").write_text(rendered.caption + "\n", encoding="utf-8")
+    return video
+
+
+def is_made(video: DemoVideo) -> bool:
+    """Whether the file and its caption are there, whole and of the right length."""
+    if not (video.path.is_file() and video.path.with_suffix(".txt").is_file()):
+        return False
+    try:
+        return abs(probe(video.path).duration - video.seconds) < 0.1
+    except DataError:
+        return False
+
+
+def make_demo_videos(videos: list[DemoVideo], processes: int) -> Iterator[DemoVideo]:
+    """Write the videos in that many processes and yield each when it is done."""
+    if processes == 1 or len(videos) < 2:
+        yield from map(write_demo_video, videos)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(videos)), mp_context=context) as pool:
+        yield from pool.map(write_demo_video, videos)
