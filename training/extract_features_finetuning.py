@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from mmaudio import cli
 from mmaudio.data.features import encoder_names
 from mmaudio.errors import ConfigError
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> int:
     device = cli.pick_device(args.device)
     if device.type == "cuda" and device.index is None and share[1] > 1:
         device = cli.pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core decodes meanwhile
     names = ", ".join(encoder_names(model_spec(model)).values())
     print(f"extracting for {model} ({names}) on {device}", flush=True)
     report = extract(

@@ -28,6 +28,7 @@ from mmaudio.model.spec import ModelSpec, model_spec
 VERSION = 1
 """Raised whenever the code computes other features from the same input."""
 _HEADER = "mmaudio"
+"""The one entry of a shard's metadata, JSON: safetensors writes several entries in random order."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,10 @@ def write_shard(path: Path, header: Header, features: Features | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {} if features is None else features.map(Tensor.contiguous).tensors()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.touch()
+    usual_mode = part.stat().st_mode  # safetensors makes files that only their owner can read
     save_file(tensors, part, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
+    part.chmod(usual_mode)
     part.replace(path)
 
 

@@ -111,7 +111,7 @@ def _spans(path: Path, settings: ScanSettings) -> list[Span]:
         raise DataError(f"{path.name}: no sound")
     end = picture_end(info)
     waveform, rate = read_audio(path, info)
-    reached = max(end, len(waveform) / rate) if info.stated == "file" else end
+    reached = info.origin + max(end, len(waveform) / rate) if info.stated == "file" else end
     if info.stated and info.duration - reached > LACKING:
         raise DataError(f"{path.name}: cut off: {info.duration:.2f} s are stated, it ends after {reached:.2f} s")
     count = _count(end, settings)

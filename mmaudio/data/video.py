@@ -37,7 +37,7 @@ class VideoInfo:
     duration: float
     """Stated length in seconds; 0 where the file does not state it."""
     stated: str
-    """What `duration` is of: `picture`, `file` (the longest stream), or empty where it is no more than a guess."""
+    """What `duration` is of: `picture`, `file` (from time stamp 0 on), or empty where it is no more than a guess."""
     origin: float
     """Time stamp of the first frame in seconds; what is called time elsewhere is counted from it."""
     fps: float

@@ -1,0 +1,85 @@
+"""Videos for tests: a moving square with a tone, written as real files in a fraction of a second."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from mmaudio.data.mux import write_video
+from mmaudio.features.clip import build_clip
+from mmaudio.features.synchformer import build_synchformer
+from mmaudio.features.vae import build_vae
+
+RATE = 16_000
+
+
+def level(index):
+    """The grey level of frame number `index`: it tells neighbouring frames apart after H.264."""
+    return (index * 40) % 200 + 20
+
+
+def frames(count, side=64):
+    """`count` even grey frames, each of its own level."""
+    for index in range(count):
+        yield np.full((side, side, 3), level(index), np.uint8)
+
+
+def tone(seconds, rate=RATE, amplitude=0.5):
+    """A 440 Hz tone (samples,)."""
+    return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def make_video(path, seconds=8.0, fps=25, amplitude=0.5, sound=True, side=64):
+    """A video with a tone of `amplitude`; `sound=False`: without a sound track."""
+    waveform = tone(seconds, amplitude=amplitude) if sound else None
+    write_video(path, frames(round(seconds * fps), side), fps, waveform, RATE)
+    return path
+
+
+def cut_off(source, target, share=0.5):
+    """The first `share` of a file whose index is moved to its head first, as downloads have it."""
+    moved = Path(target).with_suffix(".moved.mp4")
+    with av.open(str(source)) as old, av.open(str(moved), "w", options={"movflags": "+faststart"}) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                new.mux(packet)
+    content = moved.read_bytes()
+    moved.unlink()
+    Path(target).write_bytes(content[: round(len(content) * share)])
+    return target
+
+
+def variable_rate_video(path, stamps):
+    """A video without sound whose frame number i is shown at `stamps[i]` seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000, options={"crf": "10"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for pixels, stamp in zip(frames(len(stamps)), stamps, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(stamp * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def random_encoders(folder):
+    """Weights files of tiny_16k's encoders with random values, in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        states = {
+            "vae": build_vae("tiny_16k").state_dict(),
+            "clip": build_clip("tiny_16k").model.state_dict(),
+            "synchformer": build_synchformer("tiny_16k").state_dict(),
+        }
+    for name, state in states.items():
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    return folder

@@ -1,0 +1,71 @@
+"""The sound of a video: on the picture's time axis, resampled without loss, cut to the exact sample."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media import RATE, make_video, tone
+
+from mmaudio.data.audio import audio_window, read_audio, resample_audio
+from mmaudio.data.mux import write_video
+from mmaudio.data.video import probe
+from mmaudio.errors import DataError
+
+
+def test_all_channels_are_averaged(tmp_path):
+    sound = np.stack([tone(2), np.zeros(2 * RATE, np.float32)])
+    write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 50, 25, sound, RATE)
+    waveform, rate = read_audio(tmp_path / "a.mp4")
+    assert rate == RATE
+    assert waveform.dtype == torch.float32
+    assert float(waveform[RATE // 2 : RATE].abs().max()) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 0.75])
+def test_sample_zero_is_the_first_picture(tmp_path, shift):
+    """A click 1 s after the first picture is found there, wherever the two streams begin."""
+    clicks = np.zeros(3 * RATE, np.int16)
+    clicks[round((1 - shift) * RATE) :][:200] = 20_000
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for index in range(50):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 25 + index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        block = av.AudioFrame.from_ndarray(clicks[None], format="s16", layout="mono")
+        block.sample_rate, block.time_base, block.pts = RATE, Fraction(1, RATE), round((1 + shift) * RATE)
+        container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    waveform, _ = read_audio(tmp_path / "a.mkv")
+    assert int(waveform.abs().argmax()) == pytest.approx(RATE, abs=RATE // 500)
+
+
+def test_a_video_without_sound_is_said(tmp_path):
+    path = make_video(tmp_path / "a.mp4", 1, sound=False)
+    with pytest.raises(DataError, match=r"a\.mp4: no sound"):
+        read_audio(path, probe(path))
+
+
+def test_resampling_keeps_a_tone_and_its_time():
+    sound = torch.from_numpy(tone(1, 44_100))
+    resampled = resample_audio(sound, 44_100, RATE)
+    assert resampled.shape == (RATE,)
+    torch.testing.assert_close(resampled[800:-800], torch.from_numpy(tone(1))[800:-800], atol=1e-3, rtol=0)
+    assert resample_audio(sound, 44_100, 44_100) is sound
+
+
+def test_a_window_has_the_exact_samples_and_peak():
+    ramp = torch.arange(100, dtype=torch.float32)
+    assert audio_window(ramp, 10, 2.0, 5, peak=None).tolist() == [20, 21, 22, 23, 24]
+    assert audio_window(ramp, 10, 2.04, 5, peak=None)[0] == 20
+    end = audio_window(ramp, 10, 9.8, 5)
+    assert end.tolist() == pytest.approx([0.95 * 98 / 99, 0.95, 0, 0, 0])
+    assert audio_window(torch.zeros(100), 10, 0.0, 5).tolist() == [0] * 5
