@@ -6,6 +6,7 @@ T frames, S pixels a side, P pixels a side of the patch around an object.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from mmaudio.synthetic.motion import BORDER
 from mmaudio.synthetic.scenes import Actor, Scene
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 CHUNK = 64
 """Frames drawn at once."""
 Distance = Callable[[Array, Array], Array]
@@ -21,12 +22,14 @@ Distance = Callable[[Array, Array], Array]
 
 
 def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
-    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    distance: Array = np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    return distance
 
 
 def _polar(x: Array, y: Array, lobes: int, mean: float, swing: float) -> Array:
     """An outline whose radius swings `lobes` times around a mean."""
-    return (np.hypot(x, y) - mean - swing * np.cos(lobes * np.arctan2(x, -y))) * np.float32(0.75)
+    distance: Array = (np.hypot(x, y) - mean - swing * np.cos(lobes * np.arctan2(x, -y))) * np.float32(0.75)
+    return distance
 
 
 def _polygon(x: Array, y: Array, sides: int) -> Array:
@@ -40,11 +43,13 @@ def _polygon(x: Array, y: Array, sides: int) -> Array:
 def _heart(x: Array, y: Array) -> Array:
     lobes = np.hypot(np.abs(x) - 0.42, y + 0.3) - 0.5
     tip = np.maximum((np.abs(x) + y) / 1.42 - 0.62, -y - 0.3)
-    return np.minimum(lobes, tip)
+    distance: Array = np.minimum(lobes, tip)
+    return distance
 
 
 def _lamp(x: Array, y: Array) -> Array:
-    return np.minimum(np.hypot(x, y + 0.25) - 0.68, _box(x, y - 0.68, 0.3, 0.3))
+    distance: Array = np.minimum(np.hypot(x, y + 0.25) - 0.68, _box(x, y - 0.68, 0.3, 0.3))
+    return distance
 
 
 SHAPES: dict[str, Distance] = {

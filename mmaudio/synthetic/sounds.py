@@ -22,7 +22,8 @@ def noise_band(samples: int, frequency: float, octaves: float, rate: int, genera
     with np.errstate(divide="ignore"):
         distance = np.log2(np.fft.rfftfreq(size, 1 / rate) / frequency) / (octaves / 2)
     band: Array = np.fft.irfft(spectrum * np.exp(-0.5 * distance**2), size)[:samples]
-    return band / (band.std() + 1e-9)
+    band /= band.std() + 1e-9
+    return band
 
 
 def struck(timbre: Timbre, rate: int, generator: np.random.Generator) -> Array:
@@ -40,7 +41,8 @@ def struck(timbre: Timbre, rate: int, generator: np.random.Generator) -> Array:
     if timbre.noise:
         sound += 0.5 * timbre.noise * noise_band(len(times), timbre.frequency, timbre.octaves, rate, generator)
     sound *= np.minimum(times / ATTACK, 1.0) * np.exp(-times / timbre.decay)
-    return sound / (np.abs(sound).max() + 1e-9)
+    sound /= np.abs(sound).max() + 1e-9
+    return sound
 
 
 def hum(timbre: Timbre, loudness: Array, rate: int, generator: np.random.Generator) -> Array:
@@ -51,4 +53,5 @@ def hum(timbre: Timbre, loudness: Array, rate: int, generator: np.random.Generat
         sound += amplitude * np.sin(2 * np.pi * (ratio * timbre.frequency * times + generator.random()))
     if timbre.noise:
         sound += 0.5 * timbre.noise * noise_band(len(times), timbre.frequency, timbre.octaves, rate, generator)
-    return sound * loudness / 1.5
+    sound *= loudness / 1.5
+    return sound

@@ -39,7 +39,9 @@ def sound_of(scene: Scene, rate: int, generator: np.random.Generator) -> npt.NDA
                 continue
             strike = 0.7 * event.strength * sounds.struck(actor.kind.timbre, rate, generator)
             waveform[start : start + len(strike)] += strike[: len(times) - start]
-    return (0.9 * waveform / max(1.0, np.abs(waveform).max())).astype(np.float32)
+    loudest: float = max(1.0, np.abs(waveform).max())
+    samples: npt.NDArray[np.float32] = (0.9 / loudest * waveform).astype(np.float32)
+    return samples
 
 
 def render(scene: Scene, fps: int, size: int, rate: int, generator: np.random.Generator) -> Rendered:
