@@ -1,0 +1,231 @@
+"""Extraction: right rows for every clip, nothing redone that is valid, the same bits after a kill."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from media import make_video, random_encoders
+from safetensors.torch import load_file, save_file
+
+from mmaudio.data.clips import Clip, read_clips, write_clips
+from mmaudio.data.features import read_header, shard_path
+from mmaudio.errors import ConfigError, DataError, WeightsError
+from mmaudio.features.encoders import encode_video, load_encoders
+from mmaudio.features.extraction import encode_clips, extract
+from mmaudio.model.spec import MODELS, lengths
+
+SCRIPT = Path(__file__).parents[1] / "training" / "extract_features_finetuning.py"
+MODEL = "tiny_16k"
+SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return random_encoders(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def encoders(weights):
+    return load_encoders(MODEL, weights)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three videos and their table: two clips of `a.mp4`, one each of the others."""
+    for name, fps in (("a.mp4", 24), ("b.mp4", 25), ("c.mp4", 30)):
+        make_video(tmp_path / name, 2, fps)
+    clips = [clip("a.mp4", 0.0), clip("a.mp4", 0.5, "a bell"), clip("b.mp4", 0.0), clip("c.mp4", 0.25)]
+    write_clips(tmp_path / "clips.tsv", clips)
+    return tmp_path
+
+
+def clip(video, start, caption="a tone"):
+    return Clip(f"{video[0]}_{start}", video, start, start + SECONDS, caption, "train", -3.0, -20.0, 0.0)
+
+
+def run(folder, weights, **options):
+    return extract(folder / "clips.tsv", folder, folder / "features", MODEL, weights, **options)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "features").iterdir())}
+
+
+def change(folder, number, **changes):
+    """Change one clip of the table."""
+    clips = read_clips(folder / "clips.tsv")
+    clips[number] = replace(clips[number], **changes)
+    write_clips(folder / "clips.tsv", clips)
+
+
+def test_a_shard_holds_the_features_of_every_clip(folder, weights, encoders):
+    report = run(folder, weights)
+    assert (report.made, report.valid, report.clips, report.left_out) == (3, 0, 4, [])
+    size, spec = lengths(MODELS[MODEL].codec, SECONDS), MODELS[MODEL]
+    shard = load_file(shard_path(folder / "features", "a.mp4"))
+    assert shard["mean"].shape == shard["std"].shape == (2, size.latent, spec.codec.latent_dim)
+    assert shard["clip_features"].shape == (2, size.clip, spec.clip.image_dim)
+    assert shard["sync_features"].shape == (2, size.sync, spec.sync.width)
+    assert shard["text_features"].shape == (2, 77, spec.clip.text_dim)
+    assert all(tensor.dtype == torch.float32 for tensor in shard.values())
+    header = read_header(shard_path(folder / "features", "a.mp4"))
+    assert (header.clip_ids, header.captions) == (["a_0.0", "a_0.5"], ["a tone", "a bell"])
+    for row, start in enumerate((0.0, 0.5)):
+        stills, motion = encode_video(folder / "a.mp4", encoders, SECONDS, start)
+        torch.testing.assert_close(shard["clip_features"][row], stills[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shard["sync_features"][row], motion[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(shard["text_features"], encoders.texts(["a tone", "a bell"]), atol=1e-5, rtol=1e-4)
+    assert not torch.equal(shard["mean"][0], shard["mean"][1])
+
+
+def test_a_second_run_redoes_nothing_and_the_same_input_gives_the_same_bits(folder, weights):
+    run(folder, weights)
+    before = contents(folder)
+    stamps = [path.stat().st_mtime_ns for path in sorted((folder / "features").iterdir())]
+    report = run(folder, weights)
+    assert (report.made, report.valid, report.clips) == (0, 3, 4)
+    assert stamps == [path.stat().st_mtime_ns for path in sorted((folder / "features").iterdir())]
+    shard_path(folder / "features", "a.mp4").unlink()
+    assert run(folder, weights).made == 1
+    assert contents(folder) == before
+
+
+def test_only_what_changed_is_redone(folder, weights, tmp_path_factory):
+    run(folder, weights)
+    before = contents(folder)
+    change(folder, 2, caption="a gong")
+    report = run(folder, weights)
+    assert (report.made, report.texts, report.valid) == (0, 1, 2)
+    path = shard_path(folder / "features", "b.mp4")
+    after = load_file(path)
+    old = folder / "old.safetensors"
+    old.write_bytes(before[path.name])
+    same = {name: torch.equal(tensor, after[name]) for name, tensor in load_file(old).items()}
+    assert same == {**dict.fromkeys(same, True), "text_features": False}
+
+    change(folder, 3, start=0.5, end=1.5, id="c_0.5")
+    assert run(folder, weights).made == 1
+    make_video(folder / "b.mp4", 3, 25)
+    assert run(folder, weights).made == 1
+    path.write_bytes(path.read_bytes()[:1000])
+    assert run(folder, weights).made == 1
+    other = tmp_path_factory.mktemp("other")
+    for file in weights.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    state = load_file(other / "synchformer.safetensors")
+    save_file({key: value * 1.5 for key, value in state.items()}, other / "synchformer.safetensors")
+    assert run(folder, other).made == 3
+
+
+def test_a_broken_video_is_left_out_and_the_rest_goes_on(folder, weights):
+    (folder / "b.mp4").write_bytes((folder / "b.mp4").read_bytes()[:3000])
+    make_video(folder / "c.mp4", 0.6)
+    report = run(folder, weights)
+    reasons = {row.video: row.reason for row in report.left_out}
+    assert reasons.keys() == {"b.mp4", "c.mp4"}
+    assert "cut off" in reasons["b.mp4"]
+    assert "the picture ends at 0.60 s" in reasons["c.mp4"]
+    assert (report.made, report.clips) == (3, 2)
+    again = run(folder, weights)
+    assert (again.valid, {row.video: row.reason for row in again.left_out}) == (3, reasons)
+    make_video(folder / "b.mp4", 2)
+    mended = run(folder, weights)
+    assert (mended.made, [row.video for row in mended.left_out]) == (1, ["c.mp4"])
+
+
+def test_features_outlive_their_videos(folder, weights):
+    run(folder, weights)
+    (folder / "a.mp4").unlink()
+    report = run(folder, weights)
+    assert (report.valid, report.left_out) == (3, [])
+    shard_path(folder / "features", "a.mp4").unlink()
+    assert [row.reason for row in run(folder, weights).left_out] == ["not there any more"]
+
+
+def test_mistakes_are_said_before_any_work(folder, weights, tmp_path):
+    with pytest.raises(DataError, match="none of the table's 3 videos is there"):
+        extract(folder / "clips.tsv", weights, folder / "features", MODEL, weights)
+    with pytest.raises(WeightsError, match="not found"):
+        extract(folder / "clips.tsv", folder, folder / "features", "small_16k", tmp_path)
+    with pytest.raises(ConfigError, match="did you mean"):
+        extract(folder / "clips.tsv", folder, folder / "features", "small_16", tmp_path)
+    change(folder, 0, end=1.5)
+    with pytest.raises(DataError, match="durations"):
+        run(folder, weights)
+    assert not (folder / "features").exists()
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes(b"")
+    change(folder, 0, end=1.0)
+    with pytest.raises(DataError, match="no clip could be used"):
+        run(folder, weights)
+
+
+def test_processes_divide_the_videos(folder, weights):
+    shares = [run(folder, weights, share=(rank, 2)) for rank in range(2)]
+    assert sorted(report.made for report in shares) == [1, 2]
+    assert run(folder, weights).valid == 3
+
+
+def test_sound_reaches_past_the_clip_and_keeps_its_place(folder, encoders):
+    clips = [clip("a.mp4", 0.0), clip("a.mp4", 1.0)]
+    both = encode_clips(folder / "a.mp4", clips, encoders)
+    alone = encode_clips(folder / "a.mp4", clips[1:], encoders)
+    torch.testing.assert_close(both.mean[1:], alone.mean, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(both.sync_features[1:], alone.sync_features, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_finished_before_an_interruption_stays(folder, weights):
+    def interrupted(jobs):
+        yield jobs[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, weights, progress=interrupted)
+    kept = contents(folder)
+    assert len(kept) == 1
+    report = run(folder, weights)
+    assert (report.made, report.valid) == (2, 1)
+    assert kept.items() <= contents(folder).items()
+
+
+@pytest.mark.slow
+def test_a_kill_loses_at_most_the_video_in_work(folder, weights):
+    """SIGKILL as soon as the first shard is there; the second run does the rest, bit for bit as without the kill."""
+    command = [
+        sys.executable, str(SCRIPT), "--input_tsv", str(folder / "clips.tsv"), "--video_root", str(folder),
+        "--output_dir", str(folder / "features"), "--model", MODEL, "--weights", str(weights), "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list((folder / "features").glob("[!.]*.safetensors")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    kept = contents(folder)
+    whole = [name for name in kept if name.endswith(".safetensors")]
+    assert len(whole) >= 1
+
+    spec = importlib.util.spec_from_file_location("extract_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert module.main(command[2:]) == 0
+        after = {name: content for name, content in contents(folder).items() if name.endswith(".safetensors")}
+        assert len(after) == 3
+        assert all(after[name] == kept[name] for name in whole)
+        for path in (folder / "features").iterdir():
+            path.unlink()
+        assert module.main(command[2:]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert contents(folder) == after

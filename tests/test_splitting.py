@@ -1,0 +1,245 @@
+"""Splitting: every file is used or named with its reason, the counts add up, and nothing leaks from training."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media import RATE, cut_off, frames, make_video, tone
+
+from mmaudio.data.clips import find_videos, left_out_path, read_clips, read_left_out
+from mmaudio.data.mux import write_video
+from mmaudio.data.scanning import ScanSettings, ScanStore, Span, scan_video
+from mmaudio.data.splitting import SplitSettings, divide, split_folder
+from mmaudio.errors import ConfigError, DataError
+
+SCRIPT = Path(__file__).parents[1] / "training" / "split_videos_for_finetuning.py"
+SETTINGS = ScanSettings(seconds=1.0, stride=0.5)
+
+
+def split_command(*arguments):
+    """The command's exit status, run in this process."""
+    spec = importlib.util.spec_from_file_location("split_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    """A folder with everything that goes wrong, clips of 1 s in mind."""
+    root = tmp_path_factory.mktemp("messy videos")
+    for name in ("a.mp4", "b é's.mp4", "c.mp4", "d.mp4"):
+        make_video(root / name, 2)
+    (root / "a.txt").write_text("a bell\nrings \n")
+    make_video(root / "no sound.mp4", 2, sound=False)
+    make_video(root / "short.mp4", 0.5)
+    make_video(root / "silent.mp4", 2, amplitude=0.0)
+    cut_off(root / "a.mp4", root / "cut.mp4")
+    (root / "half.mp4").write_bytes((root / "a.mp4").read_bytes()[:4000])
+    (root / "notes.mp4").write_text("these are notes, no video\n" * 50)
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "picture.jpg").write_bytes(b"\xff\xd8\xff")
+    (root / ".hidden.mp4").write_bytes(b"")
+    half_silent = np.concatenate([tone(1.0), np.zeros(2 * RATE, np.float32)])
+    write_video(root / "half silent.mp4", frames(75), 25, half_silent, RATE)
+    return root
+
+
+REASONS = {
+    "cut.mp4": "cut off: 2.00 s are stated",
+    "empty.mp4": "an empty file",
+    "half.mp4": "cut off: the index",
+    "no sound.mp4": "no sound",
+    "notes.mp4": "no video",
+    "picture.jpg": "no video file (.jpg)",
+    "short.mp4": "shorter than a clip of 1 s",
+    "silent.mp4": "silent throughout",
+}
+
+
+def test_every_file_is_used_or_left_out_with_its_reason(messy, tmp_path):
+    result = split_folder(messy, SplitSettings(SETTINGS), ScanStore(tmp_path / "scans.jsonl"))
+    reasons = {row.video: row.reason for row in result.unused}
+    assert reasons.keys() == REASONS.keys()
+    for video, reason in REASONS.items():
+        assert reason in reasons[video]
+    assert result.found == result.used + len(result.unused) == 13
+    assert {row.video for row in result.unused_windows} == {"half silent.mp4"}
+    assert {row.reason for row in result.unused_windows} == {"silent"}
+    assert {clip.caption for clip in result.clips if clip.video == "a.mp4"} == {"a bell rings"}
+    assert {clip.caption for clip in result.clips if clip.video != "a.mp4"} == {""}
+    assert {clip.split for clip in result.clips} == {"train", "val", "test"}
+    splits = {clip.video: {other.split for other in result.clips if other.video == clip.video} for clip in result.clips}
+    assert all(len(split) == 1 for split in splits.values())
+
+
+def test_the_command_writes_tables_that_read_back_and_says_the_counts(messy, tmp_path, capsys):
+    table = tmp_path / "clips.tsv"
+    flags = ("--input_dir", messy, "--output_tsv", table, "--seconds", 1, "--stride", 0.5, "--prompt", "a\ttone")
+    assert split_command(*flags) == 0
+    said = capsys.readouterr().out
+    assert "found 13 files = 5 used + 8 left out (looked through 13, 0 had not changed)" in said
+    for video in REASONS:
+        assert f"left out: {video}: " in said
+    clips = read_clips(table)
+    assert {clip.caption for clip in clips} == {"a bell rings", "a tone"}
+    assert len({clip.id for clip in clips}) == len(clips)
+    assert f"= {len(clips)} clips + " in said
+    assert {row.video for row in read_left_out(left_out_path(table)) if row.start is None} == REASONS.keys()
+
+    before, stamp = table.read_bytes(), table.stat().st_mtime_ns
+    assert split_command(*flags) == 0
+    said = capsys.readouterr().out
+    assert "(looked through 0, 13 had not changed)" in said
+    assert "still valid" in said
+    assert (table.read_bytes(), table.stat().st_mtime_ns) == (before, stamp)
+
+
+def test_a_table_inside_the_folder_is_no_input(messy, tmp_path):
+    for path in find_videos(messy)[:4]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    flags = ("--input_dir", tmp_path, "--output_tsv", tmp_path / "clips.tsv", "--seconds", 1)
+    split_command(*flags)
+    before = (tmp_path / "clips.tsv").read_bytes()
+    split_command(*flags)
+    assert (tmp_path / "clips.tsv").read_bytes() == before
+    assert "clips" not in (tmp_path / "clips.left_out.tsv").read_text()
+
+
+def test_only_changed_files_are_looked_at_again(messy, tmp_path):
+    store = tmp_path / "scans.jsonl"
+    settings = SplitSettings(SETTINGS)
+    whole = split_folder(messy, settings, ScanStore(store))
+    lines = store.read_bytes().splitlines(keepends=True)
+    store.write_bytes(b"".join(lines[:5]) + lines[5][:30])  # killed while the sixth line was written
+    again = split_folder(messy, settings, ScanStore(store))
+    assert again.scanned == whole.found - 5
+    assert (again.clips, again.left_out) == (whole.clips, whole.left_out)
+    assert split_folder(messy, settings, ScanStore(store)).scanned == 0
+    assert split_folder(messy, SplitSettings(ScanSettings(1.0, 0.25)), ScanStore(store)).scanned == whole.found
+
+
+def test_nothing_usable_is_one_error_after_the_reasons(tmp_path, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    flags = ("--input_dir", videos, "--output_tsv", tmp_path / "clips.tsv")
+    with pytest.raises(DataError, match="no file in it"):
+        split_command(*flags)
+    (videos / "sub").mkdir()
+    with pytest.raises(DataError, match="sub-folders are not searched"):
+        split_command(*flags)
+    with pytest.raises(DataError, match="not there; a folder of videos"):
+        split_command("--input_dir", tmp_path / "none", *flags[2:])
+    make_video(videos / "short.mp4", 1)
+    with pytest.raises(DataError, match="none of its 1 files can be used"):
+        split_command(*flags)
+    assert "found 1 files = 0 used + 1 left out" in capsys.readouterr().out
+    assert not (tmp_path / "clips.tsv").exists()
+
+
+@pytest.mark.parametrize(("seconds", "windows"), [(7.9, 0), (8.0, 1), (11.9, 1), (12.0, 2), (32.0, 7)])
+def test_windows_of_8_s_every_4_s(tmp_path, seconds, windows):
+    path = tmp_path / "a.mp4"
+    write_video(path, frames(round(seconds * 10), side=16), 10, tone(seconds, 8000), 8000)
+    scan = scan_video(path, ScanSettings())
+    assert [span.start for span in scan.spans] == [4.0 * index for index in range(windows)]
+    assert bool(scan.reason) == (windows == 0)
+
+
+def test_the_sound_is_measured(tmp_path):
+    sound = np.concatenate([np.zeros(RATE // 2, np.float32), tone(0.5)])
+    write_video(tmp_path / "a.mp4", frames(25), 25, sound, RATE)
+    (span,) = scan_video(tmp_path / "a.mp4", ScanSettings(seconds=1.0)).spans
+    assert span.peak_db == pytest.approx(-6, abs=1)
+    assert span.rms_db == pytest.approx(-12, abs=0.5)
+    assert span.silence == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_window_whose_sound_ends_early_is_left_out(tmp_path):
+    write_video(tmp_path / "a.mp4", frames(75), 25, tone(1.2), RATE)
+    scan = scan_video(tmp_path / "a.mp4", ScanSettings(seconds=1.0, stride=1.0))
+    assert [bool(span.reason) for span in scan.spans] == [False, True, True]
+    assert "the sound ends at" in scan.spans[1].reason
+
+
+def windows(seconds):
+    """Windows of 8 s every 4 s of a video of that length."""
+    return [Span(4.0 * i, 4.0 * i + 8, -3.0, -20.0, 0.0) for i in range(int((seconds - 8) // 4) + 1)]
+
+
+def splits_of(divided):
+    return {video: next(iter(parts)) for video, parts in divided.items()}
+
+
+def test_whole_videos_are_held_out_and_few_move_when_one_is_added():
+    videos = {f"video {n}.mp4": windows(32) for n in range(20)}
+    divided, notes = divide(videos, SplitSettings())
+    counts = [list(splits_of(divided).values()).count(split) for split in ("train", "val", "test")]
+    assert counts == [14, 2, 4]
+    assert notes == []
+    assert all(parts[next(iter(parts))] == windows(32) for parts in divided.values())
+    more, _ = divide({**videos, "new.mp4": windows(32)}, SplitSettings())
+    before, after = splits_of(divided), splits_of(more)
+    assert sum(before[video] != after[video] for video in videos) <= 2
+    three, _ = divide({name: windows(8) for name in "abc"}, SplitSettings())
+    assert sorted(splits_of(three).values()) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_videos_are_divided_in_time_with_a_gap(count):
+    divided, notes = divide({str(n): windows(120) for n in range(count)}, SplitSettings())
+    assert notes == []
+    for parts in divided.values():
+        train, val, test = parts["train"], parts["val"], parts["test"]
+        assert val[0].start - train[-1].end >= 8
+        assert test[0].start - val[-1].end >= 8
+        assert len(train) > len(test) >= len(val) >= 1
+
+
+@pytest.mark.parametrize("seconds", [16, 24, 36])
+def test_a_short_video_holds_out_one_part_and_says_so(seconds):
+    divided, notes = divide({"a.mp4": windows(seconds)}, SplitSettings())
+    assert divided["a.mp4"].keys() == {"train", "test"}
+    assert divided["a.mp4"]["train"][-1].end <= divided["a.mp4"]["test"][0].start
+    assert "both" in notes[0]
+
+
+def test_two_clips_are_one_to_train_on_and_one_to_hold_out():
+    divided, notes = divide({"a.mp4": windows(10), "b.mp4": windows(10)}, SplitSettings())
+    assert sorted(splits_of(divided).values()) == ["test", "train"]
+    assert "held out, for validation and test both" in notes[0]
+
+
+def test_one_short_video_is_refused():
+    with pytest.raises(DataError, match=r"at least 16 s of usable video"):
+        divide({"a.mp4": windows(12)}, SplitSettings())
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in ({"val_ratio": -0.1}, {"val_ratio": 0.5, "test_ratio": 0.5}):
+        with pytest.raises(ConfigError, match="together below 1"):
+            SplitSettings(**wrong)
+    with pytest.raises(ConfigError, match=r"at least 0\.64 s"):
+        ScanSettings(seconds=0.5)
+    with pytest.raises(ConfigError, match="stride"):
+        ScanSettings(stride=0)
+
+
+def test_a_hand_made_table_is_checked(messy, tmp_path):
+    table = tmp_path / "clips.tsv"
+    split_command("--input_dir", messy, "--output_tsv", table, "--seconds", 1)
+    header, first, *rest = table.read_text().splitlines()
+    for wrong, reason in (
+        ([header, first, first], "twice"),
+        ([header, first.replace("train", "trian").replace("val", "vla").replace("test", "tset")], "line 2: split"),
+        ([header, first.replace("0.0", "zero", 1)], "line 2"),
+        (["id\tvideo", "a\tb"], "no column start"),
+    ):
+        table.write_text("\n".join([*wrong, *rest][:3]) + "\n")
+        with pytest.raises(DataError, match=reason):
+            read_clips(table)
+    with pytest.raises(DataError, match="split the videos first"):
+        read_clips(tmp_path / "none.tsv")
