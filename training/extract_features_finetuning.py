@@ -19,9 +19,8 @@ from mmaudio.data.features import encoder_names
 from mmaudio.errors import ConfigError
 from mmaudio.features.extraction import extract
 from mmaudio.model.spec import MODELS, model_spec
+from mmaudio.pipeline import MODES
 from mmaudio.progress import progress
-
-MODES = {"16k": "small_16k", "44k": "small_44k"}
 
 
 def parser() -> cli.Parser:
