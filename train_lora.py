@@ -11,6 +11,7 @@ Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -72,7 +73,7 @@ def train_one(composed: DictConfig) -> Outcome:
     config: TrainConfig = to_config(composed)
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        name = hydra_config.job.override_dirname or str(hydra_config.job.num)
+        name = re.sub(r"[^\w.,=-]+", "_", hydra_config.job.override_dirname) or str(hydra_config.job.num)
         config = replace(config, exp_id=f"{config.exp_id}/{name}")
     team = join(config.device)
     try:

@@ -76,7 +76,7 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
         lora_dropout=adapter.lora.dropout,
         target_modules=sorted(adapter.targets),
         bias="none",
-        base_model_name_or_path=adapter.base_model,
+        base_model_name_or_path=None,  # peft would look any name up on the Hugging Face hub
         inference_mode=True,
     )
     settings.save_pretrained(str(part))

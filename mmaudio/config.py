@@ -132,7 +132,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         model_spec(self.model)
-        if not re.fullmatch(r"[\w.-]+(/[\w.,=-]+)*", self.exp_id) or set(self.exp_id) <= {"."}:
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.,=-]*)*", self.exp_id):
             raise ConfigError(f"exp_id={self.exp_id!r}: it names a folder; letters, digits, dot, dash, underscore")
         if not self.custom_finetune:
             raise ConfigError("custom_finetune=false: training runs on your own clips only; leave it true")

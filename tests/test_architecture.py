@@ -86,7 +86,7 @@ def test_nothing_below_the_entry_points_reads_the_process(path):
         "getenv",
         "torch.backends.",
         "set_float32_matmul_precision",
-        "manual_seed(",
+        "torch.manual_seed(",
     ):
         where = [line for line in text.splitlines() if forbidden in line]
         assert not where, f"{path.name}: {where[0].strip()}"

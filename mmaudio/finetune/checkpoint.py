@@ -171,7 +171,7 @@ class Checkpoints:
             weights,
             origin.config.model,
             origin.base_sha256,
-            targets=sorted(state.model.peft_config["default"].target_modules),
+            targets=state.targets,
             step=state.step,
             config=config,
             data=origin.data(),

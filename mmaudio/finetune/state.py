@@ -124,6 +124,11 @@ class TrainState:
         """The parameters that training changes, by name."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
+    @property
+    def targets(self) -> list[str]:
+        """Names of the adapted layers, in the network's order (peft's own configuration abbreviates them)."""
+        return list(self.model.base_model.targeted_module_names)
+
     def draw(self, count: int, drop: float) -> Draws:
         """The random part of the next step of `count` clips, dropping conditions with probability `drop`."""
         shape = (count, self.network.lengths.latent, self.network.spec.latent_dim)

@@ -19,8 +19,8 @@ from mmaudio.model.lora import parameter_counts
 
 def adapter_lines(state: TrainState, config: TrainConfig) -> list[str]:
     """The adapted modules by block and kind, and the parameters by block."""
-    names = state.model.peft_config["default"].target_modules
-    kinds = Counter(re.sub(r"\.\d+\.", "[*].", re.sub(r"\.w\d$", "", name)) for name in sorted(names))
+    names = state.targets
+    kinds = Counter(re.sub(r"\.\d+\.", "[*].", re.sub(r"\.w\d$", "", name)) for name in names)
     counts = parameter_counts(state.model)
     blocks = ", ".join(f"{name} {readable(count)}" for name, count in counts.blocks.items())
     return [

@@ -18,6 +18,9 @@ from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.finetune.team import Team
 
+FORWARD_BATCHES = 4
+"""Training batches that go through the network at once where nothing is kept for a backward pass."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -57,10 +60,11 @@ def validate(state: TrainState, held: HeldOut, config: TrainConfig, team: Team) 
     count, dtype = len(held.draws.t), compute_dtype(device, config.amp)
     found = torch.zeros(count, device=device)
     state.model.eval()
+    size = FORWARD_BATCHES * config.batch_size
     with state.averaged():
-        for number, start in enumerate(range(0, count, config.batch_size)):
+        for number, start in enumerate(range(0, count, size)):
             if number % team.size == team.rank:
-                part = slice(start, start + config.batch_size)
+                part = slice(start, start + size)
                 found[part] = losses(state.network, held.clips, held.draws.rows(part).to(device), dtype)
     team.sum([found])
     return found.view(-1, held.levels).cpu()

@@ -4,7 +4,7 @@ from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
 
 lora_model = load_pretrained_with_lora("small_16k", lora_checkpoint="output/my_exp/lora_checkpoints/best_lora.pt")
 lora_model.print_parameter_info()
-audio = lora_model.generate_from_video("test.mp4", prompt="rain on a tin roof")   # (samples,), lora_model.rate per second
+audio = lora_model.generate_from_video("test.mp4", prompt="rain on a tin roof")  # (samples,)
 merged = lora_model.merge_and_save("merged_model.pt")
 audio = merged.generate("test.mp4", "rain on a tin roof")
 """
@@ -77,7 +77,9 @@ class Generator(nn.Module):
 class LoRAMMAudio(Generator):
     """A base network with its adapter."""
 
-    def __init__(self, adapted: PeftModel, network: MMAudio, name: str, weights: Path | None, device: torch.device):
+    def __init__(
+        self, adapted: PeftModel, network: MMAudio, name: str, weights: Path | None, device: torch.device
+    ) -> None:
         super().__init__(network, name, weights, device)
         self._adapted = [adapted]  # in a list: its modules are the network's own, not to be named twice
 
@@ -91,9 +93,7 @@ class LoRAMMAudio(Generator):
         counts = parameter_counts(self.network)
         share = 100 * counts.trainable / counts.total
         blocks = [f"  {name:<16} {count:>12,}" for name, count in counts.blocks.items()]
-        total = (
-            f"{self.model_name}: {counts.total:,} parameters, {counts.trainable:,} of them trainable ({share:.2f} %)"
-        )
+        total = f"{self.model_name}: {counts.total:,} parameters, {counts.trainable:,} trainable ({share:.2f} %)"
         return "\n".join([total, *blocks])
 
     def print_parameter_info(self) -> None:
@@ -109,9 +109,9 @@ class LoRAMMAudio(Generator):
         set_strength(self.peft_model, strength)
 
     def merge_and_save(self, path: str | Path) -> Generator:
-        """Write the merged network to `path` (.pt or .pth) and return it, ready to generate; this object stays as it is.
+        """Write the merged network to `path` (.pt or .pth) and return it; this object stays as it is.
 
-        The file is a plain state dict with exactly the released keys, float32: whatever loads the released file loads it.
+        The file is a plain state dict with exactly the released keys, float32: what loads the released file loads it.
         """
         target = Path(path)
         if target.suffix not in (".pt", ".pth"):

@@ -1,0 +1,102 @@
+"""The configuration: the guide's keys work, every YAML composes, a mistake gets one line with the nearest name."""
+
+import pytest
+import yaml
+
+from mmaudio.config import FOLDER, TrainConfig, compose, keys
+from mmaudio.errors import ConfigError
+from mmaudio.model.lora import DEFAULT_TARGETS
+
+PRESETS = sorted(path.stem for path in (FOLDER / "preset").glob("*.yaml"))
+
+
+def test_defaults_are_the_guides():
+    config = compose([])
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 128.0, 0.1)
+    assert (config.batch_size, config.gradient_accumulation_steps, config.effective_batch) == (8, 4, 32)
+    assert (config.learning_rate, config.max_steps, config.warmup_steps) == (5e-4, 3000, 200)
+    assert config.amp and not config.compile and tuple(config.lora.target_modules) == DEFAULT_TARGETS
+
+
+def test_the_yaml_and_the_schema_agree():
+    assert compose([]) == TrainConfig(), "config/lora_config.yaml restates the dataclasses' defaults; one has changed"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_compose_and_all_but_the_default_size_change_something(name):
+    assert (compose([f"preset={name}"]) == compose([])) == (name == "small")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    {
+        "very_small": {"lora.rank": 32, "max_steps": 1500, "learning_rate": 2e-4},
+        "small": {"lora.rank": 64, "max_steps": 3000, "learning_rate": 5e-4},
+        "medium": {"lora.rank": 128, "max_steps": 5000, "learning_rate": 1e-3},
+        "more_capacity": {"lora.rank": 128, "lora.alpha": 256.0, "lora.dropout": 0.05, "max_steps": 5000},
+        "regularize": {"lora.dropout": 0.2, "weight_decay": 0.02, "validation.split_ratio": 0.2},
+        "low_memory": {"batch_size": 4, "gradient_accumulation_steps": 8, "gradient_checkpointing": True},
+        "stable": {"learning_rate": 2e-4, "warmup_steps": 500},
+    }.items(),
+)
+def test_presets_are_the_guides_recipes(name, expected):
+    config = compose([f"preset={name}"])
+    for key, value in expected.items():
+        found = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert found == value, key
+
+
+def test_presets_combine_and_the_command_line_wins():
+    config = compose(["preset=[small,low_memory]", "batch_size=2", "lora.target_modules=['fused_blocks[*].attn.qkv']"])
+    assert (config.batch_size, config.gradient_checkpointing, config.max_steps) == (2, True, 3000)
+    assert config.lora.target_modules == ["fused_blocks[*].attn.qkv"]
+
+
+def test_guides_yaml_snippets_are_valid_keys():
+    snippet = "lora: {rank: 128, alpha: 256.0, dropout: 0.05}\nmax_steps: 5000\nlearning_rate: 1e-3"
+    for name, value in yaml.safe_load(snippet).items():
+        for override in (
+            [f"{name}.{k}={v}" for k, v in value.items()] if isinstance(value, dict) else [f"{name}={value}"]
+        ):
+            compose([override])
+    assert compose(["learning_rate=1e-3"]).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("batchsize=3", "batch_size"),
+        ("rank=3", "lora.rank"),
+        ("lora.rnk=3", "lora.rank"),
+        ("+lerning_rate=1", "learning_rate"),
+        ("model=smal_16k", "small_16k"),
+        ("preset=smal", "'small'"),
+        ("batch_size=abc", "batch_size: Value 'abc'"),
+        ("batch_size=1.5", "batch_size: Value '1.5'"),
+        ("batch_size=0", "batch_size=0: at least 1"),
+        ("learning_rate=-1", "learning_rate=-1"),
+        ("learning_rate=nan", "learning_rate=nan"),
+        ("schedule=cosin", "cosine"),
+        ("lora.rank=0", "lora.rank=0"),
+        ("lora=3", "lora: Invalid type"),
+        ("validation.levels=2", "at least 8"),
+        ("validation.split_ratio=2", "split_ratio=2"),
+        ("early_stopping.patience=0", "patience=0"),
+        ("custom_finetune=false", "leave it true"),
+        ("exp_id=../elsewhere", "exp_id"),
+        ("device=gpu", "cuda"),
+        ("a b=c", "a b=c"),
+    ],
+)
+def test_mistakes_get_one_line(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_are_dotted_names():
+    assert {"exp_id", "lora", "lora.rank", "validation.split_ratio", "early_stopping.min_delta"} <= set(
+        keys(TrainConfig)
+    )

@@ -1,0 +1,35 @@
+"""Which clips train and which are held out."""
+
+import pytest
+import small_world
+import torch
+
+from mmaudio.errors import DataError
+from mmaudio.finetune.dataset import load_data, split_anew
+
+
+def test_splitting_anew_is_by_video_and_loses_nothing():
+    train, held = small_world.clips(8, videos=4), small_world.clips(4, "val", videos=2)
+    first, second = split_anew(train, held, 0.34)
+    assert not set(first.videos) & set(second.videos) and len(set(second.videos)) == 2
+    assert sorted(first.ids + second.ids) == sorted(train.ids + held.ids)
+    source = {name: row for part in (train, held) for name, row in zip(part.ids, part.mean, strict=True)}
+    for part in (first, second):
+        assert all(torch.equal(row, source[name]) for name, row in zip(part.ids, part.mean, strict=True))
+
+
+def test_test_clips_that_stand_in_stay_out():
+    train, stand_in = small_world.clips(6, videos=3), small_world.clips(2, "test", videos=1)
+    first, second = split_anew(train, stand_in, 0.1)
+    assert sorted(first.ids + second.ids) == sorted(train.ids) and len(set(second.videos)) == 1
+
+
+def test_one_video_cannot_be_split():
+    with pytest.raises(DataError, match="one source video"):
+        split_anew(small_world.clips(3, videos=1), small_world.clips(1, "test"), 0.5)
+
+
+def test_absent_features_are_named(tmp_path):
+    config = small_world.config(tmp_path, clips_tsv=str(tmp_path / "clips.tsv"))
+    with pytest.raises(DataError, match=r"clips\.tsv: not there"):
+        load_data(config)

@@ -1,0 +1,142 @@
+"""The command `train_lora.py`: on random features and random weights of tiny_16k's shapes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_world
+import torch
+from safetensors.torch import save_file
+
+from mmaudio.adapters import read_adapter
+from mmaudio.data.clips import write_clips
+from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
+from mmaudio.model.networks import build_network
+from mmaudio.model.spec import model_spec
+
+ROOT = Path(__file__).parents[1]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """clips.tsv, feature shards and a weights folder."""
+    folder = tmp_path_factory.mktemp("data")
+    spec = model_spec("tiny_16k")
+    rows = small_world.clip_rows(4, videos=2) + small_world.clip_rows(2, "val", videos=1)
+    write_clips(folder / "clips.tsv", rows)
+    for number, video in enumerate(sorted({row.video for row in rows})):
+        own = [row for row in rows if row.video == video]
+        encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
+        header = Header(
+            video, [row.id for row in own], [row.caption for row in own], spec.name, 8.0, encoders, "0", "0", "0", "",
+            VERSION,
+        )  # fmt: skip
+        features = small_world.random_features(len(own), spec.network, number)
+        write_shard(shard_path(folder / "features", video), header, features)
+    network = build_network(spec.name)
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():  # a fresh network's zero output cannot be adapted
+        if not weight.any():
+            weight.data.normal_(0, 0.02, generator=generator)
+    save_file(network.state_dict(), folder / "network.safetensors")
+    return folder
+
+
+def command(data, output, *more):
+    return [
+        sys.executable, str(ROOT / "train_lora.py"), "exp_id=exp", "model=tiny_16k", "custom_finetune=true",
+        f"clips_tsv={data}/clips.tsv", f"features_dir={data}/features", f"weights={data}", f"output_dir={output}",
+        "preset=quick", "batch_size=2", f"max_steps={STEPS}", "eval_every=2", "save_every=2", "amp=false",
+        "logging.sample_every=0", "logging.log_every=1", "lora.rank=4", "device=cpu", *more,
+    ]  # fmt: skip
+
+
+def call(data, output, *more):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(data, output, *more),
+        capture_output=True,
+        text=True,
+        cwd=output,
+        env=environment,
+        check=False,
+    )
+
+
+def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    done = call(data, whole)
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 6" in done.stdout and "Traceback" not in done.stderr
+    state = parts / "exp" / "lora_checkpoints" / "state.pt"
+    process = subprocess.Popen(
+        command(data, parts), cwd=parts, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    rest = call(data, parts)
+    assert rest.returncode == 0 and "resumed:    at step" in rest.stdout, rest.stdout + rest.stderr
+    for name in ("best_lora.pt", "last_lora.pt"):
+        one, other = (read_adapter(folder / "exp" / "lora_checkpoints" / name) for folder in (whole, parts))
+        assert one.step == other.step and all(torch.equal(one.state[key], other.state[key]) for key in one.state), name
+    assert sorted(path.name for path in whole.iterdir()) == ["exp"], "Hydra leaves nothing of its own"
+    again = call(data, whole)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "override, status, expected",
+    [
+        ("batchsize=2", 2, "did you mean 'batch_size'"),
+        ("learning_rate=-1", 2, "learning_rate=-1"),
+        ("quick", 2, "key=value"),
+        ("clips_tsv=absent.tsv", 1, "absent.tsv: not there"),
+    ],
+)
+def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, override, status, expected):
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    import train_lora
+    from mmaudio import cli
+
+    monkeypatch.setattr(sys, "argv", ["train_lora.py", override, "model=tiny_16k"])
+    with pytest.raises(SystemExit) as left:
+        cli.run(train_lora.main)
+    error = capsys.readouterr().err
+    assert left.value.code == status and error.count("\n") == 1 and expected in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(data, tmp_path):
+    options = ("lora.dropout=0", "max_steps=3")
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    assert call(data, one, *options).returncode == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, *command(data, two, *options)[1:]], capture_output=True, text=True, cwd=two, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (read_adapter(folder / "exp/lora_checkpoints/last_lora.pt") for folder in (one, two))
+    for key, value in first.state.items():
+        assert torch.allclose(value, second.state[key], atol=5e-4), key
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_folder_per_job(data, tmp_path):
+    done = call(data, tmp_path, "--multirun", "lora.alpha=4,8", "max_steps=1")
+    assert done.returncode == 0, done.stderr
+    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
+    assert len(found) == 2 and "lora.alpha=4" in found[0] and "lora.alpha=8" in found[1]
