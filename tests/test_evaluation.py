@@ -62,7 +62,7 @@ def make_adapter(path: Path, weights: Path) -> None:
             expand_targets(build_network(MODEL), LoRAConfig().target_modules),
             step=10,
             config={"learning_rate": 1e-3, "lora": {"rank": 4}},
-            data={"clips": 2, "videos": 1, "train": ["four_0.0", "four_2.0"]},
+            data={"train": {"clips": 2, "videos": ["four.mp4"], "ids": ["four_0.0", "four_2.0"]}},
         ),
     )
 
@@ -90,12 +90,12 @@ def place(tmp_path_factory):
     folder.mkdir(parents=True)
     make_adapter(folder / "best_lora.pt", root / "weights")
     history = [
-        {"step": 0, "val_loss": 1.5},
-        {"step": 5, "train_loss": 1.4},
-        {"step": 10, "train_loss": 1, "val_loss": 1.1},
+        {"step": 0, "validation/loss": 1.5},
+        {"step": 5, "train/loss": 1.4},
+        {"step": 10, "train/loss": 1, "validation/loss": 1.1},
     ]
     lines = [json.dumps(line) for line in history]
-    (root / "exp" / "history.jsonl").write_text("\n".join([*lines, '{"step": 1']))  # killed while writing
+    (root / "exp" / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 1']))  # killed while writing
     return root
 
 

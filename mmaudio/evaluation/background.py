@@ -31,7 +31,7 @@ def about(
     return Background(
         model=spec.name,
         licence=spec.licence,
-        history=read_history(experiment / "history.jsonl"),
+        history=read_history(experiment / "metrics.jsonl"),
         best_step=adapter.step,
         clips=read_clips(request.clips),
         left_out=unused,
@@ -62,7 +62,7 @@ def _evaluation(request: Request, spec: ModelSpec) -> dict[str, object]:
 
 
 def _adapter(path: Path, adapter: AdapterFile) -> dict[str, object]:
-    targets = adapter.lora.target_modules
+    targets, seen = adapter.targets, adapter.data.get("train")
     more = f" and {len(targets) - SHOWN} more" if len(targets) > SHOWN else ""
     return {
         "file": path,
@@ -73,7 +73,7 @@ def _adapter(path: Path, adapter: AdapterFile) -> dict[str, object]:
         "alpha": adapter.lora.alpha,
         "dropout": adapter.lora.dropout,
         "adapted layers": ", ".join(targets[:SHOWN]) + more,
-        "trained on": ", ".join(f"{value} {name}" for name, value in adapter.data.items() if isinstance(value, int)),
+        "trained on": f"{seen['clips']} clips of {len(seen['videos'])} videos" if seen else "not said in the file",
     }
 
 

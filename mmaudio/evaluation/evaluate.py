@@ -91,7 +91,7 @@ def refuse_absent(root: Path, features: FeatureSet) -> None:
 
 def refuse_trained(features: FeatureSet, adapter: AdapterFile) -> None:
     """DataError where a held-out clip is one that the adapter was trained on."""
-    seen = sorted(set(features.ids) & set(adapter.data.get("train", [])))
+    seen = sorted(set(features.ids) & set(adapter.data.get("train", {}).get("ids", [])))
     if seen:
         raise DataError(
             f"{len(seen)} held-out clips were trained on ({', '.join(seen[:3])} ...): comparing on them says nothing. "

@@ -20,7 +20,7 @@ from mmaudio.model.spec import SECONDS, ModelSpec
 SHIPPED = "general"
 """The folder of such videos beside an embedded model's weights: .mp4 files, captions in .txt files of the same name."""
 
-MOST_CLIPS = 24
+MOST_CLIPS = 16
 """Clips of that domain that are compared, evenly over its videos."""
 
 

@@ -29,6 +29,8 @@ SOURCES = [
     {"key": BASE, "title": "Base"},
     {"key": ADAPTED, "title": "Adapted"},
 ]
+TRAINING, VALIDATION = "train/loss", "validation/loss"
+"""Keys of training's log."""
 NAMED = 12
 """Videos of a part that are listed by name."""
 
@@ -40,7 +42,7 @@ class Background:
     model: str
     licence: str
     history: Sequence[Mapping[str, float]]
-    """Lines of training's history: step and any of train_loss, val_loss."""
+    """Lines of training's log: step and any of train/loss, validation/loss."""
     best_step: int | None
     clips: Sequence[Clip]
     """Every clip that was found, of every split."""
@@ -136,7 +138,7 @@ def _clip(index: int, result: ClipResult) -> dict[str, Any]:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of training's `history.jsonl`; empty where there is none. A torn last line is passed over."""
+    """The lines of training's `metrics.jsonl`; empty where there is none. A torn last line is passed over."""
     if not path.is_file():
         return []
     lines = []
@@ -151,8 +153,9 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def training_curve(history: Sequence[Mapping[str, float]], best: int | None) -> tuple[str, list[dict[str, str]]]:
     """The losses over the steps as SVG, and the legend; empty without a history."""
     lines = []
-    for key, name, style in (("train_loss", "training loss", "train"), ("val_loss", "validation loss", "validation")):
-        points = {float(row["step"]): float(row[key]) for row in history if row.get(key) is not None}
+    curves = ((TRAINING, "training loss", "train"), (VALIDATION, "validation loss", "validation"))
+    for key, name, style in curves:
+        points = {float(row["step"]): float(row[key]) for row in history if key in row}
         if points:
             lines.append(Line(name, style, sorted(points.items())))
     mark = (float(best), f"best, step {best}") if best is not None else None
@@ -162,7 +165,7 @@ def training_curve(history: Sequence[Mapping[str, float]], best: int | None) -> 
 
 
 def _training_note(background: Background) -> str:
-    validation = [row["val_loss"] for row in background.history if row.get("val_loss") is not None]
+    validation = [row[VALIDATION] for row in background.history if VALIDATION in row]
     if not validation:
         return "No history of the training stands beside this adapter."
     best = "" if background.best_step is None else f" The adapter is that of step {background.best_step}."
