@@ -1,5 +1,7 @@
 """What a run shows: TensorBoard's scalars, sounds and pictures."""
 
+import dataclasses
+
 import small_world
 import torch
 from conftest import filled
@@ -52,7 +54,7 @@ def test_pictures_and_sounds_of_truth_base_and_adapted(tmp_path):
     for name, weight in state.trained().items():
         if "lora_B" in name:
             weight.data += 0.01 * filled(name, *weight.shape)
-    spec = model_spec("tiny_16k")
+    spec = dataclasses.replace(model_spec("tiny_16k"), network=small_world.MINI)
     samples = Samples(
         Sampler(spec, network, Decoder(), Vocoder(), torch.device("cpu")), small_world.clips(2, "val", videos=2)
     )

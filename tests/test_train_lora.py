@@ -68,6 +68,7 @@ def call(data, output, *more):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
@@ -90,8 +91,6 @@ def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
         one, other = (read_adapter(folder / "exp" / "lora_checkpoints" / name) for folder in (whole, parts))
         assert one.step == other.step and all(torch.equal(one.state[key], other.state[key]) for key in one.state), name
     assert sorted(path.name for path in whole.iterdir()) == ["exp"], "Hydra leaves nothing of its own"
-    again = call(data, whole)
-    assert again.returncode == 0 and "nothing to do" in again.stdout
 
 
 @pytest.mark.parametrize(
