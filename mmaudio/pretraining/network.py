@@ -1,0 +1,60 @@
+"""Stage 6: the flow-matching network, on the cached features.
+
+Prompts matter only where the video does not already tell everything: besides complete samples there are some with the
+text alone, with the video alone and with nothing, each kind drawn on its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmaudio.model.flow_matching import logit_normal_times, sample_posterior, velocity_loss
+from mmaudio.model.networks import MMAudio, build_network
+from mmaudio.pretraining.features import Features
+from mmaudio.pretraining.loop import Log, Recipe, train
+
+RECIPE = Recipe(steps=2000, learning_rate=2e-3, warmup=100, ema=0.996, weight_decay=1e-4)
+BATCH = 8
+"""Samples in a part of a batch."""
+TEXT_ONLY, VIDEO_ONLY, NOTHING = 0.14, 0.14, 0.06
+"""Shares of the samples whose video, text or both are dropped."""
+
+
+def prepare(network: MMAudio, features: Features) -> None:
+    """Set the latents' normalisation, posterior variance included, and let no text be the empty caption."""
+    mean = features.mean.mean((0, 1))
+    variance = (features.mean - mean).square().mean((0, 1)) + features.std.square().mean((0, 1))
+    network.latent_mean.copy_(mean[None, None])
+    network.latent_std.copy_(variance.sqrt()[None, None])
+    network.empty_string_feat.data.copy_(features.text[0])
+    network.empty_string_feat.requires_grad_(False)
+
+
+def network_loss(network: MMAudio, features: Features, generator: torch.Generator) -> Tensor:
+    """Mean velocity loss of a random batch."""
+    rows = torch.randint(len(features.mean), (BATCH,), generator=generator)
+    mean, std = features.mean[rows], features.std[rows]
+    latent = network.normalize(sample_posterior(mean, std, torch.randn(mean.shape, generator=generator)))
+    noise = torch.randn(mean.shape, generator=generator)
+    t = logit_normal_times(BATCH, generator)
+    draw = torch.rand(BATCH, 1, 1, generator=generator)
+    no_video = draw < TEXT_ONLY + NOTHING
+    no_text = (draw >= TEXT_ONLY) & (draw < TEXT_ONLY + NOTHING + VIDEO_ONLY)
+    conditions = network.preprocess_conditions(
+        torch.where(no_video, network.empty_clip(BATCH), features.clip[rows]),
+        torch.where(no_video, network.empty_sync(BATCH), features.sync[rows]),
+        torch.where(no_text, network.empty_text(BATCH), features.text[features.caption[rows]]),
+    )
+    return velocity_loss(network, latent, conditions, t, noise).mean()
+
+
+def train_network(features: Features, path: Path, seed: int, log: Log, recipe: Recipe = RECIPE) -> MMAudio:
+    """The trained network; its state lies at `path` when done."""
+    network = build_network("tiny_16k")
+    network.initialise(torch.Generator().manual_seed(seed))
+    prepare(network, features)
+    train(network, lambda generator: network_loss(network, features, generator), recipe, path, seed, log)
+    return network.eval()

@@ -1,0 +1,54 @@
+"""Train the embedded base `tiny_16k` from nothing: its encoders, its codec and its network.
+
+    python training/pretrain_tiny.py --work_dir pretraining --output_dir pretraining/tiny_16k
+
+Stages: data (clips through real H.264/AAC files), sync (5 600 steps), vae (2 400), clip (1 400), features, network
+(2 000), evaluate. Started again, it goes on from the last checkpoint.
+
+What the shipped weights reach, measured through video files, the exported float16 weights and Griffin-Lim, 25 Euler
+steps: onset F1 (100 ms) 0.675 at guidance 3 on 24 held-out clips of its own domain (0.634 at 2, 0.569 at 1; the sounds
+of other clips 0.13; the codec alone 0.981), 0.647 on 16 clips of the demo's domain, which it never met. From the text
+alone the sound is nearest to the named kind's in 12 % of 34 names (chance 3 %). The sync encoder is what holds the
+onsets back: on held-out clips it leaves 0.69 of the mel's variance of 1.08 unexplained, and was still improving.
+
+The shipped sync encoder was trained in four sittings whose schedule was stretched on the way (2 600 steps planned,
+5 600 made), its first 1 000 steps with batches in one part: this recipe gives other weights of the same kind.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from mmaudio import cli
+from mmaudio.pretraining.stages import STAGES, Pretraining
+
+
+def parser() -> cli.Parser:
+    """The flags."""
+    flags = cli.Parser("Train the embedded base tiny_16k from nothing")
+    flags.add_argument("--work_dir", type=Path, default=Path("pretraining"), help="clips and checkpoints, 10 GB")
+    flags.add_argument("--output_dir", type=Path, default=Path("pretraining/tiny_16k"), help="where the weights go")
+    flags.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="those to run")
+    flags.add_argument("--threads", type=int, default=2, help="CPU cores to use")
+    return flags
+
+
+def main(arguments: list[str]) -> None:
+    """Run the stages; each goes on where it was interrupted."""
+    flags = parser().parse_args(arguments)
+    torch.set_num_threads(flags.threads)
+    flags.work_dir.mkdir(parents=True, exist_ok=True)
+
+    def log(message: str) -> None:
+        print(message, flush=True)
+        with (flags.work_dir / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+
+    Pretraining(flags.work_dir, flags.output_dir, log, flags.threads).run(tuple(flags.stages))
+
+
+if __name__ == "__main__":
+    cli.run(main)
