@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 """The checkout that holds the stages' scripts."""
 MODES = {"16k": "small_16k", "44k": "small_44k"}
 DEMO_OUTPUT = Path("demo_output")
+DEMO_SPLIT = ("--test_ratio", "0.3")
+"""The demo holds out more videos than a user's folder, so that its intervals are short."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def commands(job: Job) -> dict[str, list[str]]:
     debug = ["--debug"] if job.debug else []
     data = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
     split = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
+    split += DEMO_SPLIT if job.demo else ()
     return {
         "split": [sys.executable, _script("training/split_videos_for_finetuning.py"), *split, *prompt, *debug],
         "extract": [
@@ -216,7 +219,8 @@ def set_aside(job: Job) -> None:
         return
     later = STAGES[STAGES.index(job.first) :]
     if "split" in later:
-        job.clips.unlink(missing_ok=True)
+        for table in job.clips.parent.glob("clips.*"):
+            table.unlink()
     if "extract" in later:
         for shard in job.features.glob("*.safetensors"):
             shard.unlink()
