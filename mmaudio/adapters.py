@@ -136,8 +136,17 @@ def _from_description(stored: dict[str, Any], state: dict[str, Tensor]) -> Adapt
 def attach(network: MMAudio, adapter: AdapterFile, model: str, base_sha256: str = "") -> PeftModel:
     """Add the adapter to a loaded base network `model`, in place, ready to compute with (dropout off).
 
-    Raises WeightsError where it was made for another base model or, with `base_sha256` given, for another file of it.
+    Raises WeightsError as `check_base` does, and where the weights do not fit.
     """
+    check_base(adapter, model, base_sha256)
+    adapted = add_lora(network, LoRAConfig(**{**asdict(adapter.lora), "target_modules": adapter.targets}))
+    load_adapter_state(adapted, adapter.state)
+    adapted.eval()
+    return adapted
+
+
+def check_base(adapter: AdapterFile, model: str, base_sha256: str = "") -> None:
+    """WeightsError where it was made for another base model or, with `base_sha256` given, for another file of it."""
     if adapter.base_model and adapter.base_model != model:
         raise WeightsError(f"the adapter was made for {adapter.base_model}, not for {model}; name that model")
     if base_sha256 and adapter.base_sha256 and base_sha256 != adapter.base_sha256:
@@ -145,7 +154,3 @@ def attach(network: MMAudio, adapter: AdapterFile, model: str, base_sha256: str 
             f"the adapter was trained on another file of {model} (SHA-256 {adapter.base_sha256[:12]}..., here "
             f"{base_sha256[:12]}...); use that file, or train again"
         )
-    adapted = add_lora(network, LoRAConfig(**{**asdict(adapter.lora), "target_modules": adapter.targets}))
-    load_adapter_state(adapted, adapter.state)
-    adapted.eval()
-    return adapted

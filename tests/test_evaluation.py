@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from random_base import MODEL, make_base, make_video
+from safetensors.torch import load_file, save_file
 
 import evaluate_lora
 from mmaudio import adapters
 from mmaudio.data.clips import Clip, LeftOut, left_out_path, write_clips, write_left_out
 from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.evaluation import measure
 from mmaudio.evaluation.evaluate import refuse_trained
 from mmaudio.evaluation.general import spread
@@ -251,6 +252,15 @@ def test_clips_that_were_trained_on_are_refused(place):
 def test_a_folder_without_the_videos_is_named(place, tmp_path):
     with pytest.raises(DataError, match="3 held-out videos are not there"):
         evaluate_lora.main(command(place, "--test_videos", str(tmp_path), "--output", str(tmp_path / "out")))
+
+
+def test_an_adapter_of_another_base_is_refused_before_any_work(place, tmp_path):
+    make_base(tmp_path / "other", encoders=False)
+    network = load_file(tmp_path / "other" / "network.safetensors")
+    save_file({name: value + 1 for name, value in network.items()}, tmp_path / "other" / "network.safetensors")
+    with pytest.raises(WeightsError, match="another file of tiny_16k"):
+        evaluate_lora.main(command(place, "--weights", str(tmp_path / "other"), "--output", str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_that_make_no_sense_are_refused(place):

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmaudio import weights
-from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, attach, read_adapter
+from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, attach, check_base, read_adapter
 from mmaudio.data.features import FeatureSet, load_features, read_header, shard_path
 from mmaudio.errors import DataError
 from mmaudio.evaluation import wording
@@ -45,6 +45,8 @@ def evaluate(request: Request) -> Path:
     """
     adapter = read_adapter(request.checkpoint)
     spec = model_spec(adapter.base_model)
+    base_sha256 = weights.identity(spec.name, "network", request.weights)
+    check_base(adapter, spec.name, base_sha256)
     held_out = load_features(request.clips, request.features, "test", spec.name)
     refuse_trained(held_out, adapter)
     refuse_absent(request.videos, held_out)
@@ -63,7 +65,6 @@ def evaluate(request: Request) -> Path:
         sets["general"] = Material(general.root, general.features)
     sampler = load_sampler(spec.name, request.weights, request.device, dtype=request.dtype)
     kept = request.output / ".evaluation"
-    base_sha256 = weights.identity(spec.name, "network", request.weights)
     run_models(sampler, adapter, base_sha256, sets, request.draws, kept / key[:16])
     results = {
         name: decode(sampler, part, report.parent if name == "held-out" else None) for name, part in sets.items()
