@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmaudio import cli
-from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import MODELS, model_spec
 
 STAGES = ("split", "extract", "train", "evaluate")
@@ -194,23 +194,15 @@ def has_gpu() -> bool:
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage and wait for it; MMAudioError where it fails, naming how to go on."""
+    """Run one stage and wait for it; the pipeline exits with its status where it fails."""
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
     status = subprocess.run(command, check=False).returncode
-    if status < 0 or status == 130:
+    if status < 0 or status >= 128:
         raise KeyboardInterrupt
     if status:
-        raise StageFailed(name, status)
+        sys.exit(status)  # the stage has said why
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
-
-
-class StageFailed(MMAudioError):
-    """A stage ended with a status that is not 0; it has said why itself."""
-
-    def __init__(self, name: str, status: int) -> None:
-        super().__init__(f"{name} failed (status {status}, see above); the same command goes on from there")
-        self.status = status
 
 
 def set_aside(job: Job) -> None:

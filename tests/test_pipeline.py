@@ -91,11 +91,11 @@ def test_a_second_run_redoes_nothing(demo):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Three short sample videos."""
+    """Eight short sample videos."""
     folder = tmp_path_factory.mktemp("few") / "videos"
     script = ROOT / "training" / "make_demo_videos.py"
     python = ROOT / ".venv/bin/python" if (ROOT / ".venv").is_dir() else "python"
-    subprocess.run([python, script, "--output_dir", folder, "--videos", "3", "--seconds", "20"], check=True)
+    subprocess.run([python, script, "--output_dir", folder, "--videos", "8", "--seconds", "12"], check=True)
     return folder
 
 
@@ -141,7 +141,7 @@ def test_bad_videos_are_named_and_left_out_and_the_rest_goes_on(videos, tmp_path
 @pytest.mark.parametrize(
     ("make", "status", "said"),
     [
-        (lambda folder: None, 1, "no video"),
+        (lambda folder: None, 1, "a folder of videos is expected"),
         (lambda folder: (folder / "a.mp4").write_text("no video"), 1, "a.mp4"),
     ],
 )
@@ -151,6 +151,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
     make(folder)
     printed, code = run(folder, "--model", "tiny_16k", "--output", tmp_path / "out", cwd=tmp_path)
     assert code == status and said in printed and "Traceback" not in printed
+    assert printed.count("error:") == 1
 
 
 @pytest.mark.parametrize(
