@@ -19,7 +19,7 @@ from mmaudio.pipeline import Job, training_overrides
 
 DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """What most users' files need."""
-LONG = 12 * 3600.0
+LONG = 2 * 3600.0
 """Seconds above which a plan without a GPU stops and asks."""
 CLIP_BYTES = 1.3e6
 """Disk space of one clip's features, released sizes, float32."""

@@ -92,7 +92,7 @@ def parser() -> cli.Parser:
     made.add_argument("--prompt", help="the caption of videos that have none of their own")
     made.add_argument("--weights", type=Path, help="the folder of the released weights")
     made.add_argument("--from", dest="first", choices=STAGES, help="begin anew at this stage")
-    made.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes days")
+    made.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes long")
     made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     made.add_argument("--setup-only", action="store_true", help="make the environment and stop")
     made.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)

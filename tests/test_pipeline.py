@@ -178,4 +178,4 @@ def test_a_big_model_without_a_gpu_stops_after_the_plan(videos, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     printed, code = run(videos, cwd=tmp_path)
-    assert code == 1 and "--model tiny_16k" in printed and "--yes" in printed and "days" in printed
+    assert code == 1 and "--model tiny_16k" in printed and "--yes" in printed
