@@ -21,8 +21,8 @@ from mmaudio.evaluation.statistics import (
 STYLES = {BETTER: "good", WORSE: "bad", UNSURE: "unsure", MIXED: "unsure"}
 SIGNS = {BETTER: "✓", WORSE: "✗", UNSURE: "≈", MIXED: "±"}
 HEADLINES = {
-    BETTER: "Better: with the adapter, held-out clips sound closer to their originals",
-    WORSE: "Worse: with the adapter, held-out clips sound further from their originals",
+    BETTER: "Better: the adapter brings held-out clips closer to their originals",
+    WORSE: "Worse: the adapter takes held-out clips further from their originals",
     UNSURE: "Cannot tell: these held-out clips show no clear difference",
     MIXED: "Mixed: better in one respect, worse in another",
 }
