@@ -34,8 +34,8 @@ SWEEP = ("--multirun", "-m")
 
 def main(arguments: list[str]) -> int:
     """Check the overrides, let Hydra compose them and train; the exit status."""
-    arguments = [text for text in arguments if text != "--debug"]
-    check(arguments)
+    arguments = sorted((text for text in arguments if text != "--debug"), key=lambda text: text not in SWEEP)
+    check(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides
     ended: list[Outcome | MMAudioError] = []
 
     def job(composed: DictConfig) -> None:
