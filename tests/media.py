@@ -43,8 +43,9 @@ def make_video(path, seconds=8.0, fps=25, amplitude=0.5, sound=True, side=64):
 
 def cut_off(source, target, share=0.5):
     """The first `share` of a file whose index is moved to its head first, as downloads have it."""
-    moved = Path(target).with_suffix(".moved.mp4")
-    with av.open(str(source)) as old, av.open(str(moved), "w", options={"movflags": "+faststart"}) as new:
+    moved = Path(target).with_name(f"moved.{Path(target).name}")
+    head = {"movflags": "+faststart"} if moved.suffix == ".mp4" else {}
+    with av.open(str(source)) as old, av.open(str(moved), "w", options=head) as new:
         streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
         for packet in old.demux():
             if packet.dts is not None:
@@ -67,6 +68,34 @@ def variable_rate_video(path, stamps):
             frame.pts, frame.time_base = round(stamp * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def encoded_video(path, muxer, encoder, seconds=2, first=0, pixels="yuv420p", **options):
+    """A silent video by any muxer and encoder of FFmpeg, 25 fps; frame number 0 is shown at `first` seconds."""
+    with av.open(str(path), "w", format=muxer) as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.width = stream.height = 64
+        stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1
+        for index, picture in enumerate(frames(round(seconds * 25))):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = index + round(first * 25), Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def turned(path, degrees=90):
+    """Write a quarter turn into an MP4's header, as phones do; the picture's bytes stay as they are."""
+    content = Path(path).read_bytes()
+    matrix = {90: (0, 1 << 16, -1 << 16, 0), 270: (0, -1 << 16, 1 << 16, 0)}[degrees]
+    a, b, c, d = (value.to_bytes(4, "big", signed=True) for value in matrix)
+    zero = bytes(4)
+    start = content.index(b"tkhd") + 4 + 40  # the matrix of a version 0 header
+    assert content[start : start + 4] == (1 << 16).to_bytes(4, "big")
+    new = a + b + zero + c + d + zero + content[start + 24 : start + 36]
+    Path(path).write_bytes(content[:start] + new + content[start + 36 :])
     return path
 
 

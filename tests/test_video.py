@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import golden
-from media import cut_off, level, make_video, variable_rate_video
+from media import RATE, cut_off, level, make_video, tone, variable_rate_video
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.video import Grid, picture_end, probe, read_windows
+from mmaudio.data.mux import mux_audio
+from mmaudio.data.video import Grid, check_whole, picture_end, probe, read_windows
 from mmaudio.errors import DataError
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer
@@ -99,6 +100,17 @@ def test_what_is_no_video_is_named_with_its_reason(tmp_path):
             probe(tmp_path / name)
     with pytest.raises(DataError, match=r"^none\.mp4: not there"):
         probe(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_file_that_lacks_its_end_is_named(tmp_path, suffix):
+    source = make_video(tmp_path / "a.mp4", 10)
+    mux_audio(source, tone(12), RATE, tmp_path / f"whole{suffix}")  # two seconds of sound after the picture
+    whole = probe(tmp_path / f"whole{suffix}")
+    check_whole(whole, picture_end(whole))
+    cut = probe(cut_off(tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"))
+    with pytest.raises(DataError, match=rf"cut{suffix}: cut off: 1\d\.\d+ s are stated, it ends after [4-7]"):
+        check_whole(cut, picture_end(cut))
 
 
 def test_a_file_that_is_cut_off_ends_where_its_packets_do(tmp_path):

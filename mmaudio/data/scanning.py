@@ -14,14 +14,12 @@ from torch import Tensor
 
 from mmaudio.data.audio import read_audio
 from mmaudio.data.clips import STRIDE, VIDEO_SUFFIXES
-from mmaudio.data.video import covered, picture_end, probe
+from mmaudio.data.video import LACKING, covered, picture_end, probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import CLIP_FPS, SECONDS, SEGMENT_FRAMES, SYNC_FPS
 
 VERSION = 1
 """Raised whenever the code measures or judges differently."""
-LACKING = 0.5
-"""Seconds that the end of a file may lack of what its header states before it counts as cut off."""
 SOUND_GAP = 0.1
 """Seconds of a window, at either end, that may have no sound."""
 BLOCK = 0.05

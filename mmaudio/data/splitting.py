@@ -162,10 +162,10 @@ def _clips(root: Path, divided: dict[str, Divided], settings: SplitSettings) -> 
     names = _slugs(list(divided))
     rows = []
     for video, parts in divided.items():
-        caption = _caption(root / video, settings.prompt)
+        text = caption(root / video, settings.prompt)
         rows += [
             Clip(
-                f"{names[video]}_{round(span.start * 1000):08d}", video, span.start, span.end, caption, split,
+                f"{names[video]}_{round(span.start * 1000):08d}", video, span.start, span.end, text, split,
                 span.peak_db, span.rms_db, span.silence,
             )
             for split, spans in parts.items()
@@ -174,7 +174,7 @@ def _clips(root: Path, divided: dict[str, Divided], settings: SplitSettings) -> 
     return sorted(rows, key=lambda clip: (clip.video, clip.start))
 
 
-def _caption(video: Path, prompt: str) -> str:
+def caption(video: Path, prompt: str) -> str:
     """The text of the .txt file beside the video, else `prompt`, in one line."""
     beside = video.with_suffix(".txt")
     text = beside.read_text(encoding="utf-8-sig", errors="replace") if beside.is_file() else prompt

@@ -25,6 +25,8 @@ TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
 FALLBACK_FPS = 25.0
 """Frame rate of a stream that states none."""
+LACKING = 0.5
+"""Seconds that the end of a file may lack of what its header states before it counts as cut off."""
 STATED = ("mov", "matroska", "avi", "flv")
 """Formats whose header states the length, so that a file that ends earlier is cut off."""
 
@@ -90,7 +92,7 @@ def probe(path: Path | str) -> VideoInfo:
     """Open `path` and decode its first frame; DataError where it is no video or its picture cannot be decoded."""
     place = Path(path)
     with opened(place) as container:
-        stream = _picture(container, place)
+        stream = picture_stream(container, place)
         first = next(decoded(container, stream), None)
         if first is None:
             raise DataError(f"{place.name}: its picture ({stream.codec_context.name}) cannot be decoded")
@@ -116,11 +118,27 @@ def picture_end(info: VideoInfo) -> float:
     """Where the picture really ends in seconds, one frame after the last packet; nothing is decoded."""
     last = info.origin
     with opened(info.path) as container:
-        for packet in _packets(container, _picture(container, info.path)):
+        for packet in packets(container, picture_stream(container, info.path)):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and not packet.is_corrupt and not packet.is_discard:
                 last = max(last, float(stamp * packet.time_base))
     return last - info.origin + 1 / info.fps
+
+
+def check_whole(info: VideoInfo, end: float) -> None:
+    """DataError for a file that is cut off: `end`, where its picture really ends, is well before its stated length."""
+    if not info.stated or info.duration - end <= LACKING:
+        return
+    reached = end
+    if info.stated == "file":  # which another stream may have made longer than the picture
+        with opened(info.path) as container:
+            stamps = [float(packet.pts * packet.time_base) for packet in packets(container) if packet.pts is not None]
+        reached = max([info.origin + end, *stamps])
+    if info.duration - reached > LACKING:
+        raise DataError(
+            f"{info.path.name}: cut off: {info.duration:.2f} s are stated, it ends after {reached:.2f} s; "
+            "copy or download it again"
+        )
 
 
 def covered(end: float, instant: float) -> bool:
@@ -138,7 +156,7 @@ def read_windows(info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid]
     last: _Shared | None = None
     reformatter = VideoReformatter()
     with opened(info.path) as container:
-        for frame in decoded(container, _picture(container, info.path)):
+        for frame in decoded(container, picture_stream(container, info.path)):
             time = _time(frame) - info.origin
             if last is not None and time <= last.time:
                 continue
@@ -203,7 +221,7 @@ def to_rgb(frame: Any, reformatter: VideoReformatter | None = None) -> Tensor:
     return rgb.permute(2, 0, 1)
 
 
-def _picture(container: Any, path: Path) -> Any:
+def picture_stream(container: Any, path: Path) -> Any:
     """The first video stream that is no cover picture, decoding on all cores."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
@@ -212,12 +230,12 @@ def _picture(container: Any, path: Path) -> Any:
     raise DataError(f"{path.name}: no picture in it")
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets; reading ends quietly where the file is cut off."""
-    packets = container.demux(stream)
+def packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of the streams, of all where none is named; reading ends quietly where the file is cut off."""
+    read = container.demux(*streams)
     while True:
         try:
-            packet = next(packets, None)
+            packet = next(read, None)
         except av.FFmpegError:
             return
         if packet is None:
@@ -227,7 +245,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 def decoded(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's frames; a packet that cannot be decoded is passed over."""
-    for packet in _packets(container, stream):
+    for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from mmaudio.data.mux import writing
 from mmaudio.errors import ConfigError
 
 CODECS = {".flac": "flac", ".wav": "pcm_s16le"}
@@ -17,26 +19,22 @@ _BLOCK = 4096
 """Samples of one frame."""
 
 
-def write_sound(path: Path | str, waveform: npt.ArrayLike, rate: int) -> None:
+def write_sound(path: Path | str, waveform: npt.ArrayLike, rate: int, tags: Mapping[str, str] | None = None) -> None:
     """Write (samples,) within [-1, 1] at `rate` Hz; louder samples are clipped. The suffix picks the format.
 
-    Written to a temporary name and renamed. Raises ConfigError for another suffix than .flac and .wav.
+    Written to a temporary name and renamed. `tags` are kept in the file where its kind has room for them. Raises
+    ConfigError for another suffix than .flac and .wav, MMAudioError where nothing can be written there.
     """
     target = Path(path)
     if target.suffix.lower() not in CODECS:
         raise ConfigError(f"{target.name}: sound is written as {' or '.join(CODECS)}")
     samples = np.round(np.clip(np.asarray(waveform, np.float64), -1, 1) * _FULL_SCALE).astype(np.int16)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with av.open(str(part), "w", format=target.suffix.lower()[1:]) as container:
-            stream = container.add_stream(CODECS[target.suffix.lower()], rate=rate, layout="mono")
-            for start in range(0, len(samples), _BLOCK):
-                block = np.ascontiguousarray(samples[None, start : start + _BLOCK])
-                frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(target) as part, av.open(str(part), "w", format=target.suffix.lower()[1:]) as container:
+        container.metadata.update(tags or {})
+        stream = container.add_stream(CODECS[target.suffix.lower()], rate=rate, layout="mono")
+        for start in range(0, len(samples), _BLOCK):
+            block = np.ascontiguousarray(samples[None, start : start + _BLOCK])
+            frame = av.AudioFrame.from_ndarray(block, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

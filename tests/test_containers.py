@@ -1,0 +1,128 @@
+"""A new sound beside a copied picture, for every kind of file that users have."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from media import RATE, encoded_video, make_video, tone, turned
+
+from mmaudio.data.containers import CONTAINERS, fits, suffix_for
+from mmaudio.data.mux import mux_audio
+from mmaudio.data.video import probe
+from mmaudio.errors import DataError, MMAudioError
+
+QUIET = {"x265-params": "log-level=none:pools=none"}
+KINDS = [
+    ("a.mp4", "mp4", "libx264", {}, ".mp4"),
+    ("a.m4v", "mp4", "libx265", QUIET, ".m4v"),
+    ("a.mp4", "mp4", "libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}, ".mp4"),
+    ("a.mov", "mov", "libx264", {}, ".mov"),
+    ("a.mkv", "matroska", "libx264", {}, ".mkv"),
+    ("a.webm", "webm", "libvpx-vp9", {"cpu-used": "8"}, ".webm"),
+    ("a.webm", "webm", "libvpx", {}, ".webm"),
+    ("a.avi", "avi", "mpeg4", {"bf": "2"}, ".mp4"),
+    ("a.avi", "avi", "libx264", {}, ".mp4"),
+    ("a.avi", "avi", "libvpx", {}, ".mkv"),
+    ("a.mts", "mpegts", "libx264", {}, ".mp4"),
+    ("a.mpg", "mpeg", "mpeg2video", {"bf": "2"}, ".mp4"),
+    ("a.flv", "flv", "libx264", {}, ".mp4"),
+    ("a.3gp", "3gp", "libx264", {}, ".mp4"),
+    ("a.wmv", "asf", "wmv2", {}, ".wmv"),
+    ("a.mp4", "webm", "libvpx", {}, ".mkv"),
+]
+"""File, its real muxer and encoder, and what the result ends in."""
+
+
+def picture(path):
+    """(seconds from the first picture, mean level) of every frame, and the sizes of the packets."""
+    origin = probe(path).origin
+    with av.open(str(path)) as container:
+        shown = [(frame.time - origin, frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        return np.array(shown), [packet.size for packet in container.demux(video=0) if packet.size]
+
+
+def onset(path):
+    """When the sound begins in seconds after the first picture, its encoder and its end."""
+    time, blocks = None, []
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="flt", layout="mono")
+        for frame in container.decode(stream):
+            time = frame.time if time is None and frame.pts is not None else time
+            blocks += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        loud = np.flatnonzero(np.abs(np.concatenate(blocks)) > 0.25)
+        start = (time or 0.0) - probe(path).origin
+        return start + loud[0] / stream.rate, start + loud[-1] / stream.rate, stream.codec_context.name
+
+
+@pytest.mark.parametrize(("name", "muxer", "encoder", "options", "suffix"), KINDS)
+def test_the_picture_is_copied_and_the_sound_is_in_time(tmp_path, name, muxer, encoder, options, suffix):
+    rate = 44_100  # which Opus does not have: it is resampled
+    source = encoded_video(tmp_path / name, muxer, encoder, **options)
+    assert suffix_for(source) == suffix
+    made = tmp_path / f"made{suffix}"
+    sound = tone(2, rate)
+    sound[:rate] = 0
+    mux_audio(source, sound, rate, made)
+    before, after = picture(source), picture(made)
+    assert len(after[0]) == 50
+    np.testing.assert_allclose(after[0][:, 0], before[0][:, 0], atol=2e-3)  # Matroska counts milliseconds
+    np.testing.assert_array_equal(after[0][:, 1], before[0][:, 1])
+    if muxer not in ("mpegts", "mpeg", "avi"):  # whose packets are delimited by other means than MP4's
+        assert after[1] == before[1]
+    begins, ends, codec = onset(made)
+    assert begins == pytest.approx(1.0, abs=3e-3)
+    assert ends == pytest.approx(2.0, abs=0.03)
+    assert codec == CONTAINERS[suffix].sound.removeprefix("lib")
+
+
+@pytest.mark.parametrize(("name", "muxer"), [("a.mkv", "matroska"), ("a.mts", "mpegts")])
+def test_a_picture_that_begins_late_begins_with_the_sound(tmp_path, name, muxer):
+    source = encoded_video(tmp_path / name, muxer, "libx264", first=3)
+    assert probe(source).origin == pytest.approx(3)
+    sound = tone(2)
+    sound[:RATE] = 0
+    mux_audio(source, sound, RATE, tmp_path / "b.mp4")
+    assert probe(tmp_path / "b.mp4").origin == 0
+    assert onset(tmp_path / "b.mp4")[0] == pytest.approx(1.0, abs=3e-3)
+    np.testing.assert_allclose(picture(source)[0], picture(tmp_path / "b.mp4")[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("degrees", [90, 270])
+def test_a_turned_picture_stays_turned(tmp_path, suffix, degrees):
+    source = turned(make_video(tmp_path / "a.mp4", 1), degrees)
+    mux_audio(source, tone(1), RATE, tmp_path / f"b{suffix}")
+    turns = []
+    for path in (source, tmp_path / f"b{suffix}"):
+        with av.open(str(path)) as container:
+            turns.append(next(container.decode(video=0)).rotation)
+    assert turns[0] == turns[1] and turns[0] % 180 != 0
+
+
+def test_tags_stay_and_are_added(tmp_path):
+    source = make_video(tmp_path / "a.mp4", 1)
+    mux_audio(source, tone(1), RATE, tmp_path / "b.mkv", {"title": "Rain", "comment": "seed 3"})
+    mux_audio(tmp_path / "b.mkv", tone(1), RATE, tmp_path / "c.mp4", {"comment": "seed 4"})
+    with av.open(str(tmp_path / "c.mp4")) as container:
+        assert (container.metadata["title"], container.metadata["comment"]) == ("Rain", "seed 4")
+
+
+def test_what_a_file_does_not_take_is_known_before(tmp_path):
+    source = encoded_video(tmp_path / "a.webm", "webm", "libvpx", seconds=1)
+    assert [suffix for suffix in CONTAINERS if fits(source, suffix)] == [".mkv", ".webm", ".wmv"]
+    assert not fits(source, ".avi")
+    with pytest.raises(DataError, match=r"a\.webm: its picture cannot be copied to b\.mp4"):
+        mux_audio(source, tone(1), RATE, tmp_path / "b.mp4")
+    with pytest.raises(DataError, match=r"b\.avi: a video file ends in \.mp4"):
+        mux_audio(source, tone(1), RATE, tmp_path / "b.avi")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.webm"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    source = make_video(tmp_path / "a.mp4", 1)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MMAudioError, match=r"b\.mp4: cannot be written \((Not a directory|File exists)\)"):
+        mux_audio(source, tone(1), RATE, tmp_path / "file" / "b.mp4")
