@@ -9,7 +9,7 @@ from mmaudio.features.synchformer import build_synchformer
 from mmaudio.model.networks import build_network
 from mmaudio.pretraining import codec, data, sync
 from mmaudio.pretraining.data import load_shard, make_shards
-from mmaudio.pretraining.loop import Recipe, step_generator, train
+from mmaudio.pretraining.loop import Optimizers, Recipe, step_generator, train
 from mmaudio.pretraining.stages import Plan, Pretraining
 
 QUICK = Recipe(steps=2, learning_rate=1e-3, warmup=1, ema=0.9, save_every=1, log_every=1, bf16=False)
@@ -51,6 +51,38 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
     module, loss = small_problem()
     assert not torch.equal(train(module, loss, recipe, tmp_path / "other.pt", 8, quiet)["weight"], whole["weight"])
+
+
+def test_muon_takes_the_matrices_of_blocks_and_a_killed_stage_goes_on_with_it(tmp_path):
+    def problem(calls=10_000):
+        torch.manual_seed(0)
+        module = nn.ModuleDict({"blocks": nn.Sequential(nn.Conv1d(4, 6, 3), nn.Linear(5, 5)), "head": nn.Linear(5, 2)})
+        left = [calls]
+
+        def loss(generator):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            x = module["blocks"](torch.randn(2, 4, 7, generator=generator))
+            return (module["head"](x) - 1).square().mean()
+
+        return module, loss
+
+    recipe = Recipe(steps=10, learning_rate=1e-2, muon=1e-2, warmup=2, save_every=4, parts=1, bf16=False)
+    module, loss = problem()
+    optimizer = Optimizers(module, recipe)
+    assert [tuple(matrix.shape) for matrix in optimizer.matrices] == [(6, 12), (5, 5)]
+    assert len(optimizer.parts[0].param_groups[0]["params"]) == 4  # the biases and the head
+    module, loss = problem()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    whole = train(module, loss, recipe, tmp_path / "whole.pt", 7, quiet)
+    assert all(not torch.equal(whole[key], before[key]) for key in before)
+    module, loss = problem(calls=6)
+    with pytest.raises(Killed):
+        train(module, loss, recipe, tmp_path / "killed.pt", 7, quiet)
+    module, loss = problem()
+    resumed = train(module, loss, recipe, tmp_path / "killed.pt", 7, quiet)
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
