@@ -89,9 +89,9 @@ class SyncData:
         )
 
 
-RECIPE = Recipe(steps=8000, learning_rate=2e-3, muon=1e-2, warmup=60, ema=0.995, compile=True)
-BATCH = 32
-"""Segments of 16 frames in a part of a batch."""
+RECIPE = Recipe(steps=7000, learning_rate=2e-3, muon=1e-2, warmup=60, ema=0.995, parts=1, compile=True)
+BATCH = 64
+"""Segments of 16 frames."""
 
 
 def initialise(encoder: Synchformer, generator: torch.Generator) -> None:
