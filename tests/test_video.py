@@ -120,30 +120,6 @@ def test_a_file_that_is_cut_off_ends_where_its_packets_do(tmp_path):
     assert 3 < picture_end(info) < 7
 
 
-def test_the_picture_is_turned_upright(tmp_path):
-    class Turned:
-        """A decoded frame with a rotation flag, as phones write it."""
-
-        rotation = 90
-
-    import av
-    import numpy as np
-
-    from mmaudio.data.video import to_rgb
-
-    pixels = np.zeros((4, 8, 3), np.uint8)
-    pixels[:, 4:] = 255  # the right half is bright: a quarter turn counterclockwise brings it to the top
-
-    class Reformatter:
-        def reformat(self, frame, format):
-            return av.VideoFrame.from_ndarray(pixels, format="rgb24")
-
-    rgb = to_rgb(Turned(), Reformatter())
-    assert rgb.shape == (3, 8, 4)
-    assert rgb[0, :4].min() == 255
-    assert rgb[0, 4:].max() == 0
-
-
 @pytest.mark.parametrize("name", MEDIA)
 @pytest.mark.skipif(not os.environ.get("MMAUDIO_MEDIA"), reason="MMAUDIO_MEDIA names no folder with the two real clips")
 def test_real_clips_give_the_golden_frames_and_sound(name):

@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import torch
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from mmaudio.data.picture import SQUARE, Deinterlacer, to_rgb
 from mmaudio.errors import DataError
 
 TOLERANCE = 1e-6
@@ -29,6 +30,18 @@ LACKING = 0.5
 """Seconds that the end of a file may lack of what its header states before it counts as cut off."""
 STATED = ("mov", "matroska", "avi", "flv")
 """Formats whose header states the length, so that a file that ends earlier is cut off."""
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """What the header says of one sound track."""
+
+    rate: int
+    """Samples per second; 0 where the header does not say or the codec is unknown."""
+    channels: int
+    codec: str
+    language: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,26 @@ class VideoInfo:
     """Average frames per second."""
     width: int
     height: int
+    """Of the stored picture: before it is stretched and turned."""
     codec: str
     audio_rate: int | None
-    """Samples per second; None without sound."""
+    """Samples per second of the chosen track; None without sound."""
     audio_channels: int
     audio_codec: str
+    track: int = 0
+    """Number of the chosen sound track, from 0 on."""
+    tracks: tuple[AudioTrack, ...] = ()
+    """All sound tracks."""
+    rotation: int = 0
+    """Degrees by which the picture has to be turned counterclockwise."""
+    pixel: Fraction = SQUARE
+    """A pixel's width over its height."""
+    interlaced: bool = False
+    """Whether the first frame is."""
+    pixel_format: str = ""
+    """FFmpeg's name, such as yuv420p or yuv420p10le."""
+    transfer: int = 2
+    """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +116,21 @@ def opened(path: Path) -> Iterator[Any]:
         yield container
 
 
-def probe(path: Path | str) -> VideoInfo:
-    """Open `path` and decode its first frame; DataError where it is no video or its picture cannot be decoded."""
+def probe(path: Path | str, track: int = 0) -> VideoInfo:
+    """Open `path`, decode its first frame, and choose the sound track number `track`.
+
+    Raises DataError where it is no video, its picture cannot be decoded, or it has sound but no such track.
+    """
     place = Path(path)
     with opened(place) as container:
         stream = picture_stream(container, place)
-        first = next(decoded(container, stream), None)
+        first = next(decoded(container, stream, whole_lines=False), None)
         if first is None:
             raise DataError(f"{place.name}: its picture ({stream.codec_context.name}) cannot be decoded")
-        sound = container.streams.audio[0] if container.streams.audio else None
+        tracks = tuple(_track(sound) for sound in container.streams.audio)
+        if tracks and not 0 <= track < len(tracks):
+            raise DataError(f"{place.name}: no sound track {track}: it has {len(tracks)}, counted from 0")
+        chosen = tracks[track] if tracks else None
         rate = stream.average_rate or stream.guessed_rate
         length, stated = _stated_length(container, stream)
         return VideoInfo(
@@ -108,10 +142,25 @@ def probe(path: Path | str) -> VideoInfo:
             width=first.width,
             height=first.height,
             codec=stream.codec_context.name,
-            audio_rate=sound.codec_context.sample_rate if sound is not None else None,
-            audio_channels=sound.codec_context.channels if sound is not None else 0,
-            audio_codec=sound.codec_context.name if sound is not None else "",
+            audio_rate=chosen.rate if chosen is not None else None,
+            audio_channels=chosen.channels if chosen is not None else 0,
+            audio_codec=chosen.codec if chosen is not None else "",
+            track=track,
+            tracks=tracks,
+            rotation=round(first.rotation / 90) % 4 * 90,
+            pixel=stream.sample_aspect_ratio or SQUARE,
+            interlaced=bool(first.interlaced_frame),
+            pixel_format=first.format.name,
+            transfer=int(first.color_trc),
         )
+
+
+def _track(sound: Any) -> AudioTrack:
+    context, tags = sound.codec_context, sound.metadata
+    language, title = tags.get("language", ""), tags.get("title", "")
+    if context is None:
+        return AudioTrack(0, 0, "unknown codec", language, title)
+    return AudioTrack(context.sample_rate or 0, context.channels or 0, context.name, language, title)
 
 
 def picture_end(info: VideoInfo) -> float:
@@ -160,7 +209,7 @@ def read_windows(info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid]
             time = _time(frame) - info.origin
             if last is not None and time <= last.time:
                 continue
-            last = _Shared(frame, time, grids, reformatter)
+            last = _Shared(frame, time, grids, reformatter, info.pixel)
             for window in pending:
                 if window.start > time + TOLERANCE:
                     break
@@ -183,15 +232,18 @@ def read_windows(info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid]
 class _Shared:
     """A decoded frame, converted and transformed at most once per grid."""
 
-    def __init__(self, frame: Any, time: float, grids: Sequence[Grid], reformatter: VideoReformatter) -> None:
+    def __init__(
+        self, frame: Any, time: float, grids: Sequence[Grid], reformatter: VideoReformatter, pixel: Fraction
+    ) -> None:
         self.frame, self.time, self.grids, self.reformatter = frame, time, grids, reformatter
+        self.pixel = pixel
         self.rgb: Tensor | None = None
         self.made: dict[int, Tensor] = {}
 
     def of(self, grid: int) -> Tensor:
         """The frame as the grid number `grid` wants it."""
         if self.rgb is None:
-            self.rgb = to_rgb(self.frame, self.reformatter)
+            self.rgb = to_rgb(self.frame, self.reformatter, self.pixel)
         if grid not in self.made:
             self.made[grid] = self.grids[grid].transform(self.rgb[None])[0]
         return self.made[grid]
@@ -211,20 +263,12 @@ def _complete(window: Window, grids: Sequence[Grid]) -> bool:
     return all(len(frames) == grid.count for frames, grid in zip(window.frames, grids, strict=True))
 
 
-def to_rgb(frame: Any, reformatter: VideoReformatter | None = None) -> Tensor:
-    """A decoded frame, turned upright, as RGB uint8 (3, H, W). `reformatter` keeps its tables from frame to frame."""
-    converted = (reformatter or VideoReformatter()).reformat(frame, format="rgb24")
-    rgb = torch.from_numpy(converted.to_ndarray())
-    turns = round(frame.rotation / 90) % 4
-    if turns:
-        rgb = torch.rot90(rgb, turns)
-    return rgb.permute(2, 0, 1)
-
-
 def picture_stream(container: Any, path: Path) -> Any:
-    """The first video stream that is no cover picture, decoding on all cores."""
+    """The first video stream that is no cover picture, decoding on all cores; DataError where there is none."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
             stream.thread_type = "AUTO"
             return stream
     raise DataError(f"{path.name}: no picture in it")
@@ -243,14 +287,21 @@ def packets(container: Any, *streams: Any) -> Iterator[Any]:
         yield packet
 
 
-def decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's frames; a packet that cannot be decoded is passed over."""
+def decoded(container: Any, stream: Any, whole_lines: bool = True) -> Iterator[Any]:
+    """The stream's frames; a packet that cannot be decoded is passed over.
+
+    `whole_lines=False`: interlaced pictures stay as they are, which is faster.
+    """
+    lines = Deinterlacer() if whole_lines and stream.type == "video" else None
     for packet in packets(container, stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
             continue
-        yield from frames
+        for frame in frames:
+            yield from [frame] if lines is None else lines.push(frame)
+    if lines is not None:
+        yield from lines.flush()
 
 
 def _time(frame: Any) -> float:
