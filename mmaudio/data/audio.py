@@ -22,45 +22,65 @@ PEAK = 0.95
 """Peak of a training window."""
 SILENT_PEAK = 1e-6
 """A window whose peak is below this cannot be scaled."""
+ZEROS, ROLLOFF = 64, 0.9475937167399596
+"""Half the width of resampling's sinc, in its zero crossings, and its cut-off as a share of the lower rate's half."""
 JUMP = 0.05
 """Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing there."""
 
 
 def read_audio(path: Path | str, info: VideoInfo | None = None) -> tuple[Tensor, int]:
-    """The mean of all channels of the first sound track (T,) float32 and its rate in hertz.
+    """The mean of all channels of the first sound track (T,) float32 and its rate in hertz, as `sound_pieces` has it.
+
+    Raises DataError where there is no sound at all.
+    """
+    info = info or probe(path)
+    pieces = list(sound_pieces(info))
+    return torch.cat(pieces), sound_rate(info)
+
+
+def sound_rate(info: VideoInfo) -> int:
+    """Samples per second of the sound; DataError where there is none."""
+    if info.audio_rate is None:
+        raise DataError(f"{info.path.name}: no sound")
+    return info.audio_rate
+
+
+def sound_pieces(info: VideoInfo) -> Iterator[Tensor]:
+    """The mean of all channels of the first sound track, (T,) float32 piece by piece, no longer than a second each.
 
     Sample 0 is the instant of the first picture; where the sound begins later or has a hole, there are zeros. What
     cannot be decoded is passed over. Raises DataError where there is no sound at all.
     """
-    info = info or probe(path)
-    if info.audio_rate is None:
-        raise DataError(f"{Path(path).name}: no sound")
-    rate = info.audio_rate
-    blocks: list[npt.NDArray[np.float32]] = []
+    rate = sound_rate(info)
     length = 0
     for time, block in _blocks(info.path, rate):
         position = length if time is None else round((time - info.origin) * rate)
         if length == 0 and position < 0:
             block = block[-position:]
         elif position - length > (JUMP * rate if length else 0):
-            blocks.append(np.zeros(position - length, np.float32))
+            for first in range(length, position, rate):  # a wrong time stamp can state any length
+                yield torch.zeros(min(rate, position - first))
             length = position
-        blocks.append(block)
+        yield from torch.split(torch.from_numpy(block), rate)
         length += len(block)
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
-    return torch.from_numpy(np.concatenate(blocks)), rate
 
 
 def resample_audio(waveform: Tensor, rate: int, target: int) -> Tensor:
     """(..., T) at `rate` Hz -> (..., T * target / rate, rounded up) at `target` Hz, by a Kaiser-windowed sinc."""
     if rate == target:
         return waveform
-    resampled: Tensor = Resample(
-        rate, target, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64, rolloff=0.9475937167399596,
-        beta=14.769656459379492,
-    )(waveform)  # fmt: skip
+    resampled: Tensor = resampler(rate, target)(waveform)
     return resampled
+
+
+def resampler(rate: int, target: int) -> Resample:
+    """What `resample_audio` computes with: it sees `ZEROS` periods of the lower rate to both sides of a sample."""
+    return Resample(
+        rate, target, resampling_method="sinc_interp_kaiser", lowpass_filter_width=ZEROS, rolloff=ROLLOFF,
+        beta=14.769656459379492,
+    )  # fmt: skip
 
 
 def audio_window(waveform: Tensor, rate: int, start: float, samples: int, peak: float | None = PEAK) -> Tensor:
@@ -69,7 +89,11 @@ def audio_window(waveform: Tensor, rate: int, start: float, samples: int, peak: 
     A silent window (peak below 1e-6) and `peak=None` leave the scale as it is.
     """
     first = round(start * rate)
-    window = waveform[first : first + samples]
+    return fitted(waveform[first : first + samples], samples, peak)
+
+
+def fitted(window: Tensor, samples: int, peak: float | None = PEAK) -> Tensor:
+    """A window (T,) zero-padded to `samples` and scaled to the peak `peak`, as `audio_window` does it."""
     window = torch.nn.functional.pad(window, (0, samples - len(window)))
     loudest = float(window.abs().max())
     return window if peak is None or loudest < SILENT_PEAK else window * (peak / loudest)

@@ -1,0 +1,103 @@
+"""The sound of windows in one pass: what resampling the whole file gives, in memory that does not grow."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media import RATE, make_video
+
+from mmaudio.data.audio import audio_window, read_audio, resample_audio
+from mmaudio.data.mux import write_video
+from mmaudio.data.sounds import read_sounds, resampled
+from mmaudio.data.video import probe
+from mmaudio.errors import DataError
+
+RATES = [(44_100, 16_000), (48_000, 16_000), (48_000, 44_100), (8_000, 16_000), (11_025, 44_100), (192_000, 44_100)]
+
+
+def noise(samples):
+    return torch.rand(samples, generator=torch.Generator().manual_seed(samples)) * 2 - 1
+
+
+def noisy_video(path, seconds, rate=44_100):
+    pictures = [np.zeros((64, 64, 3), np.uint8)] * round(seconds * 25)
+    write_video(path, pictures, 25, noise(round(seconds * rate)).numpy(), rate)
+    return path
+
+
+@pytest.mark.parametrize(("rate", "target"), RATES)
+@pytest.mark.parametrize("length", [1, 700, 300_001])
+def test_pieces_resample_like_the_whole(rate, target, length):
+    sound = noise(length)
+    together = torch.cat(list(resampled(sound.split(1024), rate, target)))
+    expected = resample_audio(sound, rate, target)
+    assert together.shape == expected.shape
+    torch.testing.assert_close(together, expected, atol=2e-6, rtol=0)
+
+
+def test_at_the_right_rate_nothing_changes():
+    pieces = list(noise(5000).split(999))
+    assert all(a is b for a, b in zip(resampled(pieces, 16_000, 16_000), pieces, strict=True))
+
+
+def test_windows_are_those_of_the_whole_file(tmp_path):
+    info = probe(noisy_video(tmp_path / "a.mp4", 9))
+    waveform, rate = read_audio(info.path, info)
+    waveform = resample_audio(waveform, rate, 16_000)
+    starts = [0.0, 0.7, 0.7, 5.31, 8.2, 30.0]
+    windows = list(read_sounds(info, starts, 16_000, 32_000))
+    for start, window in zip(starts, windows, strict=True):
+        torch.testing.assert_close(window, audio_window(waveform, 16_000, start, 32_000), atol=5e-6, rtol=0)
+    assert windows[0].abs().max() == pytest.approx(0.95)
+    assert windows[4][16_000:].abs().max() == 0  # past the file's end
+    assert windows[5].abs().max() == 0
+    (quiet,) = read_sounds(info, [2.0], 16_000, 16_000, peak=None)
+    torch.testing.assert_close(quiet, waveform[32_000:48_000], atol=5e-6, rtol=0)
+
+
+def test_no_more_is_drawn_than_the_next_window_needs():
+    """What comes out lags little behind what is drawn, so that an hour of sound is never waiting."""
+    drawn = made = 0
+
+    def pieces():
+        nonlocal drawn
+        for _ in range(60 * 43):
+            drawn += 1024
+            yield torch.zeros(1024)
+
+    for piece in resampled(pieces(), 44_100, 16_000):
+        made += len(piece)
+        assert drawn / 44_100 - made / 16_000 < 0.1
+        assert len(piece) < 1.1 * 16_000
+
+
+def test_a_wrong_time_stamp_takes_no_memory(tmp_path):
+    """A hole of eleven days in the sound is zeros, drawn a second at a time."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for second in (0, 1_000_000):
+            block = av.AudioFrame.from_ndarray(np.full((1, RATE), 9000, np.int16), format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = RATE, Fraction(1, RATE), second * RATE
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    first, second = read_sounds(probe(tmp_path / "a.mkv"), [0.0, 4.0], RATE, 2 * RATE)
+    assert (float(first[8_000]), float(first[24_000])) == (pytest.approx(0.95), 0.0)
+    assert second.abs().max() == 0
+
+
+def test_no_sound_is_said(tmp_path):
+    info = probe(make_video(tmp_path / "a.mp4", 1, sound=False))
+    with pytest.raises(DataError, match=r"a\.mp4: no sound"):
+        next(read_sounds(info, [0.0], 16_000, 16_000))
