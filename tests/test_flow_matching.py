@@ -124,6 +124,23 @@ def test_solvers_converge_with_their_order(method, order):
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
 
+def test_steps_pass_through_progress_in_order():
+    seen = []
+    integrate(lambda x, t: x, torch.zeros(1, 1, 1), 3, progress=lambda steps: (seen.append(s) or s for s in steps))
+    assert seen == [0, 1, 2]
+
+
+def test_guidance_does_not_magnify_the_rounding_of_bf16():
+    """The two branches come in bf16; combining them in bf16 would add an error of its own."""
+    network, latent, t = mini(), mini_inputs()["latent"], torch.tensor(0.3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        conditions, empty = mini_conditions(network), network.empty_conditions(2)
+        got = guided(network, conditions, empty, 4.5)(latent, t)
+        given, free = network.predict_velocity(torch.cat([latent, latent]), t, conditions.cat(empty)).chunk(2)
+    assert got.dtype == torch.float32
+    assert_close(got, 4.5 * given.double() - 3.5 * free.double(), tolerance=1e-6)
+
+
 def test_senseless_solver_settings_are_errors():
     with pytest.raises(ConfigError, match="steps=0"):
         integrate(lambda x, t: x, torch.zeros(1, 1, 1), 0)

@@ -6,7 +6,7 @@ B batch, N latent tokens, C latent channels; V, S, L tokens of CLIP, sync and te
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ def drop_conditions(
 def guided(network: MMAudio, conditions: Conditions, empty: Conditions | None, strength: float) -> Velocity:
     """Velocity under classifier-free guidance: w v(conditions) + (1 - w) v(empty), both in one batch.
 
+    The network's two velocities are combined in the latent's dtype: a guidance of 4.5 would multiply bf16's rounding.
     A strength of 1 is the conditional velocity; less, or no empty conditions, means no guidance, the same.
     """
     if empty is None or strength <= 1:
@@ -79,23 +80,36 @@ def guided(network: MMAudio, conditions: Conditions, empty: Conditions | None, s
     both = conditions.cat(empty)
 
     def velocity(latent: Tensor, t: Tensor) -> Tensor:
-        given, free = network.predict_velocity(torch.cat([latent, latent]), t, both).chunk(2)
+        velocities = network.predict_velocity(torch.cat([latent, latent]), t, both)
+        given, free = velocities.to(latent.dtype).chunk(2)
         return torch.lerp(free, given, strength)
 
     return velocity
 
 
-def integrate(velocity: Velocity, x0: Tensor, steps: int, method: str = "euler") -> Tensor:
-    """Solves dx/dt = velocity from x0 (B, N, C) at t = 0 to t = 1 in equal steps.
-
-    `euler` calls the velocity once a step, `midpoint` twice. Raises ConfigError for no steps or another method.
-    """
-    if steps < 1:
+def check_solver(steps: int | None, method: str) -> None:
+    """ConfigError for no steps, or a method that is none of SOLVERS."""
+    if steps is not None and steps < 1:
         raise ConfigError(f"steps={steps}: the solver takes at least 1; 25 is usual")
     if method not in SOLVERS:
         raise ConfigError(f"method={method!r}: unknown; there are: {', '.join(SOLVERS)}")
+
+
+def integrate(
+    velocity: Velocity,
+    x0: Tensor,
+    steps: int,
+    method: str = "euler",
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Tensor:
+    """Solves dx/dt = velocity from x0 (B, N, C) at t = 0 to t = 1 in equal steps, which pass through `progress`.
+
+    `euler` (first order) calls the velocity once a step, `midpoint` (second order) twice. Raises ConfigError as
+    `check_solver` does.
+    """
+    check_solver(steps, method)
     x, dt = x0, 1.0 / steps
-    for step in range(steps):
+    for step in progress(range(steps)):
         t = torch.full((), step * dt, dtype=torch.float32, device=x.device)
         slope = velocity(x, t).to(x.dtype)
         if method == "midpoint":
