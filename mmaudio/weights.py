@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,14 +137,17 @@ def missing(model: str, folder: Path | None = None) -> list[WeightsFile]:
     return absent
 
 
-def load_part(model: str, part: str, folder: Path | None = None, device: str | torch.device = "cpu") -> Weights:
-    """The state dict of `part` of `model` on `device`; WeightsError for a file that is missing or is no state dict."""
+def load_part(model: str, part: str, folder: Path | None = None) -> Weights:
+    """The state dict of `part` of `model`, memory-mapped; WeightsError for a file that is missing or is no state dict.
+
+    Writing to a tensor makes private copies of its pages: the file never changes.
+    """
     path = find(model, part, folder)
     if path is None:
         return Weights(None, {}, hashlib.sha256(b"").hexdigest())
     file = weights_file(model, part)
     assert file is not None
-    return Weights(path, _read(path, file.key, device), file_hash(path))
+    return Weights(path, _read(path, file.key), file_hash(path))
 
 
 def identity(model: str, part: str, folder: Path | None = None) -> str:
@@ -166,11 +170,12 @@ def _folders(spec: ModelSpec, folder: Path | None) -> list[Path]:
     return own if folder is None else [folder, *own]
 
 
-def _read(path: Path, key: str | None, device: str | torch.device) -> dict[str, Tensor]:
+def _read(path: Path, key: str | None) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path, device=str(device)))
-        loaded = torch.load(path, map_location=device, weights_only=True, mmap=True)
+            return dict(load_file(path))
+        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are no archives, and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state = loaded if key is None else loaded[key]
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as weights ({error}); fetch it again") from error

@@ -122,7 +122,11 @@ def test_loading_leaves_the_audio_branch_out_and_names_what_does_not_fit():
     del wrong["vfeat_extractor.cls_token"]
     with pytest.raises(WeightsError) as error:
         encoder.load_released(wrong)
-    for part in ("missing: vfeat_extractor.cls_token", "unexpected: vfeat_extractor.extra", "(3,) instead of (96,)"):
+    for part in (
+        "1 missing (vfeat_extractor.cls_token)",
+        "1 unexpected (vfeat_extractor.extra)",
+        "(3,), expected (96,)",
+    ):
         assert part in str(error.value)
 
 

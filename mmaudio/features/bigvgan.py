@@ -8,6 +8,7 @@ Legend: B batch, C channels, T positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from mmaudio.features.loading import load_reconciled
-from mmaudio.model.spec import CodecSpec
+from mmaudio.model.loading import Released, is_meta, load_reconciled
+from mmaudio.model.spec import CODECS, CodecSpec
 
 KERNELS = (3, 7, 11)
 """Kernel of each of a stage's residual blocks."""
@@ -133,7 +134,7 @@ class ResBlock(nn.Module):
         return x
 
 
-class BigVGAN(nn.Module):
+class BigVGAN(Released):
     """Log-mel -> waveform. Fresh, it holds weight-normalised weights; loading folds them into plain ones."""
 
     def __init__(self, spec: CodecSpec) -> None:
@@ -165,16 +166,34 @@ class BigVGAN(nn.Module):
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load a generator's state dict, weight-normalised under torch's former or present names, or folded.
 
-        Raises WeightsError that names the first keys that do not fit.
+        On the meta device the given tensors become the vocoder's own, changed in place where they are folded. Raises
+        WeightsError that names the first keys that do not fit.
         """
+        self.make_plain()
+        same_kind = [spec for spec in CODECS.values() if spec.vocoder == self.spec.vocoder]
+        variants = {spec.name: partial(_plain, spec) for spec in same_kind}
+        folded = fold(state, in_place=is_meta(self))
+        load_reconciled(self, folded, f"vocoder {self.spec.name}", variants=variants)
+
+    def make_plain(self) -> None:
+        """Compute plain weights from the weight-normalised ones, once and for all."""
         for module in self.modules():
             if is_parametrized(module, "weight"):
                 remove_parametrizations(module, "weight")
-        load_reconciled(self, fold(state), f"vocoder {self.spec.name}")
 
 
-def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace every weight-normalised pair by the plain weight g v / |v|, |v| over all but the first dimension."""
+def _plain(spec: CodecSpec) -> BigVGAN:
+    vocoder = BigVGAN(spec)
+    vocoder.make_plain()
+    return vocoder
+
+
+@torch.no_grad()
+def fold(state: Mapping[str, Tensor], in_place: bool = False) -> dict[str, Tensor]:
+    """Replace every weight-normalised pair by the plain weight g v / |v|, |v| over all but the first dimension.
+
+    `in_place`: where v is float32 the weight takes its memory, so that there is no second copy.
+    """
     renamed = {_present_name(key): value for key, value in state.items()}
     folded = {}
     for key, value in renamed.items():
@@ -183,9 +202,9 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not parametrized or direction not in renamed:
             folded[key] = value
         elif part == "original0":
-            v = renamed[direction].float()
-            norm = torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)
-            folded[f"{layer}weight"] = value.float() * v / norm
+            v = renamed[direction].detach().float()
+            scale = value.float() / torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)
+            folded[f"{layer}weight"] = v.mul_(scale) if in_place else v * scale
     return folded
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
-from mmaudio.features.loading import load_reconciled
+from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CLIPS, TEXT_TOKENS, ClipSpec, lookup
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,7 +26,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(Released):
     """An open_clip model as the encoder of frames and captions; `model` is what contrastive training trains.
 
     The state dict is the open_clip model's own.
@@ -72,6 +72,8 @@ class ClipEncoder(nn.Module):
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load an open_clip state dict; raises WeightsError that names the first keys that do not fit."""
         load_reconciled(self.model, state, f"CLIP {self.spec.name}")
+        if self.model.attn_mask.is_meta:  # computed, so in no file
+            self.model.attn_mask = torch.full((TEXT_TOKENS, TEXT_TOKENS), -torch.inf).triu(1)
 
 
 def normalise(frames: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchaudio.functional import griffinlim
 
-from mmaudio.features.loading import load_reconciled
 from mmaudio.features.mel import mel_bank
+from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CodecSpec
 
 ITERATIONS = 32
@@ -22,7 +22,7 @@ ITERATIONS = 32
 MOMENTUM = 0.99
 
 
-class GriffinLim(nn.Module):
+class GriffinLim(Released):
     """Log-mel -> waveform: magnitudes by the mel bank's pseudo-inverse, phases by alternating projections."""
 
     inverse: Tensor

@@ -1,41 +1,30 @@
-"""Loading a released state dict into a module of ours: keys are reconciled by name, and nothing is left unsaid."""
+"""From a weights file to a module that computes: built without values, then filled from the file where it lies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor, nn
+import torch
 
-from mmaudio.errors import WeightsError
+from mmaudio import weights
+from mmaudio.model.loading import Released
 
-SHOWN = 4
-"""How many keys an error lists."""
+M = TypeVar("M", bound=Released)
 
 
-def load_reconciled(module: nn.Module, state: Mapping[str, Tensor], what: str, ignored: Iterable[str] = ()) -> None:
-    """Copy `state` into `module`, cast to the module's types; keys that begin with a prefix in `ignored` are left out.
+def load_frozen(
+    build: Callable[[], M], model: str, part: str, folder: Path | None = None, device: torch.device | str = "cpu"
+) -> M:
+    """What `build` makes, with the weights of `part` of `model`, on `device`, frozen and in evaluation mode.
 
-    Raises WeightsError that lists the first missing, unexpected or ill-shaped keys; the module is untouched then.
+    On a CPU its values are the memory-mapped file: pages that nobody needs are never read, and writing to a value
+    makes a private copy of its page. Raises WeightsError where the file is missing or does not fit.
     """
-    prefixes = tuple(ignored)
-    given = {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
-    wanted = module.state_dict()
-    misshaped = [
-        f"{key} {tuple(value.shape)} instead of {tuple(wanted[key].shape)}"
-        for key, value in given.items()
-        if key in wanted and value.shape != wanted[key].shape
-    ]
-    found = {
-        "missing": [key for key in wanted if key not in given],
-        "unexpected": [key for key in given if key not in wanted],
-        "another shape": misshaped,
-    }
-    problems = [f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys]
-    if problems:
-        raise WeightsError(f"{what}: these weights are for another model ({'; '.join(problems)})")
-    module.load_state_dict(given)
-
-
-def _some(keys: list[str]) -> str:
-    rest = len(keys) - SHOWN
-    return ", ".join(keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    found = weights.load_part(model, part, folder)
+    with torch.device("meta" if found.state else "cpu"):  # a part without weights computes its values itself
+        module = build()
+    module.load_released(found.state)
+    module.to(device).eval().requires_grad_(False)
+    return module

@@ -8,6 +8,7 @@ Legend: B clips, S segments of 16 frames, T time steps of a segment (8), P patch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
-from mmaudio.features.loading import load_reconciled
+from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import SEGMENT_FRAMES, SEGMENT_STEP, SYNCS, SyncSpec, lookup
 
 EPS = 1e-6
@@ -177,7 +178,7 @@ class Motionformer(nn.Module):
         return torch.cat([first, rearrange(tokens, "b t p d -> b (t p) d")], dim=1)
 
 
-class Synchformer(nn.Module):
+class Synchformer(Released):
     """The visual branch, with the key prefix of the released file."""
 
     def __init__(self, spec: SyncSpec) -> None:
@@ -205,7 +206,8 @@ class Synchformer(nn.Module):
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file's visual branch; raises WeightsError that names the first keys that do not fit."""
-        load_reconciled(self, state, f"Synchformer {self.spec.name}", ignored=LEFT_OUT)
+        variants = {name: partial(Synchformer, spec) for name, spec in SYNCS.items()}
+        load_reconciled(self, state, f"Synchformer {self.spec.name}", LEFT_OUT, variants)
 
 
 def segments(frames: Tensor) -> Tensor:

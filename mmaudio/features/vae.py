@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmaudio.errors import WeightsError
-from mmaudio.features.loading import load_reconciled
-from mmaudio.model.spec import CodecSpec, codec_spec
+from mmaudio.model.loading import Released, load_reconciled
+from mmaudio.model.spec import CODECS, CodecSpec, codec_spec
 
 LEVELS = (1, 2, 4)
 """Widths of the levels, in units of the first."""
@@ -230,7 +231,7 @@ class Decoder(nn.Module):
         return out
 
 
-class VAE(nn.Module):
+class VAE(Released):
     """Encoder and decoder between log-mel spectrograms and latents.
 
     `data_mean` and `data_std` (1, mels, 1) normalise the mel; they belong to the checkpoint and are 0 and 1 until set.
@@ -239,14 +240,14 @@ class VAE(nn.Module):
     data_mean: Tensor
     data_std: Tensor
 
-    def __init__(self, spec: CodecSpec, drop_encoder: bool = False) -> None:
-        """`drop_encoder`: leave the encoder out, for a model that only generates."""
+    def __init__(self, spec: CodecSpec, drop_encoder: bool = False, drop_decoder: bool = False) -> None:
+        """`drop_encoder`: leave the encoder out, for a model that only generates; `drop_decoder`: for extraction."""
         super().__init__()
         self.spec = spec
         self.register_buffer("data_mean", torch.zeros(1, spec.mels, 1))
         self.register_buffer("data_std", torch.ones(1, spec.mels, 1))
         self.encoder = None if drop_encoder else Encoder(spec)
-        self.decoder = Decoder(spec)
+        self.decoder = None if drop_decoder else Decoder(spec)
 
     def encode(self, mel: Tensor) -> Posterior:
         """Log-mel (B, mels, T), T even -> the latents' distribution, mean and std (B, C, T / 2) in float32.
@@ -260,16 +261,20 @@ class VAE(nn.Module):
         return Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp())
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, N) -> log-mel (B, mels, 2 N) in float32."""
+        """Latents (B, C, N) -> log-mel (B, mels, 2 N) in float32. Raises WeightsError without a decoder."""
+        if self.decoder is None:
+            raise WeightsError("this VAE was built with drop_decoder=True; build it whole to decode")
         normalised: Tensor = self.decoder(z)
         return normalised.float() * self.data_std + self.data_mean
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load a released file (raw weights); raises WeightsError that names the first keys that do not fit."""
-        ignored = ("encoder.",) if self.encoder is None else ()
-        load_reconciled(self, state, f"VAE {self.spec.name}", ignored)
+        dropped = self.encoder is None, self.decoder is None
+        ignored = [prefix for prefix, gone in zip(("encoder.", "decoder."), dropped, strict=True) if gone]
+        variants = {name: partial(VAE, spec, *dropped) for name, spec in CODECS.items()}
+        load_reconciled(self, state, f"VAE {self.spec.name}", ignored, variants)
 
 
-def build_vae(mode: str, drop_encoder: bool = False) -> VAE:
+def build_vae(mode: str, drop_encoder: bool = False, drop_decoder: bool = False) -> VAE:
     """The VAE of the codec `mode` with fresh weights; raises ConfigError naming the nearest codec."""
-    return VAE(codec_spec(mode), drop_encoder)
+    return VAE(codec_spec(mode), drop_encoder, drop_decoder)

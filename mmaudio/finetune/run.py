@@ -13,6 +13,7 @@ from mmaudio import weights
 from mmaudio.config import TrainConfig
 from mmaudio.data.features import FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
+from mmaudio.features.loading import load_frozen
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
 from mmaudio.finetune.dataset import load_data, material
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
@@ -37,11 +38,9 @@ def train(config: TrainConfig, device: torch.device, team: Team | None = None) -
 
 def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, str]:
     """The base network on `device` and the hash of its file; WeightsError where it is missing."""
-    loaded = weights.load_part(config.model, "network", _folder(config))
-    with torch.device("meta"):
-        network = build_network(config.model)
-    network.load_released(loaded.state)
-    return network.to(device), loaded.identity
+    folder = _folder(config)
+    network = load_frozen(lambda: build_network(config.model), config.model, "network", folder, device)
+    return network, weights.identity(config.model, "network", folder)
 
 
 def train_on(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmaudio import weights
+from mmaudio.features.loading import load_frozen
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
@@ -101,14 +101,9 @@ def load_sampler(
     """
     spec, place = model_spec(model), torch.device(device)
     if network is None:
-        network = build_network(model)
-        network.load_released(weights.load_part(model, "network", folder).state)
-        network.eval().requires_grad_(False)
-    vae, vocoder = build_vae(spec.codec.name, drop_encoder=True), build_vocoder(spec.codec.name)
-    vae.load_released(weights.load_part(model, "vae", folder).state)
-    vocoder.load_released(weights.load_part(model, "vocoder", folder).state)
-    for module in (vae, vocoder):
-        module.to(place).eval().requires_grad_(False)
+        network = load_frozen(lambda: build_network(model), model, "network", folder, place)
+    vae = load_frozen(lambda: build_vae(spec.codec.name, drop_encoder=True), model, "vae", folder, place)
+    vocoder = load_frozen(lambda: build_vocoder(spec.codec.name), model, "vocoder", folder, place)
     return Sampler(spec, network.to(place), vae, vocoder, place, dtype)
 
 

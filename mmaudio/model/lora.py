@@ -24,7 +24,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError
-from mmaudio.model.networks import MMAudio, check_keys
+from mmaudio.model.loading import check_keys
+from mmaudio.model.networks import MMAudio
 
 DEFAULT_TARGETS = (
     "joint_blocks[*].latent_block.attn.qkv",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmaudio.errors import ConfigError, DataError, WeightsError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.model import spec as specs
 from mmaudio.model.blocks import FinalLayer, JointBlock, TransformerBlock
 from mmaudio.model.initialisation import initialise
 from mmaudio.model.layers import MLP, Conv1d, TimeEmbedding, rotary_table
+from mmaudio.model.loading import Released, is_meta, load_reconciled
 
 IGNORED_KEYS = {"t_embed.freqs", "latent_rot", "clip_rot"}
 """Computed tables that old files hold."""
@@ -64,7 +66,7 @@ class Conditions:
         return Conditions(*(tensor.repeat_interleave(times, dim=0) for tensor in self.tensors()))
 
 
-class MMAudio(nn.Module):
+class MMAudio(Released):
     """The flow-matching transformer of `spec`; with a codec it can also set its lengths from a duration.
 
     A new network is initialised for training from scratch: every block starts as the identity and the velocity at zero.
@@ -110,7 +112,8 @@ class MMAudio(nn.Module):
             TransformerBlock(width, spec.heads, hidden, kernel=3) for _ in range(spec.fused_blocks)
         )
         self.final_layer = FinalLayer(width, spec.latent_dim)
-        self.initialise()
+        if not is_meta(self):  # drawing there would make torch import its compiler
+            self.initialise()
 
     # --- lengths
 
@@ -225,38 +228,15 @@ class MMAudio(nn.Module):
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Loads a released state dict, key by key; raises WeightsError where keys or shapes differ.
 
-        Values take the module's dtype. A network on the meta device moves to the values' device, in float32.
+        Values take the module's dtype; a network on the meta device takes the given tensors themselves.
         """
         state = {key: value for key, value in state.items() if key not in IGNORED_KEYS}
-        own = self.state_dict()
-        check_keys(own, state, "network")
-        if any(parameter.is_meta for parameter in self.parameters()):
-            self.to_empty(device=next(iter(state.values())).device)
-        self.load_state_dict(state)
+        variants = {name: partial(build_network, name) for name in specs.MODELS}
+        load_reconciled(self, state, "network", variants=variants)
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draws weights for training from scratch (as DiT does: arXiv 2212.09748, section 3.2)."""
         initialise(self, generator)
-
-
-def check_keys(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Raises WeightsError naming the first few keys that are missing, unexpected or of another shape."""
-    found = {
-        "missing": [key for key in own if key not in given],
-        "unexpected": [key for key in given if key not in own],
-        "of another shape": [
-            f"{key} {tuple(given[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own
-            if key in given and given[key].shape != own[key].shape
-        ],
-    }
-    faults = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys]
-    if faults:
-        raise WeightsError(f"{what} weights of another model: {'; '.join(faults)}; check the model's name and the file")
-
-
-def _first(keys: list[str], limit: int = 3) -> str:
-    return ", ".join(keys[:limit]) + (", ..." if len(keys) > limit else "")
 
 
 def build_network(name: str) -> MMAudio:

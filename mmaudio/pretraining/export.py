@@ -154,6 +154,7 @@ def evaluate(folder: Path, videos: Sequence[Path], starts: Sequence[float], log:
     ]
     mel = torch.stack([item.mel for item in items])
     with torch.inference_mode():
+        assert encoders.vae is not None
         codec = sampler.mel(encoders.vae.encode(mel).mean.transpose(1, 2))
     ceiling = onset_agreement(mel_of(sampler.vocoder(codec)[:, 0], sampler.spec), items)
     log(f"evaluate {what}: {len(items)} clips; onset F1 of the codec alone {ceiling:.3f}")
