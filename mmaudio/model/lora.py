@@ -17,13 +17,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from mmaudio.errors import ConfigError
+from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.loading import check_keys
 from mmaudio.model.networks import MMAudio
 
@@ -38,6 +39,8 @@ DEFAULT_TARGETS = (
     "fused_blocks[*].ffn",
 )
 """Attention inputs and MLPs of all blocks."""
+MAX_STRENGTH = 1.5
+"""The largest factor on an adapter's effect; 1 is as trained."""
 
 
 @dataclass
@@ -129,23 +132,32 @@ def _no_match(pattern: str, matched: list[str], leaves: list[str]) -> str:
     return f"lora.target_modules: {pattern!r} matches nothing in the network; the nearest names: {', '.join(nearest)}"
 
 
-def add_lora(network: MMAudio, config: LoRAConfig, generator: torch.Generator | None = None) -> PeftModel:
+def add_lora(
+    network: MMAudio,
+    config: LoRAConfig,
+    generator: torch.Generator | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> PeftModel:
     """Freezes the network and adds a trainable adapter that changes nothing yet (B is zero), in place.
 
     With a (CPU) generator the A matrices are drawn from it, Kaiming uniform, so a seed gives the same adapter anywhere.
-    Raises ConfigError for a target that matches nothing and for a network that has an adapter already.
+    `options` are further settings of peft's LoraConfig, by its names. Raises ConfigError for a target that matches
+    nothing and for a network that has an adapter already.
     """
     if any(True for _ in _lora_layers(network)):
         raise ConfigError("this network has an adapter already: merge it, or build a new network")
     targets = expand_targets(network, config.target_modules)
-    settings = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, bias="none"
-    )
-    model = get_peft_model(network, settings)
+    model = get_peft_model(network, peft_settings(config, targets, options))
     if generator is not None:
         for layer in _lora_layers(model):
             _draw(layer, generator)
     return model
+
+
+def peft_settings(config: LoRAConfig, targets: list[str], options: Mapping[str, Any] | None = None) -> LoraConfig:
+    """The settings as peft's own object, for the modules `targets` in full; `options` as in `add_lora`."""
+    own = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
+    return LoraConfig(**own, target_modules=targets, bias="none", **(options or {}))
 
 
 def _draw(layer: LoraLayer, generator: torch.Generator) -> None:
@@ -184,7 +196,12 @@ def load_adapter_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
 
 
 def set_strength(model: PeftModel, strength: float) -> None:
-    """Scales the adapter's effect: 0 is the base, 1 as trained; a merge afterwards keeps the scale."""
+    """Scales the adapter's effect: 0 is the base, 1 as trained; a merge afterwards keeps the scale.
+
+    Raises ConfigError below 0 and above MAX_STRENGTH.
+    """
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ConfigError(f"strength={strength:g}: from 0 (the base model) over 1 (as trained) to {MAX_STRENGTH:g}")
     for layer in _lora_layers(model):
         for name in layer.lora_A:
             layer.set_scale(name, strength)
@@ -193,12 +210,16 @@ def set_strength(model: PeftModel, strength: float) -> None:
 def merge(model: PeftModel) -> MMAudio:
     """Adds the adapter to the base weights, in float32 on the CPU, and removes it: plain weights, the released keys.
 
-    Uses up `model`; the network, the object given to `add_lora`, returns to its device, in float32.
+    Uses up `model`; the network, the object given to `add_lora`, returns to its device, in float32. Raises WeightsError
+    where the merged weights are not finite.
     """
     network = adapted_network(model)
     device = next(network.parameters()).device
     network.to("cpu", torch.float32)  # on a GPU the convolutions that merge may round to TF32
-    model.merge_and_unload(safe_merge=True)
+    try:
+        model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise WeightsError("the adapter's weights are not finite: it is broken; take another checkpoint") from error
     return network.to(device)
 
 
