@@ -1,12 +1,15 @@
 """The Python call: load, look, merge; generating needs the shipped model and is tested with it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from test_recognition import state_of
 
-from mmaudio.adapters import AdapterFile, write_adapter
+from mmaudio.adapters import AdapterFile, read_adapter, write_adapter
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.lora import LoRAConfig, adapter_state
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
@@ -60,7 +63,19 @@ def test_the_guides_checks(folder, capsys):
     adapted = [name for name, _ in lora_model.named_modules() if "lora" in name]
     spec = lora_model.network.spec
     expected = (spec.joint_blocks + spec.fused_blocks) * 4 * 4 * spec.width
-    assert f"{expected:,} trainable" in said and "fused_blocks.0" in said and adapted
+    lines = dict(line.split(":", 1) for line in said.splitlines()[1:3])
+    assert lines["  trainable"].split()[0] == f"{expected:,}" and adapted
+    base = sum(value.numel() for value in build_network("tiny_16k").parameters())
+    assert lines["  base, frozen"].strip() == f"{base:,}" and f"{base + expected:,} parameters" in said
+    assert f"({100 * expected / (base + expected):.2f} % of all)" in said
+    blocks = [line.split() for line in said.splitlines() if "_blocks." in line]
+    assert sum(int(count.replace(",", "")) for _, count in blocks) == expected
+    assert [name for name, _ in blocks] == [
+        *(f"joint_blocks.{i}" for i in range(spec.joint_blocks)),
+        *(f"fused_blocks.{i}" for i in range(spec.fused_blocks)),
+    ]
+    size = (folder / "best_lora.pt").stat().st_size
+    assert f"{size / 1e6:.1f} MB in {folder}/best_lora.pt" in said
     assert all(name.startswith("network.") for name in adapted) and len(adapted) == len(set(adapted))
 
 
@@ -73,11 +88,22 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(folder):
     assert torch.equal(velocity(trained.network), before)
 
 
-def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path):
+def test_a_fresh_adapter_tells_its_size(folder):
+    config = LoRAConfig(rank=8, target_modules=TARGETS)
+    fresh = load_pretrained_with_lora("tiny_16k", lora_config=config, weights=folder, device="cpu")
+    trained = sum(value.nbytes for value in adapter_state(fresh.peft_model).values())
+    assert f"{trained / 1e6:.1f} MB when it is saved" in fresh.parameter_info()
+
+
+@pytest.mark.parametrize("name", ["merged_model.pt", "merged_model.pth", "deploy/network.safetensors"])
+def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path, name, capsys):
     lora_model = load(folder)
     before = velocity(lora_model.network)
-    merged = lora_model.merge_and_save(tmp_path / "merged_model.pt")
-    stored = torch.load(tmp_path / "merged_model.pt", weights_only=True)
+    merged = lora_model.merge_and_save(tmp_path / name)
+    said = capsys.readouterr().out
+    assert name in said and "largest difference from the adapter at a random input: " in said
+    path = tmp_path / name
+    stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     released = build_network("tiny_16k")
     assert stored.keys() == released.state_dict().keys()
     released.load_released(stored)
@@ -86,6 +112,55 @@ def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path):
     assert torch.equal(velocity(lora_model.network), before)
     assert any("lora" in name for name, _ in lora_model.named_modules())
     assert not any("lora" in name for name, _ in merged.named_modules())
+    assert merged.surroundings is lora_model.surroundings, "encoders would be loaded twice"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_merged_file_takes_the_bases_place(folder, tmp_path):
+    """In a folder of its own, under the released name, it is what the commands load."""
+    lora_model = load(folder)
+    expected = velocity(lora_model.network)
+    lora_model.merge_and_save(tmp_path / "network.safetensors")
+    deployed = load_pretrained_with_lora("tiny_16k", weights=tmp_path, device="cpu")
+    assert torch.allclose(velocity(deployed.network), expected, atol=1e-4)
+    with pytest.raises(ConfigError, match="the base model's own file"):
+        deployed.merge_and_save(tmp_path / "network.safetensors")
+
+
+def test_a_merged_file_has_the_types_of_the_bases(folder, tmp_path):
+    state = load_file(folder / "network.safetensors")
+    half = {key: value.half() if "blocks" in key else value for key, value in state.items()}
+    save_file(half | {"t_embed.freqs": torch.zeros(3)}, tmp_path / "network.safetensors")  # a table that old files hold
+    adapter = dataclasses.replace(read_adapter(folder / "best_lora.pt"), base_sha256="")
+    write_adapter(tmp_path / "a.pt", adapter)
+    lora_model = load_pretrained_with_lora("tiny_16k", tmp_path / "a.pt", weights=tmp_path, device="cpu")
+    before = velocity(lora_model.network)
+    lora_model.set_strength(1.5)
+    stronger = velocity(lora_model.network)
+    merged = lora_model.merge_and_save(tmp_path / "merged.pt")
+    stored = torch.load(tmp_path / "merged.pt", weights_only=True)
+    assert {key: value.dtype for key, value in stored.items()} == {key: value.dtype for key, value in half.items()}
+    assert torch.allclose(velocity(merged.network), stronger, atol=1e-2)
+    assert not torch.allclose(velocity(merged.network), before, atol=1e-2)
+
+
+def test_the_base_and_the_variant_are_checked_before_weights_are_read(folder, tmp_path):
+    assert load_pretrained_with_lora(lora_checkpoint=folder / "best_lora", weights=folder).model_name == "tiny_16k"
+    with pytest.raises(WeightsError, match="made for tiny_16k, not for small_16k"):
+        load_pretrained_with_lora("small_16k", folder / "best_lora.pt", weights=tmp_path)
+    unnamed = dataclasses.replace(read_adapter(folder / "best_lora.pt"), base_model="", base_sha256="")
+    write_adapter(tmp_path / "a.pt", unnamed)
+    with pytest.raises(WeightsError, match="does not fit small_16k: these are the shapes of tiny_16k"):
+        load_pretrained_with_lora("small_16k", tmp_path / "a.pt", weights=tmp_path)
+    with pytest.raises(ConfigError, match="matches nothing in the network"):
+        load_pretrained_with_lora("small_16k", lora_config=LoRAConfig(target_modules=["atn.qkv"]), weights=tmp_path)
+
+
+def test_an_adapter_that_could_be_for_several_asks_for_the_name(tmp_path):
+    LoraConfig(r=1, lora_alpha=2, target_modules=["qkv"]).save_pretrained(str(tmp_path))
+    save_file(state_of("small_16k"), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"no model_name.*its shapes fit small_16k and small_44k"):
+        load_pretrained_with_lora(lora_checkpoint=tmp_path)
 
 
 def test_mistakes(folder, tmp_path):
@@ -95,8 +170,13 @@ def test_mistakes(folder, tmp_path):
         load_pretrained_with_lora()
     with pytest.raises(ConfigError, match="one of them"):
         load(folder, lora_config=LoRAConfig())
-    with pytest.raises(ConfigError, match=r"NAME\.pt"):
+    with pytest.raises(ConfigError, match=r"NAME\.pt, NAME\.pth, NAME\.safetensors"):
         load(folder).merge_and_save(tmp_path / "merged")
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match=r"merged\.pt: cannot be written"):
+        load(folder).merge_and_save(tmp_path / "file" / "merged.pt")
+    with pytest.raises(ConfigError, match="strength=2"):
+        load(folder).set_strength(2)
     with pytest.raises(ConfigError, match="'promt'"):
         load(folder).generate("video.mp4", promt="rain")
     other = copy.deepcopy(build_network("tiny_16k").state_dict())

@@ -5,33 +5,57 @@ from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
 lora_model = load_pretrained_with_lora("small_16k", lora_checkpoint="output/my_exp/lora_checkpoints/best_lora.pt")
 lora_model.print_parameter_info()
 audio = lora_model.generate_from_video("test.mp4", prompt="rain on a tin roof")  # (samples,)
-merged = lora_model.merge_and_save("merged_model.pt")
-audio = merged.generate("test.mp4", "rain on a tin roof")
+merged_model = lora_model.merge_and_save("merged_model.pt")
+audio = merged_model.generate("test.mp4", "rain on a tin roof")
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import io
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmaudio.adapters import attach, read_adapter, write_whole
+from mmaudio.adapters import attach, check_base, check_fit, read_adapter, replacing, size_on_disk
 from mmaudio.cli import pick_device
-from mmaudio.errors import ConfigError
+from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.features.encoders import Encoders, load_encoders
 from mmaudio.generation.generate import Wish, generate
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.model.lora import LoRAConfig, add_lora, merge, parameter_counts, set_strength
+from mmaudio.model.lora import LoRAConfig, add_lora, expand_targets, parameter_counts, set_strength
+from mmaudio.model.merging import merged_copy
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import model_spec
 from mmaudio.weights import load_part
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+"""What a merged model's file may be called."""
+
+
+class Surroundings:
+    """The frozen encoders and the decoder of one base model, loaded when they are first needed and then kept."""
+
+    def __init__(self, model: str, weights: Path | None, device: torch.device) -> None:
+        self.model, self.weights, self.device = model, weights, device
+        self._sampler: Sampler | None = None
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """From videos and prompts to conditions."""
+        return load_encoders(self.model, self.weights, self.device)
+
+    def sampler(self, network: MMAudio) -> Sampler:
+        """From conditions to sound, through `network`."""
+        if self._sampler is None:
+            self._sampler = load_sampler(self.model, self.weights, self.device, network, fast_dtype(self.device))
+        return dataclasses.replace(self._sampler, network=network)
 
 
 class Generator(nn.Module):
@@ -40,24 +64,20 @@ class Generator(nn.Module):
     Encoders and decoder are loaded at the first generation and kept; they are no part of `named_modules`.
     """
 
-    def __init__(self, network: MMAudio, model_name: str, weights: Path | None, device: torch.device) -> None:
+    def __init__(self, network: MMAudio, surroundings: Surroundings) -> None:
         super().__init__()
         self.network = network
-        self.model_name = model_name
-        self.weights, self.device = weights, device
+        self.surroundings = surroundings
+
+    @property
+    def model_name(self) -> str:
+        """The base model's name."""
+        return self.surroundings.model
 
     @property
     def rate(self) -> int:
         """Samples per second of what is generated."""
         return model_spec(self.model_name).codec.rate
-
-    @cached_property
-    def _sampler(self) -> Sampler:
-        return load_sampler(self.model_name, self.weights, self.device, self.network, fast_dtype(self.device))
-
-    @cached_property
-    def _encoders(self) -> Encoders:
-        return load_encoders(self.model_name, self.weights, self.device)
 
     def generate(self, video: str | Path | None, prompt: str = "", **wish: Any) -> Tensor:
         """Sound for a video, or for the prompt alone: (samples,) within [-1, 1], `rate` samples per second, on the CPU.
@@ -71,17 +91,27 @@ class Generator(nn.Module):
             raise ConfigError(f"generate: there is no argument {unknown[0]!r}; there are: {', '.join(known)}")
         self.eval()
         asked = Wish(None if video is None else Path(video), prompt, **wish)
-        return generate(self._sampler, self._encoders, asked)
+        return generate(self.surroundings.sampler(self.network), self.surroundings.encoders, asked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What a model was loaded from."""
+
+    base: Path | None
+    dtypes: Mapping[str, torch.dtype]
+    """The type of every value in the base's file, by released key."""
+    adapter: Path | None
+    """None: a fresh adapter."""
 
 
 class LoRAMMAudio(Generator):
     """A base network with its adapter."""
 
-    def __init__(
-        self, adapted: PeftModel, network: MMAudio, name: str, weights: Path | None, device: torch.device
-    ) -> None:
-        super().__init__(network, name, weights, device)
+    def __init__(self, adapted: PeftModel, network: MMAudio, surroundings: Surroundings, files: Files) -> None:
+        super().__init__(network, surroundings)
         self._adapted = [adapted]  # in a list: its modules are the network's own, not to be named twice
+        self.files = files
 
     @property
     def peft_model(self) -> PeftModel:
@@ -89,12 +119,21 @@ class LoRAMMAudio(Generator):
         return self._adapted[0]
 
     def parameter_info(self) -> str:
-        """Total and trainable parameters, and the trainable ones by block."""
+        """Parameters in all, trainable ones (in all, per cent, by block), and the adapter's size on disk."""
         counts = parameter_counts(self.network)
-        share = 100 * counts.trainable / counts.total
-        blocks = [f"  {name:<16} {count:>12,}" for name, count in counts.blocks.items()]
-        total = f"{self.model_name}: {counts.total:,} parameters, {counts.trainable:,} trainable ({share:.2f} %)"
-        return "\n".join([total, *blocks])
+        trained = [weight for weight in self.network.parameters() if weight.requires_grad]
+        disk, file = sum(weight.nbytes for weight in trained), "when it is saved"
+        if self.files.adapter is not None:
+            disk, file = size_on_disk(self.files.adapter), f"in {self.files.adapter}"
+        return "\n".join(
+            [
+                f"{self.model_name} with LoRA:   {counts.total:>13,} parameters",
+                f"  base, frozen:     {counts.total - counts.trainable:>13,}",
+                f"  trainable:        {counts.trainable:>13,}  ({100 * counts.trainable / counts.total:.2f} % of all)",
+                *(f"    {name:<16}{count:>13,}" for name, count in counts.blocks.items()),
+                f"  adapter on disk:  {disk / 1e6:.1f} MB {file}",
+            ]
+        )
 
     def print_parameter_info(self) -> None:
         """Print `parameter_info`."""
@@ -105,22 +144,41 @@ class LoRAMMAudio(Generator):
         return self.generate(video_path, prompt, **wish)
 
     def set_strength(self, strength: float) -> None:
-        """How much of the adapter counts: 0 is the base model, 1 as trained."""
+        """How much of the adapter counts, 0 to 1.5: 0 is the base model, 1 as trained. ConfigError outside."""
         set_strength(self.peft_model, strength)
 
     def merge_and_save(self, path: str | Path) -> Generator:
-        """Write the merged network to `path` (.pt or .pth) and return it; this object stays as it is.
+        """Write the network with the adapter merged in, at the strength that is set, and return it; this object stays.
 
-        The file is a plain state dict with exactly the released keys, float32: what loads the released file loads it.
+        The file (.pt, .pth or .safetensors) is a plain state dict with exactly the released keys and types: what loads
+        the released file loads it. Prints how far the merged network's velocity is from this one's, and raises
+        WeightsError, with nothing written, where that is more than rounding.
         """
         target = Path(path)
-        if target.suffix not in (".pt", ".pth"):
-            raise ConfigError(f"{target}: a merged model is called NAME.pt or NAME.pth")
-        merged = merge(copy.deepcopy(self.peft_model)).eval().requires_grad_(False)
-        buffer = io.BytesIO()
-        torch.save({key: value.cpu() for key, value in merged.state_dict().items()}, buffer)
-        write_whole(target, buffer.getvalue())
-        return Generator(merged, self.model_name, self.weights, self.device)
+        if target.suffix not in SUFFIXES:
+            raise ConfigError(f"{target}: a merged model is called NAME{', NAME'.join(SUFFIXES)}")
+        if target.exists() and self.files.base is not None and target.samefile(self.files.base):
+            raise ConfigError(f"{target}: that is the base model's own file, which adapters need; choose another name")
+        merged = merged_copy(self.peft_model, self.files.dtypes)
+        save_state(merged.state, target)
+        kind = str(merged.dtype).removeprefix("torch.")
+        print(
+            f"{target}: {target.stat().st_size / 1e6:.1f} MB, {kind}; largest difference from the adapter at a random "
+            f"input: {merged.difference:.1e} of the largest value"
+        )
+        return Generator(merged.network, self.surroundings)
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict, by torch or by safetensors as the suffix says; the file is whole or not there."""
+    try:
+        with replacing(path) as part:
+            if path.suffix == ".safetensors":
+                save_file({key: value.contiguous() for key, value in state.items()}, part, {"format": "pt"})
+            else:
+                torch.save(state, part)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
 
 def load_pretrained_with_lora(
@@ -133,23 +191,33 @@ def load_pretrained_with_lora(
     """The base model `model_name` with the adapter in `lora_checkpoint` (.pt, PEFT folder or .safetensors).
 
     Without a checkpoint the adapter is a fresh one of `lora_config` (default: the guide's), which changes nothing until
-    it is trained. `model_name` may be left out where the checkpoint names its base; `weights` is the folder of released
-    files. Raises WeightsError where a file is missing or made for another model, ConfigError for wrong names.
+    it is trained. `model_name` may be left out where the checkpoint names its base, or its shapes fit one model alone;
+    `weights` is the folder of released files. Raises WeightsError where a file is missing or made for another model,
+    ConfigError for wrong names.
     """
     place, folder = pick_device(device), None if weights is None else Path(weights)
-    file = None if lora_checkpoint is None else read_adapter(Path(lora_checkpoint))
-    name = model_name or (file.base_model if file is not None else "")
-    if not name:
-        raise ConfigError("load_pretrained_with_lora: no model_name, and no checkpoint that says which")
+    source = None if lora_checkpoint is None else Path(lora_checkpoint)
+    file = None if source is None else read_adapter(source)
     if file is not None and lora_config is not None:
         raise ConfigError("load_pretrained_with_lora: lora_checkpoint brings its own lora_config; give one of them")
+    name = model_name or (file.base_model if file is not None else "")
+    if not name:
+        fits = f"; its shapes fit {' and '.join(file.likely)}" if file is not None and file.likely else ""
+        raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that says which{fits}")
     with torch.device("meta"):
         network = build_network(name)
+    config = lora_config or LoRAConfig()
+    if file is not None:  # what does not fit is refused before gigabytes are read
+        check_base(file, name)
+        check_fit(file, network, name)
+    else:
+        expand_targets(network, config.target_modules)
     base = load_part(name, "network", folder)
+    dtypes = {key: value.dtype for key, value in base.state.items()}
     network.load_released(base.state)
     if file is None:
-        adapted = add_lora(network, lora_config or LoRAConfig(), torch.Generator().manual_seed(0))
+        adapted = add_lora(network, config, torch.Generator().manual_seed(0))
     else:
         adapted = attach(network, file, name, base.identity)
     network.to(place).eval()
-    return LoRAMMAudio(adapted, network, name, folder, place)
+    return LoRAMMAudio(adapted, network, Surroundings(name, folder, place), Files(base.path, dtypes, source))
