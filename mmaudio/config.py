@@ -33,6 +33,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "config"
 PRIMARY = "lora_config"
 SCHEMA = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 
 
 @dataclass
@@ -44,11 +45,14 @@ class ValidationConfig:
     """Share of the training and validation videos to hold out anew; null keeps the split of clips.tsv."""
     levels: int = 8
     """Flow times at which every clip is measured, at fixed noise."""
+    average_every: int = 2
+    """Measure the running average, too, at every so many evaluations and at the last."""
 
     def __post_init__(self) -> None:
         if self.split_ratio is not None:
             _between("validation.split_ratio", self.split_ratio, 0.0, 0.9, low_open=True)
         _at_least("validation.levels", self.levels, 8)
+        _at_least("validation.average_every", self.average_every, 1)
 
 
 @dataclass
@@ -57,9 +61,9 @@ class EarlyStoppingConfig:
 
     enabled: bool = True
     patience: int = 6
-    """Evaluations without an improvement before it stops."""
+    """Evaluations without an improvement before it stops; raise it where the curve is noisy."""
     min_delta: float = 0.0
-    """What counts as an improvement, in units of the validation loss."""
+    """How far the clips' validation losses have to fall on average to count as an improvement."""
 
     def __post_init__(self) -> None:
         _at_least("early_stopping.patience", self.patience, 1)
@@ -72,7 +76,7 @@ class LoggingConfig:
 
     log_every: int = 10
     sample_every: int = 1000
-    """Sound and mel pictures of held-out clips; also at the first and the last step. 0: never."""
+    """Sounds, mel pictures and videos of held-out clips; also at the last step. 0: never."""
     sample_clips: int = 3
 
     def __post_init__(self) -> None:
@@ -96,6 +100,8 @@ class TrainConfig:
     output_dir: str = "output"
     weights: str | None = None
     """Folder of the released weights; null looks in ./weights and ./ext_weights."""
+    video_root: str | None = None
+    """Folder of the source videos, for the samples' videos; null: sounds and pictures alone."""
     device: str = "auto"
     resume: bool = True
     """Continue what is in the experiment's folder. false: start over in a new folder beside it."""
@@ -106,16 +112,33 @@ class TrainConfig:
     gradient_accumulation_steps: int = 4
     """A step takes batch_size * gradient_accumulation_steps clips, over all devices together."""
     learning_rate: float = 5e-4
+    """The highest rate. Prodigy finds its own, as a multiple of this: leave it at 1 there."""
+    optimizer: str = "adamw"
+    """adamw; adamw8bit where the optimizer's state is what does not fit (full fine-tuning); prodigy to need no rate."""
+    lora_plus_ratio: float = 1.0
+    """LoRA+: how much faster the B matrices learn than the A matrices; 16 where training is slow to start."""
     schedule: str = "cosine"
-    """cosine or linear: falls after the warm-up; constant: stays."""
+    """cosine or linear: falls after the warm-up; constant: stays, for runs of unknown length."""
     max_steps: int = 3000
     warmup_steps: int = 200
+    """Steps over which the rate rises; longer where training is unstable."""
     weight_decay: float = 0.01
+    """Pulls the adapter toward doing nothing; more where the validation loss rises early."""
     max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this; lower where single steps throw training off."""
     drop_conditions: float = 0.1
     """Probability that a clip is trained without its video, and, independently, without its text."""
-    ema_decay: float = 0.0
-    """Running average of the adapter, which is then the one evaluated and saved; 0 is none, 0.99 suits 500 steps."""
+    drop_captions: float | None = None
+    """The same for the text alone; null: drop_conditions. More where all captions are alike, so that the video counts.
+    """
+    latent_noise: float = 0.0
+    """Deviation of noise added to the normalised latents; 0.05 to 0.2 where a few clips are learned by heart."""
+    preserve_base: float = 0.0
+    """Weight of a loss that keeps the velocity without conditions near the base model's; 0.1 to 1 against forgetting.
+    It takes a second pass per step."""
+    ema_decay: float = 0.99
+    """Running average of the adapter, evaluated and saved beside it: steadier at high rates. 0: none; 0.999 suits
+    5000 steps and more."""
     amp: bool = True
     """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, newer CPUs."""
     gradient_checkpointing: bool = False
@@ -136,8 +159,11 @@ class TrainConfig:
             raise ConfigError(f"exp_id={self.exp_id!r}: it names a folder; letters, digits, dot, dash, underscore")
         if not self.custom_finetune:
             raise ConfigError("custom_finetune=false: training runs on your own clips only; leave it true")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"schedule={self.schedule!r}: unknown{_nearest(self.schedule, SCHEDULES)}")
+        for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: unknown{_nearest(getattr(self, name), known)}")
+        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
+            raise ConfigError("optimizer=prodigy takes one rate for all: leave lora_plus_ratio at 1")
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
             _at_least(name, getattr(self, name), 1)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -147,8 +173,17 @@ class TrainConfig:
         _between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)
         _between("weight_decay", self.weight_decay, 0.0, 1.0)
         _between("max_grad_norm", self.max_grad_norm, 0.0, math.inf, low_open=True)
+        _between("lora_plus_ratio", self.lora_plus_ratio, 0.0, 1000.0, low_open=True)
         _between("drop_conditions", self.drop_conditions, 0.0, 0.9)
+        _between("drop_captions", self.caption_dropout, 0.0, 1.0)
+        _between("latent_noise", self.latent_noise, 0.0, 1.0)
+        _between("preserve_base", self.preserve_base, 0.0, 100.0)
         _between("ema_decay", self.ema_decay, 0.0, 0.99999)
+
+    @property
+    def caption_dropout(self) -> float:
+        """Probability that a clip is trained without its text."""
+        return self.drop_conditions if self.drop_captions is None else self.drop_captions
 
     @property
     def effective_batch(self) -> int:
@@ -211,6 +246,14 @@ def keys(schema: type, prefix: str = "") -> list[str]:
         found.append(prefix + entry.name)
         if dataclasses.is_dataclass(entry.default_factory):
             found += keys(cast(type, entry.default_factory), f"{prefix}{entry.name}.")
+    return found
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"lora": {"rank": 4}}` as `{"lora.rank": 4}`."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 

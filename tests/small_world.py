@@ -58,7 +58,7 @@ def config(folder, **settings):
     return made
 
 
-def run(folder, network=None, train=None, held=..., **settings):
+def run(folder, network=None, train=None, held=..., team=None, **settings):
     """Train the miniature: the outcome."""
     held = clips(3, "val", seed=1) if held is ... else held
-    return train_on(network or mini(), "0" * 64, config(folder, **settings), train or clips(5), held, Team())
+    return train_on(network or mini(), "0" * 64, config(folder, **settings), train or clips(5), held, team or Team())

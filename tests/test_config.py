@@ -2,8 +2,10 @@
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 
-from mmaudio.config import FOLDER, TrainConfig, compose, keys
+from mmaudio.config import FOLDER, PRIMARY, TrainConfig, compose, keys, register
 from mmaudio.errors import ConfigError
 from mmaudio.model.lora import DEFAULT_TARGETS
 
@@ -79,6 +81,9 @@ def test_guides_yaml_snippets_are_valid_keys():
         ("learning_rate=-1", "learning_rate=-1"),
         ("learning_rate=nan", "learning_rate=nan"),
         ("schedule=cosin", "cosine"),
+        ("optimizer=adam", "adamw"),
+        ("latent_noise=-1", "latent_noise=-1"),
+        ("validation.average_every=0", "average_every=0: at least 1"),
         ("lora.rank=0", "lora.rank=0"),
         ("lora=3", "lora: Invalid type"),
         ("validation.levels=2", "at least 8"),
@@ -94,6 +99,27 @@ def test_mistakes_get_one_line(override, expected):
     with pytest.raises(ConfigError) as caught:
         compose([override])
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_launcher_for_slurm_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        register()
+        overrides = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=30"]
+        launcher = hydra_compose(PRIMARY, overrides, return_hydra_config=True).hydra.launcher
+    assert launcher["_target_"].endswith("SlurmLauncher")
+    assert (launcher.timeout_min, launcher.gpus_per_node, launcher.max_num_timeout) == (30, 1, 5)
+
+
+def test_what_the_optimizer_cannot_do_is_refused():
+    assert compose(["optimizer=prodigy", "learning_rate=1"]).optimizer == "prodigy"
+    with pytest.raises(ConfigError, match="leave lora_plus_ratio at 1"):
+        compose(["optimizer=prodigy", "lora_plus_ratio=16"])
+
+
+def test_captions_are_dropped_as_often_as_the_video_unless_told():
+    assert compose(["drop_conditions=0.2"]).caption_dropout == 0.2
+    assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout == 0.5
 
 
 def test_keys_are_dotted_names():

@@ -1,5 +1,6 @@
 """Training runs on the miniature: learning, resuming bit for bit, stopping, refusing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -38,7 +39,8 @@ def test_it_learns_and_writes_what_it_should(whole):
     assert (whole.step, whole.reason, whole.new_steps) == (6, "max_steps", 6)
     assert whole.best < 0.98 * whole.base and whole.best_step > 0
     files = {path.name for path in (whole.folder / "lora_checkpoints").iterdir()}
-    assert files == {"best_lora.pt", "best_lora", "last_lora.pt", "last_lora", "state.pt", "state.previous.pt"}
+    adapters = {f"{name}_lora{end}" for name in ("best", "last", "average") for end in ("", ".pt")}
+    assert files == adapters | {"state.pt", "state.previous.pt"}
     best = weights(whole, "best_lora.pt")
     assert best.step == whole.best_step and best.base_model == "tiny_16k" and best.base_sha256 == "0" * 64
     assert best.data["train"]["ids"] == small_world.clips(5).ids and best.config["lora"]["rank"] == 4
@@ -46,7 +48,11 @@ def test_it_learns_and_writes_what_it_should(whole):
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     evaluated = {row["step"]: row for row in rows if "validation/loss" in row}
     assert list(evaluated) == [0, 2, 4, 6]
-    assert evaluated[0]["validation_clips"].keys() == {"val0", "val1", "val2"}
+    assert all(row["validation_clips"].keys() == {"val0", "val1", "val2"} for row in evaluated.values())
+    last = evaluated[6]
+    assert last["validation/change_low"] < last["validation/change"] < last["validation/change_high"]
+    assert last["validation/change"] == pytest.approx(last["validation/loss"] - evaluated[0]["validation/loss"])
+    assert [step for step, row in evaluated.items() if "validation/loss_of_average" in row] == [4, 6]
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
@@ -89,13 +95,52 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(whole, tmp_path, monk
         small_world.run(tmp_path, ema_decay=0.9)
     outcome = small_world.run(tmp_path, ema_decay=0.9)
     assert outcome.step == 6 and outcome.best == whole.best
-    for name in ("last_lora.pt", "best_lora.pt"):
+    for name in ("last_lora.pt", "best_lora.pt", "average_lora.pt"):
         assert same(weights(outcome, name), weights(whole, name)), name
     steps = [json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and len(steps) == 10, "no step is reported twice"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
+    original = loop.train_step
+
+    def thrown_off(state, *rest):
+        metrics = original(state, *rest)
+        if state.step == 6:
+            for weight in state.trained().values():
+                weight.data *= 20
+        return metrics
+
+    monkeypatch.setattr(loop, "train_step", thrown_off)
+    outcome = small_world.run(tmp_path, ema_decay=0.9, learning_rate=3e-2)
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    raw, average = next(
+        (row["validation/loss"], row["validation/loss_of_average"]) for row in rows[::-1] if row["step"] == 6
+    )
+    assert average == outcome.best < raw and outcome.best_step == 6
+    assert same(weights(outcome, "best_lora.pt"), weights(outcome, "average_lora.pt"))
+    assert not same(weights(outcome), weights(outcome, "average_lora.pt"))
+    assert "running average" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
+    original = loop.train_step
+
+    def poisoned(state, clips, config, team):
+        if state.step == 3:
+            clips = dataclasses.replace(clips, mean=torch.full_like(clips.mean, float("nan")))
+        return original(state, clips, config, team)
+
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"step 4: loss nan.*amp=false"):
+        patched.setattr(loop, "train_step", poisoned)
+        small_world.run(tmp_path, ema_decay=0.9)
+    saved = read_adapter(tmp_path / "exp" / "lora_checkpoints" / "last_lora.pt")
+    assert saved.step == 3 and all(value.isfinite().all() for value in saved.state.values())
+    rest = small_world.run(tmp_path, ema_decay=0.9)
+    assert rest.new_steps == 3 and same(weights(rest), weights(whole)), "the good data continues as if nothing had been"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
     original = Tracker.stepped
 

@@ -10,11 +10,11 @@ from test_lora import adapted
 from test_networks import mini, mini_inputs
 
 from mmaudio.data.features import Features, feature_set
-from mmaudio.errors import ConfigError, TrainingError
+from mmaudio.errors import TrainingError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.precision import seeded
-from mmaudio.finetune.state import Draws, learning_rate, new_state
+from mmaudio.finetune.state import Draws, new_state
 from mmaudio.finetune.team import Team
 from mmaudio.model.lora import LoRAConfig
 
@@ -81,13 +81,91 @@ def test_accumulation_is_the_large_batch(tmp_path):
     assert torch.allclose(weights, expected, atol=2e-4)  # Adam divides: noise in a tiny gradient shows as a share of lr
 
 
+def gradients(tmp_path, team=Team(), **settings):  # noqa: B008 - frozen
+    """Every trained parameter's gradient at step 0, by name, LoRA dropout on; the B matrices away from zero."""
+    config = small_world.config(tmp_path, **settings)
+    network = mini()
+    state = new_state(network, config, 5)
+    for name, weight in state.trained().items():
+        if "lora_B" in name:
+            weight.data += 0.05 * filled(name, *weight.shape)
+    drawn = state.draw(config.effective_batch, 0.3, 0.3)
+    with seeded(5, CPU):
+        step.backward(state, material(network, small_world.clips(5), CPU), drawn, config)
+    return {name: weight.grad for name, weight in state.trained().items()}
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys() and all(value.abs().sum() > 0 for value in expected.values())
+    for name, value in expected.items():
+        assert_close(found[name], value, tolerance)
+
+
+def test_accumulated_gradients_are_the_large_batchs(tmp_path):
+    lora = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)  # one mask per pass: dropout differs between the two
+    settings = [{"batch_size": size, "gradient_accumulation_steps": 4 // size, "lora": lora} for size in (4, 2, 1)]
+    large, *smaller = [gradients(tmp_path, preserve_base=0.5, latent_noise=0.1, **each) for each in settings]
+    for found in smaller:
+        assert_same(found, large, 1e-4)
+
+
 def test_checkpointing_gives_the_same_gradients(tmp_path):
-    plain, _, _ = after_one_step(tmp_path)
-    checkpointed, _, state = after_one_step(tmp_path, gradient_checkpointing=True)
-    assert state.network.gradient_checkpointing
-    assert (checkpointed.loss, checkpointed.grad_norm) == (
-        pytest.approx(plain.loss, rel=1e-6), pytest.approx(plain.grad_norm, rel=1e-5),
-    )  # fmt: skip
+    plain, checkpointed = (gradients(tmp_path, gradient_checkpointing=value) for value in (False, True))
+    assert_same(checkpointed, plain)
+
+
+def test_gradients_are_shortened_but_reported_in_full(tmp_path):
+    long, _, _ = after_one_step(tmp_path)
+    config, network = small_world.config(tmp_path, max_grad_norm=1e-3, lora=LoRAConfig(4, 8.0, 0.0)), mini()
+    state = new_state(network, config, 5)
+    seen = []
+    state.optimizer.register_step_pre_hook(lambda *_: seen.extend(weight.grad for weight in state.trained().values()))
+    metrics = step.train_step(state, material(network, small_world.clips(5), CPU), config, Team())
+    assert metrics.grad_norm == pytest.approx(long.grad_norm, rel=1e-5) and metrics.grad_norm > 1e-2
+    assert float(torch.cat([value.flatten() for value in seen]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_latent_noise_widens_the_posterior():
+    clips, draws = golden_clips()
+    network = mini()
+    clips = material(network.requires_grad_(False), clips, CPU)
+    eps = torch.randn(400, *draws.eps.shape[1:], generator=torch.Generator().manual_seed(0))
+    many = dataclasses.replace(draws, index=torch.zeros(400, dtype=torch.int64), eps=eps)
+    narrow, wide = (step.latents(network, clips, many, extra).var(0) for extra in (0.0, 0.3))
+    assert float((wide - narrow).mean()) == pytest.approx(0.09, rel=0.05)
+    assert torch.equal(step.latents(network, clips, draws), step.latents(network, clips, draws, 0.0))
+
+
+def trained_for(tmp_path, steps=8, **settings):
+    config, network = small_world.config(tmp_path, max_steps=steps, warmup_steps=0, **settings), mini()
+    state = new_state(network, config, 5)
+    clips = material(network, small_world.clips(5), CPU)
+    for _ in range(steps):
+        last = step.train_step(state, clips, config, Team())
+    drawn = state.draw(16, 0.0, 0.0)
+    with torch.no_grad():
+        return float(step.drift(state, clips, drawn, torch.float32).mean()), last.loss, state
+
+
+def test_a_fresh_adapter_has_not_drifted(tmp_path):
+    assert trained_for(tmp_path, steps=0 + 1, learning_rate=1e-12)[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_preserving_the_base_keeps_the_unconditional_velocity(tmp_path):
+    (free, loss, _), (kept, kept_loss, state) = trained_for(tmp_path), trained_for(tmp_path, preserve_base=10.0)
+    assert 0 < kept < 0.5 * free, "the velocity without conditions stays nearer to the base model's"
+    assert all(weight.requires_grad for weight in state.trained().values()) and kept_loss != loss
+
+
+def test_weight_decay_pulls_the_adapter_toward_nothing(tmp_path):
+    norms = [
+        sum(
+            float(weight.detach().square().sum())
+            for weight in trained_for(tmp_path, weight_decay=decay)[2].trained().values()
+        )
+        for decay in (0.0, 1.0)
+    ]
+    assert norms[1] < norms[0]
 
 
 def test_a_step_changes_the_adapter_alone(tmp_path):
@@ -113,15 +191,6 @@ def test_what_is_not_finite_stops_before_the_weights_change(tmp_path, bad):
     assert all(torch.equal(weight, before[name]) for name, weight in state.trained().items())
 
 
-def test_schedule(tmp_path):
-    config = small_world.config(tmp_path, learning_rate=1.0, warmup_steps=4, max_steps=10)
-    rates = [learning_rate(number, config) for number in range(10)]
-    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.15
-    config.schedule = "constant"
-    assert learning_rate(9, config) == 1.0
-
-
 def test_dropout_is_seeded_and_leaves_the_default_generator_alone():
     before = torch.get_rng_state()
     drawn = []
@@ -135,9 +204,3 @@ def test_dropout_is_seeded_and_leaves_the_default_generator_alone():
 def test_loss_by_time():
     found = step.in_bins(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.99]))
     assert found == {"0.00-0.25": 2.0, "0.75-1.00": 5.0}
-
-
-def test_processes_share_a_step():
-    assert [Team(rank, 2).share(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
-    with pytest.raises(ConfigError, match="do not divide among 4"):
-        Team(0, 4).share(6)

@@ -1,14 +1,24 @@
 """What a run shows: TensorBoard's scalars, sounds and pictures."""
 
 import dataclasses
+import io
+import sys
 
+import pytest
 import small_world
 import torch
 from conftest import filled
+from peft.tuners.lora import LoraLayer
+from random_base import make_video
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_networks import mini
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmaudio.data.video import probe
+from mmaudio.finetune import step
+from mmaudio.finetune.dataset import material
+from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
 from mmaudio.finetune.samples import Samples, mel_picture
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.tracking import Tracker, forget_after
@@ -43,23 +53,95 @@ def test_tensorboard_shows_the_run_and_a_resumed_one_once(tmp_path):
     assert [event.step for event in found.Scalars("validation/loss")] == [0, 2, 3, 4, 6]
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     tags = set(found.Tags()["scalars"])
-    assert {"train/learning_rate", "train/grad_norm", "train/steps_per_second"} <= tags
+    train = ("learning_rate", "grad_norm", "steps_per_second", "samples_per_second")
+    assert {f"train/{name}" for name in train} <= tags
+    assert {f"validation/change{end}" for end in ("", "_low", "_high")} <= tags
+    assert {f"adapter_norm/{block}_blocks.{i}" for block in ("joint", "fused") for i in (0, 1)} <= tags
+    norms = [event.value for event in found.Scalars("adapter_norm/fused_blocks.0")]
+    assert 0 < norms[0] < norms[-1], "the adapter grows from nothing"
     assert any(tag.startswith("train_loss_by_time/") for tag in tags)
     assert {f"validation_loss_by_time/{bin}" for bin in ("0.00-0.25", "0.75-1.00")} <= tags
 
 
-def test_pictures_and_sounds_of_truth_base_and_adapted(tmp_path):
-    config, network = small_world.config(tmp_path), mini()
+def test_the_settings_stand_beside_what_they_reached(tmp_path):
+    outcome = small_world.run(tmp_path, max_steps=2)
+    found = events(outcome.folder)
+    reached = {tag: found.Scalars(tag)[-1].value for tag in found.Tags()["scalars"] if tag.startswith("final/")}
+    assert reached["final/validation_loss"] == pytest.approx(outcome.best, rel=1e-6)
+    assert reached["final/best_step"] == outcome.best_step and reached["final/validation_change"] < 0
+    content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"lora.rank" in content and b"learning_rate" in content
+
+
+def test_utilisation_is_of_the_measured_ceiling(tmp_path):
+    config, network = small_world.config(tmp_path, gradient_checkpointing=True), mini()
+    state = new_state(network, config, 5)
+    clips = material(network, small_world.clips(2), torch.device("cpu"))
+    forward = flops_of(lambda: step.losses(network, clips, sample_draws(clips, 1), torch.float32))
+    found = flops_per_clip(state, clips, config)
+    assert 1.5 * forward < found < 3 * forward, "the frozen weights need no gradient of their own"
+    assert state.network.gradient_checkpointing and all(weight.grad is None for weight in state.trained().values())
+    assert Meter(2e9, 1e12).utilisation(250.0) == pytest.approx(0.5)
+
+
+def flops_of(work):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()
+
+
+def test_the_norm_is_that_of_what_is_added(tmp_path):
+    state = new_state(mini(), small_world.config(tmp_path), 5)
+    assert set(update_norms(state.model).values()) == {0.0}
+    for name, weight in state.trained().items():
+        weight.data = filled(name, *weight.shape)
+    blocks = {}
+    for name, layer in state.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            block = ".".join(name.removeprefix("base_model.model.").split(".")[:2])
+            blocks[block] = blocks.get(block, 0.0) + float(layer.get_delta_weight("default").detach().square().sum())
+    assert update_norms(state.model) == pytest.approx({name: value**0.5 for name, value in blocks.items()}, rel=1e-4)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, monkeypatch, capsys):
+    small_world.run(tmp_path / "pipe", max_steps=4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if "validation loss" in line] == ["step 0/4", "step 2/4", "step 4/4"]
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    small_world.run(tmp_path / "terminal", max_steps=4)
+    assert "validation loss" not in capsys.readouterr().out
+    assert "4/4" in screen.getvalue() and ", validation " in screen.getvalue()
+
+
+def test_pictures_sounds_and_videos_of_truth_base_and_adapted(tmp_path, capsys):
+    config, network = small_world.config(tmp_path, ema_decay=0.0), mini()
     state = new_state(network, config, 5)
     for name, weight in state.trained().items():
         if "lora_B" in name:
             weight.data += 0.01 * filled(name, *weight.shape)
     spec = dataclasses.replace(model_spec("tiny_16k"), network=small_world.MINI)
-    samples = Samples(
-        Sampler(spec, network, Decoder(), Vocoder(), torch.device("cpu")), small_world.clips(2, "val", videos=2)
-    )
+    sampler = Sampler(spec, network, Decoder(), Vocoder(), torch.device("cpu"))
+    samples = Samples(sampler, small_world.clips(2, "val", videos=2), tmp_path / "videos")
+    make_video(tmp_path / "videos" / "val0.mp4", 0, 8.5)
     with Tracker(tmp_path / "run", config, 0, samples) as tracker:
         tracker.sample(state)
+        state.step = 100
+        tracker.sample(state)
+    place = tmp_path / "run" / "samples"
+    steps = ("step-000000", "step-000100")
+    sounds = {f"{name}.flac" for name in ("truth", "base", *steps)} | {f"{name}.png" for name in steps}
+    films = {f"{name}.mp4" for name in ("truth", "base", *steps)}
+    assert {path.name for path in (place / "val0").iterdir()} == sounds | films
+    assert {path.name for path in (place / "val1").iterdir()} == sounds, "its video is not there"
+    assert "val1" in capsys.readouterr().out
+    found = {name: probe(place / "val0" / name) for name in films}
+    assert all(info.audio_rate == 16_000 and info.width == 64 for info in found.values())
     shown = list(samples.draw(state))
     assert [clip.name for clip in shown] == ["val0", "val1"]
     sounds = shown[0].waveforms

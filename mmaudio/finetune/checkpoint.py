@@ -3,6 +3,7 @@
 output/<exp_id>/config.yaml
 output/<exp_id>/lora_checkpoints/state.pt, state.previous.pt     the trainer's own
 output/<exp_id>/lora_checkpoints/best_lora.pt, last_lora.pt      and a PEFT folder beside each
+output/<exp_id>/lora_checkpoints/average_lora.pt                 the running average of the last one
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import torch
 from omegaconf import OmegaConf
 
 from mmaudio.adapters import AdapterFile, write_adapter, write_whole
-from mmaudio.config import TrainConfig
+from mmaudio.config import TrainConfig, flat
 from mmaudio.data.features import FeatureSet
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.state import TrainState
 from mmaudio.model.lora import adapter_state
 
-FORMAT = 1
-PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "device", "resume")
+FORMAT = 2
+PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""
 FREE = (
     *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
@@ -62,14 +63,6 @@ class Origin:
             ids, videos = ([], []) if part is None else (part.ids, sorted(set(part.videos)))
             found[name] = {"clips": len(ids), "videos": videos, "ids": ids}
         return found
-
-
-def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"lora": {"rank": 4}}` as `{"lora.rank": 4}`."""
-    found: dict[str, Any] = {}
-    for name, value in nested.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
 
 
 def fingerprint(clips: FeatureSet) -> str:
@@ -116,6 +109,11 @@ class Checkpoints:
         """The newest adapter."""
         return self.folder / "last_lora.pt"
 
+    @property
+    def average(self) -> Path:
+        """The newest adapter's running average."""
+        return self.folder / "average_lora.pt"
+
     def write_config(self, config: TrainConfig) -> None:
         """The resolved configuration, as YAML."""
         write_whole(self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())).encode())
@@ -161,10 +159,10 @@ class Checkpoints:
             raise TrainingError(f"{self.state} is of another version; start over with resume=false")
         return stored
 
-    def save_adapter(self, path: Path, state: TrainState, origin: Origin) -> None:
-        """Write the adapter (its running average where there is one) with all that it was made from."""
+    def save_adapter(self, path: Path, state: TrainState, origin: Origin, averaged: bool = False) -> None:
+        """Write the adapter, or its running average, with all that it was made from."""
         config = {name: value for name, value in origin.config.plain().items() if name not in PLACES}
-        with state.averaged():
+        with state.averaged(averaged):
             weights = adapter_state(state.model)
         adapter = AdapterFile(
             origin.config.lora,

@@ -9,11 +9,12 @@ from mmaudio.config import TrainConfig
 from mmaudio.finetune.checkpoint import Checkpoints, Origin
 from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.interrupts import Interrupts
+from mmaudio.finetune.progress import Change, Evaluation
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import train_step
+from mmaudio.finetune.step import NotFinite, train_step
 from mmaudio.finetune.team import Team
 from mmaudio.finetune.tracking import Tracker
-from mmaudio.finetune.validation import HeldOut, validate
+from mmaudio.finetune.validation import HeldOut, by_clip, validate
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Outcome:
     best_step: int
     base: float
     """Validation loss at step 0."""
+    gain: Change | None = None
+    """From the base to the best; None where there is no validation."""
     signal: int | None = None
     """The signal that interrupted."""
 
@@ -63,7 +66,12 @@ def fit(run: Run) -> Outcome:
             evaluate(run)
         stop = False
         while not (stop or finished(state, config)):
-            run.tracker.stepped(state, train_step(state, run.clips, config, run.team))
+            try:
+                metrics = train_step(state, run.clips, config, run.team)
+            except NotFinite:  # the state is that of before the step
+                save(run)
+                raise
+            run.tracker.stepped(state, metrics)
             if every(config.eval_every, state.step) or state.step == config.steps:
                 evaluate(run)
             stop = run.team.any(interrupts.asked is not None)
@@ -71,6 +79,8 @@ def fit(run: Run) -> Outcome:
                 run.tracker.sample(state)
             if stop or every(config.save_every, state.step) or finished(state, config):
                 save(run)
+        if not stop:
+            run.tracker.finished(state.progress)
     return outcome(run, start, interrupts.asked if stop else None)
 
 
@@ -86,23 +96,36 @@ def finished(state: TrainState, config: TrainConfig) -> bool:
 
 
 def evaluate(run: Run) -> None:
-    """Measure the held-out clips; the best adapter so far is written."""
+    """Measure the held-out clips, now and then the running average as well; the best adapter so far is written."""
     if run.held is None:
         return
-    state, config = run.state, run.config
+    state, config, progress = run.state, run.config, run.state.progress
     losses = validate(state, run.held, config, run.team)
-    best = state.progress.take_in(state.step, float(losses.mean()), config.early_stopping.min_delta)
+    average = validate(state, run.held, config, run.team, average=True) if average_due(state, config) else None
+    evaluation = Evaluation(state.step, by_clip(losses), None if average is None else by_clip(average))
+    best = progress.take_in(evaluation, config.early_stopping.min_delta)
     run.tracker.evaluated(state, losses, run.held)
     if best and run.team.leads:
-        run.files.save_adapter(run.files.best, state, run.origin)
+        run.files.save_adapter(run.files.best, state, run.origin, evaluation.averaged)
+
+
+def average_due(state: TrainState, config: TrainConfig) -> bool:
+    """Whether this evaluation measures the running average too: every `average_every`-th one, and the run's last."""
+    if state.average is None or state.step == 0:
+        return False
+    number = len(state.progress.history)
+    return every(config.validation.average_every, number) or state.step >= config.steps
 
 
 def save(run: Run) -> None:
-    """Write the newest adapter (also as the best where nothing validates), then the state."""
+    """Write the newest adapter and its running average (the best, too, where nothing validates), then the state."""
     if run.team.leads:
-        for path in (run.files.last,) if run.held is not None else (run.files.last, run.files.best):
-            run.files.save_adapter(path, run.state, run.origin)
-        run.files.save(run.state, run.origin)
+        files = run.files
+        for path in (files.last,) if run.held is not None else (files.last, files.best):
+            files.save_adapter(path, run.state, run.origin)
+        if run.state.average is not None:
+            files.save_adapter(files.average, run.state, run.origin, averaged=True)
+        files.save(run.state, run.origin)
     run.team.wait()
 
 
@@ -111,7 +134,6 @@ def outcome(run: Run, start: int, signal: int | None) -> Outcome:
     state, progress = run.state, run.state.progress
     done = "max_steps" if state.step >= run.config.steps else "early stopping"
     reason = done if signal is None else "interrupted"
-    base = progress.history[0][1] if progress.history else float("inf")
-    return Outcome(
-        run.files.root, state.step, reason, state.step - start, progress.best, progress.best_step, base, signal
-    )
+    new, files = state.step - start, run.files
+    best, gain = (progress.best, progress.best_step), progress.gain() if progress.history else None
+    return Outcome(files.root, state.step, reason, new, *best, progress.base, gain, signal)

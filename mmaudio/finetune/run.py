@@ -17,6 +17,7 @@ from mmaudio.features.loading import load_frozen
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
 from mmaudio.finetune.dataset import load_data, material
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
+from mmaudio.finetune.measures import meter
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import new_state
@@ -56,6 +57,8 @@ def train_on(
     files = Checkpoints(experiment_folder(config))
     origin = Origin(config, base_sha256, train_set, held_set)
     state = new_state(network, config, len(train_set))
+    if held_set is not None:
+        state.progress.videos = held_set.videos
     resumed = files.load(state, origin)
     team.wait()
     clips = material(network, train_set, team.device)
@@ -90,6 +93,8 @@ def begin(run: Run, resumed: bool) -> None:
     if config.warmup_steps >= config.steps:
         say(f"warm-up:    warmup_steps={config.warmup_steps}, more than there are steps: low rates throughout")
     run.tracker.samples = samples(run, dtype)
+    if run.team.device.type == "cuda":
+        run.tracker.meter = meter(state, run.clips, config)
     if resumed:
         say(f"resumed:    at step {state.step} of {config.steps}, from {run.files.state}")
 
@@ -106,7 +111,19 @@ def samples(run: Run, dtype: torch.dtype) -> Samples | None:
         return None
     count = min(config.logging.sample_clips, len(shown))
     spread = [round(number * (len(shown) - 1) / max(1, count - 1)) for number in range(count)]
-    return Samples(sampler, shown.subset(spread))
+    chosen = shown.subset(spread)
+    return Samples(sampler, chosen, videos(run, chosen))
+
+
+def videos(run: Run, shown: FeatureSet) -> Path | None:
+    """The folder of source videos where it holds those of the clips to show."""
+    if run.config.video_root is None:
+        return None
+    root = Path(run.config.video_root)
+    absent = [name for name in shown.videos if not (root / name).is_file()]
+    if absent:
+        run.tracker.say(f"videos:     none, {root / absent[0]} is not there (video_root)")
+    return None if absent else root
 
 
 def end(run: Run, result: Outcome) -> None:
@@ -121,8 +138,9 @@ def end(run: Run, result: Outcome) -> None:
     say(done if result.new_steps else f"nothing to do: this run {done}; a higher max_steps would continue it")
     if result.best_step == 0:
         say("no evaluation was better than the base model: best_lora.pt changes nothing. Try preset=more_capacity")
-    elif run.held is not None:
+    elif result.gain is not None:
         say(f"validation: {result.base:.4f} for the base, {result.best:.4f} at step {result.best_step}, the best")
+        say(f"            change {result.gain}: {'better' if result.gain.sure else 'cannot tell'}")
     say(f"adapter:    {files.best}")
 
 

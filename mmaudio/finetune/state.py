@@ -8,7 +8,6 @@ E clips of one optimizer step, N latent tokens, C latent channels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +19,11 @@ from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
+from mmaudio.finetune.optimizers import build_optimizer
+from mmaudio.finetune.progress import Progress
 from mmaudio.model.flow_matching import logit_normal_times
 from mmaudio.model.lora import adapted_network, add_lora
 from mmaudio.model.networks import MMAudio
-
-BETAS = (0.9, 0.95)
-FINAL_RATE = 0.03
-"""Where cosine and linear schedules end, as a share of the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +73,14 @@ class Order:
             count -= len(taken[-1])
         return torch.cat(taken)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"order": self.order, "position": self.position, "generator": self.generator.get_state()}
 
-@dataclass
-class Progress:
-    """How validation has gone."""
-
-    best: float = math.inf
-    """Lowest validation loss."""
-    best_step: int = -1
-    reference: float = math.inf
-    """The loss that counted as the last improvement."""
-    stale: int = 0
-    """Evaluations since then."""
-    evaluated: int = -1
-    """Step of the last evaluation."""
-    history: list[tuple[int, float]] = field(default_factory=list)
-    """Step and validation loss of every evaluation."""
-
-    def take_in(self, step: int, loss: float, min_delta: float) -> bool:
-        """Note an evaluation; whether it is the best so far."""
-        self.history.append((step, loss))
-        self.evaluated = step
-        improved = loss < self.reference - min_delta or math.isinf(self.reference)
-        self.reference, self.stale = (loss, 0) if improved else (self.reference, self.stale + 1)
-        if loss < self.best:
-            self.best, self.best_step = loss, step
-        return self.best_step == step
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.order, self.position = state["order"], state["position"]
+        self.generator.set_state(state["generator"])
 
 
 @dataclass
@@ -129,11 +108,11 @@ class TrainState:
         """Names of the adapted layers, in the network's order (peft's own configuration abbreviates them)."""
         return list(self.model.base_model.targeted_module_names)
 
-    def draw(self, count: int, drop: float) -> Draws:
-        """The random part of the next step of `count` clips, dropping conditions with probability `drop`."""
+    def draw(self, count: int, drop_video: float, drop_text: float) -> Draws:
+        """The random part of the next step of `count` clips, dropping conditions with these probabilities."""
         shape = (count, self.network.lengths.latent, self.network.spec.latent_dim)
         eps, noise = (torch.randn(shape, generator=self.generator) for _ in range(2))
-        no_video, no_text = torch.rand(2, count, generator=self.generator) < drop
+        no_video, no_text = torch.rand(2, count, generator=self.generator) < torch.tensor([[drop_video], [drop_text]])
         return Draws(
             index=self.order.take(count),
             eps=eps,
@@ -144,6 +123,16 @@ class TrainState:
             dropout_seed=int(torch.randint(2**62, (), generator=self.generator)),
         )
 
+    def before_draw(self) -> Callable[[], None]:
+        """A function that undoes the draws made since."""
+        generator, order = self.generator.get_state(), self.order.state_dict()
+
+        def undo() -> None:
+            self.generator.set_state(generator)
+            self.order.load_state_dict(order)
+
+        return undo
+
     def update_average(self, decay: float) -> None:
         """Move the running average toward the parameters; early on it forgets faster, so that it starts unbiased."""
         if self.average is None:
@@ -153,9 +142,9 @@ class TrainState:
             self.average[name].lerp_(weight.detach(), rate)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the model computes with the running average, where there is one."""
-        if self.average is None:
+    def averaged(self, wanted: bool = True) -> Iterator[None]:
+        """Within it the model computes with the running average, where there is one and it is `wanted`."""
+        if self.average is None or not wanted:
             yield
             return
         trained = self.trained()
@@ -166,6 +155,12 @@ class TrainState:
         finally:
             _assign(trained, own)
 
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within it the network computes what the base model does."""
+        with self.model.disable_adapter():
+            yield
+
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values, the base weights left out."""
         return {
@@ -174,12 +169,8 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "generator": self.generator.get_state(),
-            "order": {
-                "order": self.order.order,
-                "position": self.order.position,
-                "generator": self.order.generator.get_state(),
-            },
-            "progress": vars(self.progress).copy(),
+            "order": self.order.state_dict(),
+            "progress": self.progress.plain(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,9 +185,8 @@ class TrainState:
             saved = state["average"] or state["trained"]
             self.average = {name: value.to(trained[name].device, copy=True) for name, value in saved.items()}
         self.generator.set_state(state["generator"])
-        self.order.order, self.order.position = state["order"]["order"], state["order"]["position"]
-        self.order.generator.set_state(state["order"]["generator"])
-        self.progress = Progress(**state["progress"])
+        self.order.load_state_dict(state["order"])
+        self.progress = Progress.restored(state["progress"])
         self.step = state["step"]
 
 
@@ -212,19 +202,9 @@ def new_state(network: MMAudio, config: TrainConfig, clips: int) -> TrainState:
     model = add_lora(network, config.lora, generators[0])
     inner = adapted_network(model)
     inner.gradient_checkpointing = config.gradient_checkpointing
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay, fused=True
-    )
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = build_optimizer(trained, config)
     state = TrainState(model, inner, optimizer, Order(clips, generators[1]), generators[2], None)
     if config.ema_decay:
         state.average = {name: weight.detach().clone() for name, weight in state.trained().items()}
     return state
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of optimizer step number `step` (from 0): linear warm-up, then the schedule over what is left."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    done = min(1.0, max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
-    falling = {"cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1.0 - done, "constant": 1.0}[config.schedule]
-    return config.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * falling)

@@ -5,6 +5,7 @@ B clips at once, N latent tokens, C latent channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.optimizers import learning_rate, set_rate
 from mmaudio.finetune.precision import autocast, compute_dtype, seeded
-from mmaudio.finetune.state import Draws, TrainState, learning_rate
+from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.team import Team
-from mmaudio.model.flow_matching import sample_posterior, velocity_loss
+from mmaudio.model.flow_matching import interpolate, sample_posterior, velocity_loss
 from mmaudio.model.networks import MMAudio
+
+
+class NotFinite(TrainingError):
+    """A loss or gradient that is not finite; the state is what it was before the step."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +39,53 @@ class StepMetrics:
     t: Tensor  # (B,) their times
 
 
-def losses(network: MMAudio, clips: Material, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """The flow-matching loss of every drawn clip, (B,): latents from the posterior, normalised; conditions dropped."""
+def latents(network: MMAudio, clips: Material, draws: Draws, widened: float = 0.0) -> Tensor:
+    """Normalised latents (B, N, C) of the drawn clips, from the posterior; `widened` adds noise of that deviation."""
+    std = clips.std[draws.index]
+    if widened:
+        std = torch.hypot(std, widened * network.latent_std)
+    return network.normalize(sample_posterior(clips.mean[draws.index], std, draws.eps))
+
+
+def losses(network: MMAudio, clips: Material, draws: Draws, dtype: torch.dtype, widened: float = 0.0) -> Tensor:
+    """The flow-matching loss of every drawn clip, (B,), conditions dropped as drawn; `widened` as in `latents`."""
     with autocast(draws.t.device, dtype):
         conditions = clips.conditions(network, draws.index, draws.no_video, draws.no_text)
-        sampled = sample_posterior(clips.mean[draws.index], clips.std[draws.index], draws.eps)
-        return velocity_loss(network, network.normalize(sampled), conditions, draws.t, draws.noise)
+        return velocity_loss(network, latents(network, clips, draws, widened), conditions, draws.t, draws.noise)
+
+
+def drift(state: TrainState, clips: Material, draws: Draws, dtype: torch.dtype) -> Tensor:
+    """Squared distance of the adapted velocity from the base model's, both without conditions: (B,)."""
+    network, nothing = state.network, torch.ones_like(draws.no_video)
+    with autocast(draws.t.device, dtype):
+        point = interpolate(draws.noise, latents(network, clips, draws), draws.t)
+        with torch.no_grad(), state.without_adapter():
+            empty = clips.conditions(network, draws.index, nothing, nothing)
+            base = network.predict_velocity(point, draws.t, empty)
+        empty = clips.conditions(network, draws.index, nothing, nothing)
+        adapted = network.predict_velocity(point, draws.t, empty)
+    return (adapted.float() - base.float()).square().mean((1, 2))
 
 
 def train_step(state: TrainState, clips: Material, config: TrainConfig, team: Team) -> StepMetrics:
-    """Advance the adapter by one step; TrainingError, with the weights as they were, where a value is not finite."""
+    """Advance the adapter by one step; NotFinite, with the state as it was, where a value is not finite."""
     state.model.train()
     device, total = clips.mean.device, config.effective_batch
-    drawn = state.draw(total, config.drop_conditions)
+    undo = state.before_draw()
+    drawn = state.draw(total, config.drop_conditions, config.caption_dropout)
     own = drawn.rows(team.share(total)).to(device)
-    dtype, parts = compute_dtype(device, config.amp), []
     with seeded(drawn.dropout_seed + team.rank, device):
-        for start in range(0, len(own.t), config.batch_size):
-            part = losses(state.network, clips, own.rows(slice(start, start + config.batch_size)), dtype)
-            torch.autograd.backward(part.sum() / total)
-            parts.append(part.detach())
-    found, weights = torch.cat(parts), list(state.trained().values())
+        found = backward(state, clips, own, config)
+    weights = list(state.trained().values())
     mean = found.sum() / total
     team.sum([mean, *(weight.grad for weight in weights if weight.grad is not None)])
     norm = nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-    check_finite(float(mean), float(norm), state.step)
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        state.optimizer.zero_grad()
+        undo()
+        raise not_finite(float(mean), float(norm), state.step)
     rate = learning_rate(state.step, config)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(state.optimizer, rate)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
@@ -68,14 +93,26 @@ def train_step(state: TrainState, clips: Material, config: TrainConfig, team: Te
     return StepMetrics(float(mean), float(norm), rate, found, own.t)
 
 
-def check_finite(loss: float, norm: float, step: int) -> None:
-    """TrainingError that says which step and what to try, for a loss or gradient norm that is not finite."""
-    values = torch.tensor([loss, norm])
-    if not values.isfinite().all():
-        raise TrainingError(
-            f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; stopped before the weights changed. "
-            "Try preset=stable, a lower learning_rate or amp=false; the last good state is kept"
-        )
+def backward(state: TrainState, clips: Material, own: Draws, config: TrainConfig) -> Tensor:
+    """Add the gradient of this process's clips, `batch_size` at once; their flow-matching losses (B,)."""
+    dtype, parts = compute_dtype(clips.mean.device, config.amp), []
+    for start in range(0, len(own.t), config.batch_size):
+        rows = own.rows(slice(start, start + config.batch_size))
+        part = losses(state.network, clips, rows, dtype, config.latent_noise)
+        summed = part.sum()
+        if config.preserve_base:
+            summed = summed + config.preserve_base * drift(state, clips, rows, dtype).sum()
+        torch.autograd.backward(summed / config.effective_batch)
+        parts.append(part.detach())
+    return torch.cat(parts)
+
+
+def not_finite(loss: float, norm: float, step: int) -> NotFinite:
+    """The error that says which step's loss or gradient norm was not finite, and what to try."""
+    return NotFinite(
+        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; stopped before the weights changed, and the state "
+        "before that step is saved. Try amp=false, or in a new folder preset=stable or a lower learning_rate"
+    )
 
 
 def in_bins(values: Tensor, t: Tensor, bins: int = 4) -> dict[str, float]:

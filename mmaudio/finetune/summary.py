@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from mmaudio.config import TrainConfig
 from mmaudio.data.features import FeatureSet
 from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.loop import Outcome
+from mmaudio.finetune.measures import sample_draws
 from mmaudio.finetune.precision import compute_dtype
-from mmaudio.finetune.state import Draws, TrainState
+from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.model.lora import parameter_counts
 
@@ -71,9 +74,7 @@ def saved_bytes(state: TrainState, clips: Material, config: TrainConfig, count: 
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    no, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count, *clips.mean.shape[1:])
-    first, middle = torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5)
-    draws = Draws(first, none, none, middle, no, no, 0).to(clips.mean.device)
+    draws = sample_draws(clips, count)
     state.model.eval()  # without dropout, whose masks add little
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         losses(state.network, clips, draws, compute_dtype(clips.mean.device, config.amp))
@@ -83,3 +84,13 @@ def saved_bytes(state: TrainState, clips: Material, config: TrainConfig, count: 
 def readable(count: int) -> str:
     """A count of parameters: `3.55 M`."""
     return f"{count / 1e6:.2f} M"
+
+
+def sweep_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """A table of a sweep's runs, the lowest validation loss first."""
+    rows = [("run", "steps", "base", "best", "at step", "change")]
+    for run in sorted(outcomes, key=lambda run: run.best):
+        numbers = (str(run.step), f"{run.base:.4f}", f"{run.best:.4f}", str(run.best_step))
+        rows.append((run.folder.name, *numbers, "" if run.gain is None else str(run.gain)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -19,7 +19,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from mmaudio.adapters import write_whole
-from mmaudio.config import TrainConfig
+from mmaudio.config import TrainConfig, flat
+from mmaudio.errors import DataError
+from mmaudio.finetune.measures import Meter, device_memory, update_norms
+from mmaudio.finetune.progress import Progress
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import StepMetrics, in_bins
@@ -35,10 +38,13 @@ class Tracker:
 
     def __init__(self, folder: Path | None, config: TrainConfig, step: int, samples: Samples | None = None) -> None:
         self.folder, self.config, self.samples, self.first = folder, config, samples, step
+        self.meter: Meter | None = None
+        """Turns speed into utilisation, on GPUs."""
         self._writer: SummaryWriter | None = None
         self._bar: Any = None
         self._recent: list[StepMetrics] = []
         self._start = self._said = 0.0
+        self._loss, self._validation = float("nan"), ""
 
     def __enter__(self) -> Tracker:
         self._start = self._said = time.monotonic()
@@ -66,49 +72,85 @@ class Tracker:
         """Take in a step; write means over `log_every` of them."""
         self._recent.append(metrics)
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{metrics.loss:.3f}", refresh=False)
+            self._bar.set_postfix_str(f"loss {metrics.loss:.3f}{self._validation}", refresh=False)
             self._bar.update()
         if state.step % self.config.logging.log_every and state.step != self.config.steps:
             return
         recent, self._recent = self._recent, []
         speed = (state.step - self.first) / (time.monotonic() - self._start)
-        loss = sum(step.loss for step in recent) / len(recent)
+        self._loss = sum(step.loss for step in recent) / len(recent)
         bins = in_bins(torch.cat([step.losses for step in recent]), torch.cat([step.t for step in recent]))
         self._write(
             state.step,
             {
-                "train/loss": loss,
+                "train/loss": self._loss,
                 "train/grad_norm": sum(step.grad_norm for step in recent) / len(recent),
                 "train/learning_rate": metrics.learning_rate,
-                "train/steps_per_second": speed,
+                **self._speeds(speed, metrics.losses.device),
                 **{f"train_loss_by_time/{name}": value for name, value in bins.items()},
+                **{f"adapter_norm/{name}": value for name, value in update_norms(state.model).items()},
             },
         )
         if self._bar is None and time.monotonic() - self._said >= PLAIN_SECONDS:
-            self._said = time.monotonic()
-            left = (self.config.steps - state.step) / speed
-            self.say(f"step {state.step}/{self.config.steps}: loss {loss:.4f}, {speed:.2f} steps/s, {left:.0f} s left")
+            self._said, left = time.monotonic(), (self.config.steps - state.step) / speed
+            self.say(
+                f"step {state.step}/{self.config.steps}: loss {self._loss:.4f}, {speed:.2f} steps/s, {left:.0f} s left"
+            )
+
+    def _speeds(self, speed: float, device: torch.device) -> dict[str, float]:
+        """Steps per second as everything that follows from it, and the device's memory."""
+        clips, memory = speed * self.config.effective_batch, device_memory(device)
+        found = {"train/steps_per_second": speed, "train/samples_per_second": clips}
+        found |= {} if memory is None else {"train/device_memory_gb": memory}
+        return found | ({} if self.meter is None else {"train/flops_utilisation": self.meter.utilisation(clips)})
 
     def evaluated(self, state: TrainState, losses: Tensor, held: HeldOut) -> None:
-        """Write an evaluation's losses (K, J): their mean, by time, and every clip's own."""
-        mean, progress = float(losses.mean()), state.progress
+        """Write the last evaluation: losses (K, J) by time, every clip's own, their change from the base model's."""
+        progress, evaluation = state.progress, state.progress.history[-1]
+        changed = progress.from_base(evaluation.losses)
         bins = in_bins(losses.flatten(), held.draws.t)
-        by_time = {f"validation_loss_by_time/{name}": value for name, value in bins.items()}
-        by_clip = {name: round(float(row.mean()), 6) for name, row in zip(held.ids, losses, strict=True)}
-        self._write(state.step, {"validation/loss": mean, **by_time}, {"validation_clips": by_clip})
-        mark = f"best {progress.best:.4f} at step {progress.best_step}"
-        if progress.best_step == state.step:
-            mark = "the best so far" if state.step else "the base model"
-        self.say(f"step {state.step}/{self.config.steps}: validation loss {mean:.4f} ({mark})")
+        scalars = {
+            "validation/loss": evaluation.loss,
+            "validation/change": changed.mean,
+            **{f"validation_loss_by_time/{name}": value for name, value in bins.items()},
+        }
+        if changed.interval is not None:
+            scalars |= {"validation/change_low": changed.interval[0], "validation/change_high": changed.interval[1]}
+        clips: dict[str, Any] = {"validation_clips": rounded(held.ids, evaluation.losses)}
+        if evaluation.average is not None:
+            scalars["validation/loss_of_average"] = evaluation.average_loss
+            clips["validation_clips_of_average"] = rounded(held.ids, evaluation.average)
+        self._write(state.step, scalars, clips)
+        self._validation = f", validation {evaluation.loss:.3f}, best {progress.best:.3f} at {progress.best_step}"
+        if self._bar is None:
+            self.say(f"step {state.step}/{self.config.steps}: {spoken(progress)}")
 
     def sample(self, state: TrainState) -> None:
-        """Write sound and mel pictures of the fixed held-out clips."""
-        if self.samples is None or self._writer is None:
+        """Show the fixed held-out clips: in TensorBoard, and as files under `samples`."""
+        if self.samples is None or self._writer is None or self.folder is None:
             return
         for shown in self.samples.draw(state):
             self._writer.add_image(f"{shown.name}/truth, base, adapted", shown.picture, state.step, dataformats="HWC")
             for kind, waveform in shown.waveforms.items():
                 self._writer.add_audio(f"{shown.name}/{kind}", waveform[None], state.step, self.samples.rate)
+            try:
+                self.samples.write(shown, self.folder / "samples", state.step)
+            except DataError as error:  # a picture that is missing is no reason to stop training
+                self.say(f"samples:    no video of {shown.name} ({error})")
+
+    def finished(self, progress: Progress) -> None:
+        """Write the settings beside what they reached, for TensorBoard's HPARAMS page."""
+        if self._writer is None:
+            return
+        plain = flat(self.config.plain())
+        settings = {
+            name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in plain.items()
+        }
+        reached = {"final/train_loss": self._loss}
+        if progress.history:
+            change = {"final/validation_change": progress.gain().mean, "final/best_step": progress.best_step}
+            reached |= {"final/validation_loss": progress.best, **change}
+        self._writer.add_hparams(settings, reached, run_name=".")
 
     def _write(self, step: int, scalars: dict[str, float], more: dict[str, Any] | None = None) -> None:
         if self._writer is None or self.folder is None:
@@ -124,3 +166,19 @@ def forget_after(path: Path, step: int) -> None:
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode() if step else b"")
+
+
+def rounded(ids: list[str], losses: list[float]) -> dict[str, float]:
+    """The clips' losses by id, to six places."""
+    return {name: round(loss, 6) for name, loss in zip(ids, losses, strict=True)}
+
+
+def spoken(progress: Progress) -> str:
+    """The last evaluation in words: the loss, how it differs from the base model's, whether it is the best."""
+    last = progress.history[-1]
+    if len(progress.history) == 1:
+        return f"validation loss {last.loss:.4f} (the base model)"
+    average = "" if last.average is None else f"; running average {last.average_loss:.4f}"
+    best = f"best {progress.best:.4f} at step {progress.best_step}"
+    mark = "the best so far" if progress.best_step == last.step else best
+    return f"validation loss {last.loss:.4f} ({progress.from_base(last.losses)}){average}; {mark}"

@@ -54,17 +54,23 @@ def held_out(clips: Material, ids: list[str], levels: int) -> HeldOut:
 
 
 @torch.no_grad()
-def validate(state: TrainState, held: HeldOut, config: TrainConfig, team: Team) -> Tensor:
-    """Losses (K, J) on the CPU, shared among the processes; of the running average where there is one."""
+def validate(state: TrainState, held: HeldOut, config: TrainConfig, team: Team, average: bool = False) -> Tensor:
+    """Losses (K, J) on the CPU, shared among the processes; of the running average where that is asked for."""
     device = held.clips.mean.device
     count, dtype = len(held.draws.t), compute_dtype(device, config.amp)
     found = torch.zeros(count, device=device)
     state.model.eval()
     size = FORWARD_BATCHES * config.batch_size
-    with state.averaged():
+    with state.averaged(average):
         for number, start in enumerate(range(0, count, size)):
             if number % team.size == team.rank:
                 part = slice(start, start + size)
                 found[part] = losses(state.network, held.clips, held.draws.rows(part).to(device), dtype)
     team.sum([found])
     return found.view(-1, held.levels).cpu()
+
+
+def by_clip(losses: Tensor) -> list[float]:
+    """Losses (K, J) as each clip's mean over its times."""
+    means: list[float] = losses.double().mean(1).tolist()
+    return means

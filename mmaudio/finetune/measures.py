@@ -1,0 +1,112 @@
+"""What a run measures of itself besides losses: the adapter's size by block, memory, operations per second.
+
+B clips at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmaudio.config import TrainConfig
+from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.precision import compute_dtype
+from mmaudio.finetune.state import Draws, TrainState
+from mmaudio.finetune.step import losses
+
+PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
+"""Width of the square matrices whose product is timed."""
+PROBE_SECONDS = 0.5
+
+
+@torch.no_grad()
+def update_norms(model: nn.Module) -> dict[str, float]:
+    """Frobenius norm of what the adapter adds to the weights, by block; zero for a fresh adapter."""
+    squares: dict[str, float] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            found = re.search(r"(joint|fused)_blocks\.\d+", name)
+            block = found.group() if found else "other"
+            squares[block] = squares.get(block, 0.0) + _squared_norm(layer)
+    return {name: math.sqrt(value) for name, value in squares.items()}
+
+
+def _squared_norm(layer: LoraLayer) -> float:
+    """Of scale * B A, from the products of A and B with themselves."""
+    total = 0.0
+    for name, branch in layer.lora_A.items():
+        a, b = branch.weight.flatten(1).float(), layer.lora_B[name].weight.flatten(1).float()  # (r, in), (out, r)
+        total += layer.scaling[name] ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
+    return max(0.0, total)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """From steps per second to the share of the machine's matrix-product speed that they use."""
+
+    flops_per_clip: float
+    ceiling: float
+    """Operations per second of a large matrix product."""
+
+    def utilisation(self, clips_per_second: float) -> float:
+        """Model flops utilisation, 0 to 1; operations that checkpointing repeats do not count."""
+        return self.flops_per_clip * clips_per_second / self.ceiling
+
+
+def meter(state: TrainState, clips: Material, config: TrainConfig) -> Meter:
+    """Count and time on the device that the clips are on."""
+    device = clips.mean.device
+    ceiling = matmul_speed(device, compute_dtype(device, config.amp))
+    return Meter(flops_per_clip(state, clips, config), ceiling)
+
+
+def flops_per_clip(state: TrainState, clips: Material, config: TrainConfig) -> float:
+    """Operations of the matrix products, convolutions and attention of one clip, forward and backward."""
+    kept, state.network.gradient_checkpointing = state.network.gradient_checkpointing, False
+    state.model.eval()
+    try:
+        with FlopCounterMode(display=False) as counter:
+            one = losses(state.network, clips, sample_draws(clips, 1), compute_dtype(clips.mean.device, config.amp))
+            torch.autograd.backward(one.sum())
+    finally:
+        state.network.gradient_checkpointing = kept
+        state.optimizer.zero_grad()
+    return float(counter.get_total_flops())
+
+
+def sample_draws(clips: Material, count: int) -> Draws:
+    """Draws that use up nothing random, for measuring: the first clip `count` times at the middle of the flow."""
+    no, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count, *clips.mean.shape[1:])
+    first, middle = torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5)
+    return Draws(first, none, none, middle, no, no, 0).to(clips.mean.device)
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, over half a second."""
+    size = PROBE_SIZE[device.type]
+    a: Tensor = torch.randn(size, size, device=device).to(dtype)
+    a @ a
+    _synchronize(device)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PROBE_SECONDS:
+        a @ a
+        _synchronize(device)
+        count += 1
+    return 2.0 * size**3 * count / (time.perf_counter() - start)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_memory(device: torch.device) -> float | None:
+    """The most that this process has held of the GPU's memory so far, in GB; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None

@@ -1,0 +1,88 @@
+"""Optimizers, their parameter groups, and the rate of every step."""
+
+import sys
+
+import pytest
+import small_world
+import torch
+from test_networks import mini
+from torch import nn
+
+from mmaudio.errors import ConfigError
+from mmaudio.finetune.dataset import material
+from mmaudio.finetune.optimizers import FINAL_RATE, build_optimizer, learning_rate, parameter_groups, set_rate
+from mmaudio.finetune.state import new_state
+from mmaudio.finetune.step import train_step
+from mmaudio.finetune.team import Team
+
+
+@pytest.mark.parametrize(
+    "schedule, middle, last", [("constant", 1.0, 1.0), ("linear", 0.515, 0.1), ("cosine", 0.515, 0.06)]
+)
+def test_schedules(tmp_path, schedule, middle, last):
+    config = small_world.config(tmp_path, learning_rate=1.0, warmup_steps=4, max_steps=24, schedule=schedule)
+    rates = [learning_rate(number, config) for number in range(25)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[14] == pytest.approx(middle) and FINAL_RATE <= rates[23] <= last
+    assert rates[24] == pytest.approx(1.0 if schedule == "constant" else FINAL_RATE)
+
+
+def test_without_a_warm_up_the_first_step_has_the_full_rate(tmp_path):
+    assert learning_rate(0, small_world.config(tmp_path, learning_rate=0.5, warmup_steps=0)) == 0.5
+
+
+def test_lora_plus_lets_the_b_matrices_learn_faster(tmp_path):
+    config = small_world.config(tmp_path, lora_plus_ratio=16.0)
+    state = new_state(mini(), config, 5)
+    groups = {group["factor"]: group["params"] for group in state.optimizer.param_groups}
+    for name, weight in state.trained().items():
+        assert any(weight is one for one in groups[16.0 if "lora_B" in name else 1.0])
+    set_rate(state.optimizer, 0.5)
+    assert {group["factor"]: group["lr"] for group in state.optimizer.param_groups} == {1.0: 0.5, 16.0: 8.0}
+
+
+def test_lora_plus_moves_b_by_its_ratio(tmp_path):
+    moved = []
+    for ratio in (1.0, 4.0):
+        config, network = small_world.config(tmp_path, lora_plus_ratio=ratio, weight_decay=0.0), mini()
+        state = new_state(network, config, 5)
+        train_step(state, material(network, small_world.clips(5), torch.device("cpu")), config, Team())
+        moved.append(torch.cat([w.detach().flatten() for name, w in state.trained().items() if "lora_B" in name]))
+    assert torch.allclose(moved[1], 4 * moved[0], rtol=1e-4)  # from zero, the first step is the rate times the sign
+
+
+def test_what_has_one_dimension_is_not_decayed(tmp_path):
+    weights = {"w": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(2))}
+    groups = parameter_groups(weights, small_world.config(tmp_path, weight_decay=0.3))
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 1), (0.0, 1)]
+
+
+@pytest.mark.parametrize("name, package", [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_an_optimizer_that_is_not_installed_is_named(tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    weights = {"w": nn.Parameter(torch.ones(2, 2))}
+    with pytest.raises(ConfigError, match=rf"optimizer={name} needs {package}.*mmaudio-lora\[optimizers\]"):
+        build_optimizer(weights, small_world.config(tmp_path, optimizer=name))
+
+
+def test_prodigy_learns_without_a_rate_and_resumes(tmp_path):
+    pytest.importorskip("prodigyopt")
+    settings = {"optimizer": "prodigy", "learning_rate": 1.0, "warmup_steps": 0}
+    outcome = small_world.run(tmp_path / "whole", max_steps=8, **settings)
+    assert outcome.best < outcome.base
+    small_world.run(tmp_path / "parts", max_steps=4, schedule="constant", **settings)
+    parts = small_world.run(tmp_path / "parts", max_steps=8, schedule="constant", **settings)
+    whole = small_world.run(tmp_path / "constant", max_steps=8, schedule="constant", **settings)
+    assert parts.best == whole.best and parts.new_steps == 4
+
+
+def test_eight_bit_states(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    if not torch.cuda.is_available():
+        pytest.skip("bitsandbytes keeps 8-bit states on GPUs")
+    weight = nn.Parameter(torch.ones(128, 128, device="cuda"))
+    optimizer = build_optimizer({"w": weight}, small_world.config(tmp_path, optimizer="adamw8bit"))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert float(weight.detach().mean()) < 1 and optimizer.state[weight]["state1"].dtype == torch.uint8
