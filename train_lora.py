@@ -4,6 +4,7 @@
     python train_lora.py exp_id=try model=tiny_16k preset=quick lora.rank=16
     torchrun --nproc-per-node=2 train_lora.py exp_id=... model=...
     python train_lora.py --multirun lora.rank=16,32,64
+    python train_lora.py --multirun hydra/launcher=slurm lora.rank=16,32,64    # pip install 'mmaudio-lora[slurm]'
 
 Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2 wrong use, 130 or 143 interrupted.
 """
@@ -27,6 +28,7 @@ from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, r
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.finetune.loop import Outcome
 from mmaudio.finetune.run import train
+from mmaudio.finetune.summary import sweep_lines
 from mmaudio.finetune.team import Team
 
 SWEEP = ("--multirun", "-m")
@@ -47,10 +49,13 @@ def main(arguments: list[str]) -> int:
     sys.argv = [sys.argv[0], *arguments]
     register()
     hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
+    outcomes = [end for end in ended if isinstance(end, Outcome)]
+    if len(outcomes) > 1 and "RANK" not in os.environ:
+        print("", *sweep_lines(outcomes), sep="\n")
     for end in ended:
         if isinstance(end, MMAudioError):
             raise end
-    signals = [end.signal for end in ended if isinstance(end, Outcome) and end.signal is not None]
+    signals = [end.signal for end in outcomes if end.signal is not None]
     return 128 + signals[0] if signals else 0
 
 

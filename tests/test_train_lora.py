@@ -139,3 +139,7 @@ def test_a_sweep_has_a_folder_per_job(data, tmp_path):
     assert done.returncode == 0, done.stderr
     found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
     assert len(found) == 2 and "lora.alpha=4" in found[0] and "lora.alpha=8" in found[1]
+    table = done.stdout.splitlines()[-3:]
+    assert table[0].split() == ["run", "steps", "base", "best", "at", "step", "change"]
+    assert sorted(line.split()[0] for line in table[1:]) == found, "the last lines are a table of the runs"
+    assert [line.split()[1] for line in table[1:]] == ["1", "1"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmaudio.errors import ConfigError
+from mmaudio.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,33 @@ class Team:
         if self.size == 1:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        dist.all_reduce(flat)
+        with self._together():
+            dist.all_reduce(flat)
         for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            with self._together():
+                dist.barrier()
 
     def any(self, flag: bool) -> bool:
         """Whether any process raised its flag."""
         if self.size == 1:
             return flag
         raised = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(raised)
+        with self._together():
+            dist.all_reduce(raised)
         return bool(raised.item() > 0)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """TrainingError where the others cannot be reached: torch's RuntimeError in words."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise TrainingError(
+                f"process {self.rank} of {self.size} lost the others ({str(error).splitlines()[0][:200]}): one of them "
+                "has died, and its own message, if any, stands above. The same command continues from the last save"
+            ) from error
