@@ -4,15 +4,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from random_base import MODEL, make_base, make_video
+from conftest import relative_error
+from random_base import MODEL, make_base
 
-from mmaudio.adapters import AdapterFile, write_adapter
-from mmaudio.errors import ConfigError, DataError
-from mmaudio.generation.__main__ import main
+from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.generation.sound import write_sound
-from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
-from mmaudio.model.networks import build_network
+from mmaudio.model.casting import weights_in
+from mmaudio.model.flow_matching import guided, integrate
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,95 @@ def test_a_batch_is_its_clips_one_by_one(sampler, features):
     together = sampler.latents(*features, noise, steps=3)
     alone = sampler.latents(*(part[1:2] for part in features), noise[1:2], steps=3)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_a_batch_of_noise_for_one_clip_is_its_samples_one_by_one(sampler, features, dtype, tolerance):
+    one_clip = [part[:1] for part in features]
+    sampler.dtype = dtype
+    try:
+        together = sampler.latents(*one_clip, sampler.noise([1, 2, 3]), steps=3)
+        alone = torch.cat([sampler.latents(*one_clip, sampler.noise([seed]), steps=3) for seed in (1, 2, 3)])
+    finally:
+        sampler.dtype = torch.float32
+    assert relative_error(together, alone) < tolerance
+    assert relative_error(together[1:], together[:-1]) > 0.1
+
+
+def counted(network):
+    """The batch size of every call of every module, by name, as the network runs; and what removes the hooks."""
+    calls = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, inputs, _out, name=name: calls.setdefault(name, []).append(len(inputs[0]))
+        )
+        for name, module in network.named_modules()
+    ]
+    return calls, lambda: [hook.remove() for hook in hooks]
+
+
+@pytest.mark.parametrize(("method", "velocities"), [("euler", 5), ("midpoint", 10)])
+def test_conditions_are_computed_once_per_clip_and_both_branches_in_one_batch(sampler, features, method, velocities):
+    calls, remove = counted(sampler.network)
+    sampler.latents(*(part[:1] for part in features), sampler.noise([1, 2, 3]), steps=5, method=method)
+    remove()
+    once = ("clip_input_proj", "sync_input_proj", "text_input_proj", "clip_cond_proj", "text_cond_proj")
+    for name in once:
+        assert calls[name] == [1, 1], name  # the clip, and no clip
+    for name in ("audio_input_proj", "joint_blocks.0.latent_block.linear1", "fused_blocks.0", "final_layer"):
+        assert calls[name] == [6] * velocities, name
+
+
+def test_without_guidance_there_is_no_second_branch(sampler, features):
+    calls, remove = counted(sampler.network)
+    sampler.latents(*features, sampler.noise([1, 2, 3]), steps=2, guidance=1.0)
+    remove()
+    assert calls["clip_input_proj"] == [3] and calls["fused_blocks.0"] == [3, 3]
+
+
+def test_weights_are_cast_once_to_what_autocast_would_make_of_them(sampler, features):
+    network, noise = sampler.network, sampler.noise([1, 2, 3])
+    before = {key: (value, value.clone()) for key, value in network.state_dict().items()}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        conditions = network.preprocess_conditions(*features)
+        velocity = guided(network, conditions, network.empty_conditions(3), 4.5)
+        expected = network.unnormalize(integrate(velocity, noise, 2))
+    with weights_in(network, torch.bfloat16):
+        types = {key: value.dtype for key, value in network.state_dict().items()}
+        assert types["fused_blocks.0.attn.qkv.weight"] == types["final_layer.conv.bias"] == torch.bfloat16
+        assert types["fused_blocks.0.attn.q_norm.weight"] == types["latent_std"] == torch.float32
+    sampler.dtype = torch.bfloat16
+    got = sampler.latents(*features, noise, 2, 4.5)
+    sampler.dtype = torch.float32
+    assert torch.equal(got, expected)
+    after = network.state_dict()
+    assert all(
+        after[key].data_ptr() == was.data_ptr() and torch.equal(was, kept) for key, (was, kept) in before.items()
+    )
+
+
+def test_a_network_that_sampled_in_bfloat16_trains_on(sampler, features):
+    sampler.dtype = torch.bfloat16
+    sampler.latents(*features, sampler.noise([1, 2, 3]), 1)
+    sampler.dtype = torch.float32
+    sampler.network.requires_grad_(True)
+    sampler.network(sampler.noise([1, 2, 3]), *features, torch.zeros(3)).square().mean().backward()
+    gradient = sampler.network.fused_blocks[0].ffn.w1.weight.grad
+    sampler.network.zero_grad()
+    sampler.network.requires_grad_(False)
+    assert gradient.dtype == torch.float32 and gradient.abs().max() > 0
+
+
+def test_steps_pass_through_what_shows_progress(sampler, features):
+    seen = []
+
+    def watch(steps):
+        for step in steps:
+            seen.append(step)
+            yield step
+
+    sampler.latents(*features, sampler.noise([1, 2, 3]), 3, progress=watch)
+    assert seen == [0, 1, 2]
 
 
 def test_one_step_is_noise_plus_guided_velocity(sampler, features):
@@ -101,83 +189,10 @@ def test_another_suffix_is_refused(tmp_path):
         write_sound(tmp_path / "sound.mp3", np.zeros(4), 16_000)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    make_base(folder)
-    make_video(folder / "clip.mp4", 0, 1.5)
-    return folder
-
-
-def generated(base, output, *more):
-    arguments = ["--model", MODEL, "--weights", str(base), "--steps", "2", "--device", "cpu", "--output", str(output)]
-    assert main([*arguments, *more]) == 0
-
-
-def seconds_of(path, kind):
-    with av.open(str(path)) as container:
-        stream = getattr(container.streams, kind)[0]
-        return float(stream.duration * stream.time_base)
-
-
-def test_a_video_gets_its_sound(base, tmp_path, capsys):
-    video = base / "clip.mp4"
-    generated(base, tmp_path / "out", "--video", str(video), "--prompt", "a ball bounces", "--negative_prompt", "hum")
-    sound, film = tmp_path / "out" / "clip.flac", tmp_path / "out" / "clip.mp4"
-    assert capsys.readouterr().out.split() == [str(sound), str(film)]
-    assert seconds_of(sound, "audio") == pytest.approx(1.5, abs=0.04)
-    assert seconds_of(film, "video") == pytest.approx(1.5, abs=0.04)
-    assert seconds_of(film, "audio") == pytest.approx(1.5, abs=0.1)
-    with av.open(str(video)) as a, av.open(str(film)) as b:
-        packets = [[bytes(packet) for packet in source.demux(video=0) if packet.size] for source in (a, b)]
-    assert packets[0] == packets[1]
-
-
-def test_seed_prompt_and_video_all_matter(base, tmp_path):
-    video = ["--video", str(base / "clip.mp4")]
-    takes = {
-        "plain": [*video],
-        "again": [*video],
-        "seed": [*video, "--seed", "1"],
-        "prompt": [*video, "--prompt", "a dog barks"],
-        "text": ["--prompt", "a dog barks", "--seconds", "1.48"],
-    }
-    for name, more in takes.items():
-        generated(base, tmp_path / f"{name}.wav", *more)
-    files = {name: (tmp_path / f"{name}.wav").read_bytes() for name in takes}
-    assert files["plain"] == files["again"]
-    assert len(set(files.values())) == 4
-
-
-def test_an_adapter_acts_by_its_strength(base, tmp_path):
-    network = build_network(MODEL)
-    adapted = add_lora(network, LoRAConfig(rank=2), torch.Generator().manual_seed(0))
-    for name, parameter in adapted.named_parameters():
-        parameter.data += 0.1 * ("lora_B" in name)
-    targets = expand_targets(build_network(MODEL), LoRAConfig().target_modules)
-    write_adapter(tmp_path / "x.pt", AdapterFile(LoRAConfig(rank=2), adapter_state(adapted), MODEL, "", targets))
-    text = ["--prompt", "a dog barks", "--seconds", "1"]
-    generated(base, tmp_path / "base.wav", *text)
-    for strength in ("0", "0.5"):
-        generated(
-            base, tmp_path / f"{strength}.wav", *text, "--adapter", str(tmp_path / "x.pt"), "--strength", strength
-        )
-    files = {name: (tmp_path / f"{name}.wav").read_bytes() for name in ("base", "0", "0.5")}
-    assert files["base"] == files["0"]
-    assert files["base"] != files["0.5"]
-
-
-@pytest.mark.parametrize(
-    ("more", "error", "words"),
-    [
-        ([], ConfigError, "neither a video nor a prompt"),
-        (["--video", "VIDEO", "--start", "1.2"], DataError, "at least 0.64 s"),
-        (["--video", "VIDEO", "--output", "sound.mp3"], ConfigError, "ends in .flac, .wav, .mp4"),
-        (["--prompt", "rain", "--output", "sound.mp4"], ConfigError, "no --video"),
-        (["--prompt", "rain", "--model", "tiny_17k"], ConfigError, "did you mean 'tiny_16k'"),
-        (["--prompt", "rain", "--steps", "0"], ConfigError, "steps=0"),
-    ],
-)
-def test_wishes_that_make_no_sense_are_named(base, tmp_path, more, error, words):
-    with pytest.raises(error, match=words):
-        generated(base, tmp_path, *[str(base / "clip.mp4") if word == "VIDEO" else word for word in more])
+def test_tags_are_kept_and_what_cannot_be_written_is_named(tmp_path):
+    for suffix in (".flac", ".wav"):
+        write_sound(tmp_path / f"a{suffix}", np.zeros(100), 16_000, {"comment": "seed 3"})
+        with av.open(str(tmp_path / f"a{suffix}")) as container:
+            assert container.metadata["comment"] == "seed 3"
+    with pytest.raises(MMAudioError, match=r"a\.flac/b\.flac: cannot be written"):
+        write_sound(tmp_path / "a.flac" / "b.flac", np.zeros(100), 16_000)

@@ -27,7 +27,7 @@ _LAYOUTS = {1: "mono", 2: "stereo"}
 _BLOCK = 1024
 """Samples that are given to the encoder at once."""
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", "ENCODER")
+_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 """A file's tags that are about the file itself."""
 _X264 = {"preset": "veryfast", "x264-params": "mbtree=0"}
 """With macroblock-tree rate control, x264 gives other bytes from one call to the next even on one thread."""
@@ -97,9 +97,8 @@ def mux_audio(
             av.open(str(part), "w", format=kind.muxer) as container,
         ):
             stream = picture_stream(source, info.path)
-            container.metadata.update(
-                {k: v for k, v in source.metadata.items() if k not in _OWN_TAGS} | dict(tags or {})
-            )
+            kept = {key.lower(): value for key, value in source.metadata.items() if key.lower() not in _OWN_TAGS}
+            container.metadata.update(kept | dict(tags or {}))
             picture = container.add_stream_from_template(stream, opaque=True)
             sound = _Sound(container, waveform, rate, kind.sound)
             for packet in _from_zero(source, stream, info.origin):

@@ -1,49 +1,85 @@
-"""Make a sound for a video, with or without an adapter.
+"""Make sounds for a video, for a folder of videos, or for a prompt alone, with or without an adapter.
 
-    python -m mmaudio.generation --video my.mp4 --prompt "footsteps on gravel" --model small_16k \\
-        --adapter output/EXP/lora_checkpoints/best_lora.pt --output sound
+    python -m mmaudio.generation --video dog.mp4 --prompt "footsteps on gravel" --model small_16k --output sound \\
+        --adapter output/EXP/lora_checkpoints/best_lora.pt
+    python -m mmaudio.generation --folder my_videos --prompt "a dog barks" --output sound
+    python -m mmaudio.generation --prompt "rain on a tin roof" --seconds 12 --samples 4 --output rain.flac
 
-Writes sound/my.flac and sound/my.mp4, the video's picture (copied, not encoded again) with the new sound. An --output
-that ends in .flac, .wav or .mp4 is that one file.
+Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new sound. The file
+keeps the video's kind where it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other kinds' pictures go into .mp4, or .mkv.
+Exit status: 0 done, 1 failed (in a folder: for at least one video, the others are made), 2 wrong use.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from mmaudio import cli
-from mmaudio.adapters import attach, read_adapter
-from mmaudio.data.mux import mux_audio
-from mmaudio.errors import ConfigError
-from mmaudio.features.encoders import load_encoders
-from mmaudio.generation.generate import Wish, generate
+from mmaudio.adapters import attach, check_base, read_adapter
+from mmaudio.data.splitting import caption
+from mmaudio.errors import ConfigError, DataError
+from mmaudio.features.encoders import SEEING, load_encoders
+from mmaudio.generation.generate import LONGEST, SHORTEST, Wish, caution, encode_prompts, generate_samples
+from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.generation.sound import CODECS, write_sound
+from mmaudio.model.casting import cast_weights
+from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.lora import merge, set_strength
+from mmaudio.model.spec import SECONDS
+from mmaudio.progress import progress
 from mmaudio.weights import identity
 
 DEFAULT_MODEL = "small_16k"
+STRONGEST = 1.5
+"""Largest strength of an adapter."""
 
 
 def parser() -> cli.Parser:
     """The command line."""
-    made = cli.Parser("Make a sound for a video, with or without an adapter.")
+    made = cli.Parser("Make sounds for a video, for a folder of videos, or for a prompt alone.")
     made.prog = "python -m mmaudio.generation"
-    made.add_argument("--video", type=Path, help="the video; without one the prompt alone counts")
-    made.add_argument("--prompt", default="", help="what is to be heard")
-    made.add_argument("--negative_prompt", default="", help="what is not to be heard")
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("--video", type=Path, help="the video; without one the prompt alone counts")
+    source.add_argument("--folder", type=Path, help="every video in it; what cannot be used is named, the rest is made")
+    made.add_argument(
+        "--prompt", help="what is to be heard; not given: the .txt of the video's name beside it. With --folder, such "
+        "a .txt counts first, and --prompt for the videos without one",
+    )  # fmt: skip
+    made.add_argument("--negative-prompt", "--negative_prompt", help="what is not to be heard")
     made.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
     made.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
-    made.add_argument("--strength", type=float, default=1.0, help="the adapter's strength; 0 is the base model")
-    made.add_argument("--guidance", type=float, help="strength of guidance; the model's own where not given")
-    made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
-    made.add_argument("--seed", type=int, default=0, help="what the noise is drawn from")
+    made.add_argument(
+        "--strength", type=float, help=f"the adapter's, 0 (the base model) to {STRONGEST}; 1 where not given"
+    )
+    made.add_argument(
+        "--seconds", type=float, help=f"duration, {SHORTEST:g} to {LONGEST:g}, at most to the video's end; "
+        f"{SECONDS:g} where not given, which is what models are trained on",
+    )  # fmt: skip
     made.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the sound begins")
-    made.add_argument("--seconds", type=float, help="duration; to the video's end, at most 8, where not given")
-    made.add_argument("--output", type=Path, default=Path("sound"), help="a folder, or a .flac, .wav or .mp4 file")
+    made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
+    made.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
+    made.add_argument(
+        "--guidance", type=float, help="strength of guidance, 1 for none; the model's own where not given"
+    )
+    made.add_argument("--seed", type=int, default=0, help="what the noise is drawn from: it fixes the sound")
+    made.add_argument(
+        "--samples", type=int, default=1, help="sounds to make of each, in one batch, with the seeds from --seed on; "
+        "more than one are called NAME_seed0, NAME_seed1, ...",
+    )  # fmt: skip
+    made.add_argument(
+        "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
+    )
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there; otherwise they are an error, and with "
+        "--folder the videos whose files are all there are passed over",
+    )  # fmt: skip
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--weights", type=Path, help="the folder of the released weights")
     return made
@@ -52,59 +88,107 @@ def parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Generate as `arguments` ask for."""
     args = parser().parse_args(arguments)
+    check(args)
+    plan = plan_for(args)
+    for left_out in plan.left_out:
+        print(f"left out: {left_out.video}: {left_out.reason}", flush=True)
+    for said in [note for job in plan.jobs for note in job.notes()]:
+        print(f"note: {said}", file=sys.stderr)
+    longest = max((job.span.seconds for job in plan.jobs), default=0.0)
+    if caution(longest):
+        print(f"warning: {caution(longest)}", file=sys.stderr)
+    failed = run(plan.jobs, args) if plan.jobs else 0
+    if args.folder is not None:
+        left = len(plan.left_out) + failed
+        made = len(plan.jobs) - failed
+        print(f"found {plan.found} files = {made} made + {plan.kept} already there + {left} left out", flush=True)
+        if made + plan.kept == 0:
+            raise DataError(f"{args.folder}: none of its {plan.found} files can be used; the reasons stand above")
+    return 1 if failed or plan.broken else 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """ConfigError for numbers that make no sense, before anything is looked at."""
+    if args.samples < 1:
+        raise ConfigError(f"--samples {args.samples}: at least 1")
+    if args.strength is not None and args.adapter is None:
+        raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
+    if args.strength is not None and not 0 <= args.strength <= STRONGEST:
+        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {STRONGEST}; 1 is as trained")
+
+
+def plan_for(args: argparse.Namespace) -> Plan:
+    """What is to be made, checked as far as it can be without a model; ConfigError where files are in the way."""
+    prompt = args.prompt or ""
+    if args.video is not None and args.prompt is None:
+        prompt = caption(args.video, "")
+        if prompt:
+            print(f'note: {args.video.with_suffix(".txt").name}: "{prompt}"', file=sys.stderr)
     wish = Wish(
-        args.video, args.prompt, args.negative_prompt, args.start, args.seconds, args.seed, args.steps, args.guidance
-    )
-    files = outputs(args.output, args.video)
+        args.video or args.folder, prompt, args.negative_prompt or "", args.start, args.seconds, args.seed, args.steps,
+        args.guidance, args.method,
+    )  # fmt: skip
+    if args.folder is not None:
+        return plan_folder(args.folder, wish, args.output, args.samples, args.overwrite)
+    job = job_for(wish, args.output, args.samples)
+    if job.existing and not args.overwrite:
+        raise ConfigError(f"{job.existing[0]}: is there already; --overwrite replaces it, or choose another --output")
+    return Plan([job], found=1)
+
+
+def run(jobs: Sequence[Job], args: argparse.Namespace) -> int:
+    """Make the sounds of all jobs; the number of those that failed, each of which is named."""
     device = cli.pick_device(args.device)
-    sampler = adapted_sampler(args.model, args.adapter, args.strength, args.weights, device)
-    waveform = generate(sampler, load_encoders(sampler.spec.name, args.weights, device), wish)
-    for file in files:
-        write(file, waveform, sampler.spec.codec.rate, wish)
-        print(file, flush=True)
-    return 0
+    sampler, settings = adapted_sampler(args, device)
+    parts = SEEING if any(job.wish.video for job in jobs) else ("clip",)
+    encoders = load_encoders(sampler.spec.name, args.weights, device, parts)
+    texts = encode_prompts(encoders, [text for job in jobs for text in (job.wish.prompt, job.wish.negative_prompt)])
+    failed, alone = 0, args.folder is None
+    for job in jobs if alone else progress(jobs, len(jobs), "videos"):
+        steps = (lambda steps: progress(steps, len(steps), "solver steps")) if alone else iter
+        try:
+            sounds = generate_samples(sampler, encoders, job.wish, args.samples, texts, steps)
+            write(job, sounds, sampler.spec.codec.rate, settings)
+        except DataError as error:
+            if alone:
+                raise
+            failed += 1
+            say(f"left out: {error}")
+            continue
+        for file in job.files:
+            say(str(file))
+    return failed
 
 
-def outputs(output: Path, video: Path | None) -> list[Path]:
-    """The files to write; ConfigError for a suffix that is none of them, or a video without a picture."""
-    kinds = (*CODECS, ".mp4")
-    suffix = output.suffix.lower()
-    if suffix and suffix not in kinds:
-        raise ConfigError(f"--output {output}: a folder, or a file that ends in {', '.join(kinds)}")
-    if suffix == ".mp4" and video is None:
-        raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
-    if suffix:
-        return [output]
-    name = "sound" if video is None else video.stem
-    sound, picture = output / f"{name}.flac", output / f"{name}.mp4"
-    return [sound] if video is None else [sound, picture]
+def say(line: str) -> None:
+    """Print a line, above any progress bar."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
 
 
-def adapted_sampler(
-    model: str | None, adapter: Path | None, strength: float, weights: Path | None, device: torch.device
-) -> Sampler:
-    """The sampler of `model` with the adapter merged in at `strength`.
+def adapted_sampler(args: argparse.Namespace, device: torch.device) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler of the model with the adapter merged in, and what tells later which they were.
 
     Raises WeightsError where files are missing or the adapter was made for another model.
     """
-    file = None if adapter is None else read_adapter(adapter)
-    name = model or (file.base_model if file is not None else "") or DEFAULT_MODEL
-    sampler = load_sampler(name, weights, device, dtype=fast_dtype(device))
+    file = None if args.adapter is None else read_adapter(args.adapter)
+    name = args.model or (file.base_model if file is not None else "") or DEFAULT_MODEL
     if file is not None:
-        adapted = attach(sampler.network, file, name, identity(name, "network", weights))
+        check_base(file, name)
+    sampler = load_sampler(name, args.weights, device, dtype=fast_dtype(device))
+    settings = {
+        "model": name,
+        "steps": sampler.spec.steps if args.steps is None else args.steps,
+        "guidance": sampler.spec.guidance if args.guidance is None else args.guidance,
+    }
+    strength = 1.0 if args.strength is None else args.strength
+    if file is not None and strength > 0:
+        adapted = attach(sampler.network, file, name, identity(name, "network", args.weights))
         set_strength(adapted, strength)
         sampler.network = merge(adapted).eval().requires_grad_(False)
-    return sampler
-
-
-def write(path: Path, waveform: Tensor, rate: int, wish: Wish) -> None:
-    """Write the sound, or the video's picture with it from the wish's start on."""
-    if path.suffix.lower() in CODECS:
-        write_sound(path, waveform.numpy(), rate)
-        return
-    assert wish.video is not None
-    before = torch.zeros(round(wish.start * rate))
-    mux_audio(wish.video, torch.cat([before, waveform]).numpy(), rate, path)
+        settings |= {"adapter": args.adapter.name, "strength": strength}
+    cast_weights(sampler.network, sampler.dtype)
+    return sampler, settings
 
 
 if __name__ == "__main__":

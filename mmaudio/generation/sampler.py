@@ -8,7 +8,8 @@ B batch, V CLIP tokens, S sync tokens, L text tokens, N latent tokens, C latent 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mmaudio.features.loading import load_frozen
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
+from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import ModelSpec, model_spec
@@ -53,19 +55,24 @@ class Sampler:
         steps: int | None = None,
         guidance: float | None = None,
         negative_text: Tensor | None = None,
+        method: str = "euler",
+        progress: Callable[[range], Iterable[int]] = iter,
     ) -> Tensor:
         """Latents on the codec's scale (B, N, C) from features (B, V, D), (B, S, D), (B, L, D) and noise (B, N, C).
 
-        `steps` of Euler and `guidance` are the model's own where they are None; a guidance of 1 or less is none.
-        `negative_text`, features (1 or B, L, D), stands in place of the empty text.
+        Features of one clip serve all of a larger batch of noise, and are projected once. `steps` and `guidance` are
+        the model's own where they are None; a guidance of 1 or less is none. `negative_text`, features (1 or B, L, D),
+        stands in place of the empty text; `method` is one of SOLVERS. The solver's steps pass through `progress`.
         """
         strength = self.spec.guidance if guidance is None else guidance
         with self.autocast():
             features = (part.to(self.device, torch.float32) for part in (clip_f, sync_f, text_f))
             conditions = self.network.preprocess_conditions(*features)
-            empty = self.network.empty_conditions(len(noise), negative_text)
+            if conditions.batch == 1:
+                conditions = conditions.repeat(len(noise))
+            empty = self.network.empty_conditions(len(noise), negative_text) if strength > 1 else None
             velocity = guided(self.network, conditions, empty, strength)
-            latent = integrate(velocity, noise, self.spec.steps if steps is None else steps)
+            latent = integrate(velocity, noise, self.spec.steps if steps is None else steps, method, progress)
         return self.network.unnormalize(latent.float())
 
     @torch.inference_mode()
@@ -81,9 +88,14 @@ class Sampler:
         waveforms: Tensor = self.vocoder(self.mel(latents))
         return waveforms[:, 0, :samples].float()
 
-    def autocast(self) -> torch.autocast:
-        """The context that the network runs in."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The context that the network runs in; its weights are cast once, at the start."""
+        with (
+            weights_in(self.network, self.dtype),
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+        ):
+            yield
 
 
 def load_sampler(
