@@ -9,11 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmaudio"
-ENTRIES = ("cli", "pipeline", "checks", "planning", "generation.__main__", "model.lora_mmaudio", "pretraining")
+ENTRIES = (
+    "cli",
+    "pipeline",
+    "checks",
+    "planning",
+    "generation.__main__",
+    "generation.benchmark",
+    "model.lora_mmaudio",
+    "pretraining",
+)
 LAYERS = (
     ("errors", "progress"),
     ("model",),
-    ("config", "weights", "adapters", "data", "synthetic"),
+    ("config", "weights", "released", "hub", "download", "checksums", "adapters", "data", "synthetic"),
     ("features",),
     ("generation",),
     ("finetune", "evaluation"),

@@ -1,0 +1,201 @@
+"""The MMAudio network written plainly, of `nn.Linear` and `nn.Conv1d`, with the released keys: what the benchmark
+compares the product's network with, in time and in value.
+
+B batch, N latent tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmaudio.model.networks import Conditions
+from mmaudio.model.spec import NetworkSpec
+
+THETA = 10_000.0
+Streams = tuple[Tensor, Tensor, Tensor]
+
+
+class Conv(nn.Conv1d):
+    """A convolution along the tokens of (B, N, channels): transposed, convolved, transposed back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) -> (B, N, out)."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def layer(inputs: int, outputs: int, kernel: int, bias: bool) -> nn.Module:
+    """A linear for kernel 1, else a convolution."""
+    if kernel == 1:
+        return nn.Linear(inputs, outputs, bias=bias)
+    return Conv(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+
+
+class FeedForward(nn.Module):
+    """w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        inner = 256 * ((8 * width // 3 + 255) // 256)
+        self.w1 = layer(width, inner, kernel, bias=False)
+        self.w2 = layer(inner, width, kernel, bias=False)
+        self.w3 = layer(width, inner, kernel, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> the same."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Attention(nn.Module):
+    """The inputs of attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.RMSNorm(width // heads)
+        self.k_norm = nn.RMSNorm(width // heads)
+
+    def forward(self, x: Tensor, turns: Tensor | None) -> Streams:
+        """(B, N, D) -> q, k, v."""
+        q, k, v = rearrange(self.qkv(x), "b n (h d three) -> three b h n d", h=self.heads, three=3)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if turns is not None:
+            q, k = turned(q, turns), turned(k, turns)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Each pair of channels of x (B, H, N, d) as a complex number, times `turns` (N, d / 2)."""
+    pairs = torch.view_as_complex(rearrange(x.float(), "... (i two) -> ... i two", two=2).contiguous())
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def angles(tokens: int, width: int, scale: float) -> Tensor:
+    """Unit complex numbers (tokens, d / 2)."""
+    frequencies = THETA ** -(torch.arange(0, width, 2) / width) * scale
+    turns = torch.arange(tokens)[:, None] * frequencies
+    return torch.polar(torch.ones_like(turns), turns)
+
+
+def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with its heads side by side: (B, N, D)."""
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+class Block(nn.Module):
+    """One stream."""
+
+    def __init__(self, width: int, heads: int, kernel: int, whole: bool = True) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        if whole:
+            self.linear1 = layer(width, width, kernel, bias=True)
+            self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+            self.ffn = FeedForward(width, kernel)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (6 if whole else 2) * width))
+
+    def before(self, x: Tensor, c: Tensor, turns: Tensor | None) -> tuple[Streams, tuple[Tensor, ...]]:
+        """q, k, v and what the rest of the block is modulated by."""
+        modulation = self.adaLN_modulation(c)
+        shift, scale, *rest = modulation.chunk(modulation.shape[-1] // c.shape[-1], dim=-1)
+        inputs: Streams = self.attn(self.norm1(x) * (1 + scale) + shift, turns)
+        return inputs, tuple(rest)
+
+    def after(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """The stream after attention and MLP."""
+        gate, shift, scale, gate_mlp = modulation
+        x = x + gate * self.linear1(attended)
+        changed: Tensor = self.ffn(self.norm2(x) * (1 + scale) + shift)
+        return x + gate_mlp * changed
+
+    def forward(self, x: Tensor, c: Tensor, turns: Tensor) -> Tensor:
+        """Self-attention and MLP."""
+        inputs, modulation = self.before(x, c, turns)
+        return self.after(x, merged(*inputs), modulation)
+
+
+class Joint(nn.Module):
+    """Three streams, attended together."""
+
+    def __init__(self, width: int, heads: int, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.latent_block = Block(width, heads, 3)
+        self.clip_block = Block(width, heads, 3, whole=not last)
+        self.text_block = Block(width, heads, 1, whole=not last)
+
+    def forward(self, streams: Streams, c: Tensor, per_token: Tensor, turns: tuple[Tensor, Tensor]) -> Streams:
+        """The streams after the block."""
+        blocks = (self.latent_block, self.clip_block, self.text_block)
+        inputs, modulations = zip(
+            *(
+                block.before(x, condition, turn)
+                for block, x, condition, turn in zip(blocks, streams, (per_token, c, c), (*turns, None), strict=True)
+            ),
+            strict=True,
+        )
+        attended = merged(*(torch.cat(parts, dim=2) for parts in zip(*inputs, strict=True)))
+        parts = torch.split(attended, [x.shape[1] for x in streams], dim=1)
+        latent = self.latent_block.after(streams[0], parts[0], modulations[0])
+        if self.last:
+            return latent, streams[1], streams[2]
+        return (
+            latent,
+            self.clip_block.after(streams[1], parts[1], modulations[1]),
+            self.text_block.after(streams[2], parts[2], modulations[2]),
+        )
+
+
+class PlainNetwork(nn.Module):
+    """The part of the network that every solver step runs, for projected conditions."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec, width = spec, spec.width
+        self.audio_input_proj = nn.Sequential(
+            Conv(spec.latent_dim, width, 7, padding=3), nn.SiLU() if spec.v2 else nn.SELU(), FeedForward(width, 7)
+        )
+        self.features = width if spec.v2 else 256
+        self.t_embed = nn.ModuleDict(
+            {"mlp": nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))}
+        )
+        self.global_cond_mlp = FeedForward(width, 1)
+        self.joint_blocks = nn.ModuleList(
+            Joint(width, spec.heads, last=index == spec.joint_blocks - 1) for index in range(spec.joint_blocks)
+        )
+        self.fused_blocks = nn.ModuleList(Block(width, spec.heads, 3) for _ in range(spec.fused_blocks))
+        self.final_layer = nn.ModuleDict(
+            {
+                "adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width)),
+                "conv": Conv(width, spec.latent_dim, 7, padding=3),
+            }
+        )
+
+    def time(self, t: Tensor) -> Tensor:
+        """The time embedding (B, D) of t (B,)."""
+        frequencies = 1 / THETA ** (torch.arange(0, self.features, 2) / self.features)
+        turns = t[:, None] * (frequencies * (THETA if self.spec.v2 else 1.0))
+        out: Tensor = self.t_embed["mlp"](torch.cat([turns.cos(), turns.sin()], dim=-1))
+        return out
+
+    def predict_velocity(self, latent: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """Velocity (B, N, C), as the product's network computes it."""
+        size, head = latent.shape[1], self.spec.width // self.spec.heads
+        clips = conditions.clip_f.shape[1]
+        turns = angles(size, head, 1.0), angles(clips, head, size / clips)
+        c = (self.time(t.expand(len(latent))) + self.global_cond_mlp(conditions.clip_c + conditions.text_c))[:, None]
+        per_token = c + conditions.sync_f
+        streams = (self.audio_input_proj(latent), conditions.clip_f, conditions.text_f)
+        for block in self.joint_blocks:
+            streams = block(streams, c, per_token, turns)
+        x = streams[0]
+        for block in self.fused_blocks:
+            x = block(x, per_token, turns[0])
+        shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=-1)
+        velocity: Tensor = self.final_layer["conv"](F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
+        return velocity

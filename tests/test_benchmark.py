@@ -1,0 +1,41 @@
+"""The benchmark's contestants compute the same, and its command says what it measured."""
+
+import pytest
+import torch
+from conftest import assert_close, fill
+from test_flow_matching import mini_conditions
+from test_networks import mini, mini_inputs
+
+from mmaudio.generation.benchmark import REFERENCE, build_contestants, difference, main
+from mmaudio.generation.plain import PlainNetwork
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_the_plain_network_is_the_same_function_with_the_same_keys(v2):
+    network, inputs = mini(v2), mini_inputs()
+    plain = PlainNetwork(network.spec)
+    fill.fill_module(plain)
+    shapes, own = ({key: value.shape for key, value in n.state_dict().items()} for n in (network, plain))
+    assert own.items() <= shapes.items()
+    with torch.no_grad():
+        conditions = mini_conditions(network)
+        expected = network.predict_velocity(inputs["latent"], inputs["t"], conditions)
+        assert_close(plain.predict_velocity(inputs["latent"], inputs["t"], conditions), expected)
+
+
+def test_contestants_agree():
+    runs = build_contestants("tiny_16k", 1.0, 3, 2, torch.device("cpu"))
+    latents = {name: run() for name, run in runs.items()}
+    errors = {name: difference(latent, latents[REFERENCE]) for name, latent in latents.items()}
+    assert errors["this network, float32"] < 1e-4
+    assert 0 < errors["this network, bfloat16"] < 0.05 and 0 < errors["plain PyTorch, bfloat16"] < 0.05
+    assert difference(torch.zeros(1, 2), torch.ones(1, 2)) == 1
+
+
+def test_the_table_names_what_was_measured(capsys):
+    assert main(["--model", "tiny_16k", "--seconds", "1", "--steps", "1", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny_16k, 1 s, 1 guided Euler steps, batch 1"
+    assert [line.split("  ")[0] for line in lines[2:]] == [
+        "plain PyTorch, float32", "plain PyTorch, bfloat16", "this network, float32", "this network, bfloat16",
+    ]  # fmt: skip
