@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
@@ -21,6 +23,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None) -> None:
         super().__init__(description=description, formatter_class=_Help)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def add_weights_flags(self) -> None:
+        """Where weights are, and whether absent ones may be fetched; `args.offline` is for `is_offline`."""
+        self.add_argument("--weights", type=Path, help="the folder of the released weights")
+        self.add_argument("--offline", action="store_true", help="connect to nothing: say which weights are absent")
 
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line with the nearest valid name, and exit with status 2."""
@@ -56,6 +63,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether nothing may be connected to: --offline says so, or HF_HUB_OFFLINE does, as the hub's programs read it."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -1,45 +1,42 @@
-"""Weights files: what each part of a base model is called, where it lies, and how it is read.
+"""Weights files on disk: where they lie, fetching those that are absent, and reading them.
 
-An embedded model's files ship with the package, in `mmaudio/assets/<model>/`. A released model's files are looked
-for in the folder that the user names, then in `./weights` and `./ext_weights`. Nothing is downloaded here.
+    weights.fetch("small_16k", ("network",), folder=None, offline=False)    # once, by who starts the work
+    state = weights.load_part("small_16k", "network").state                 # memory-mapped
+
+An embedded model's files ship with the package, in `mmaudio/assets/<model>/`. A released model's files are looked for
+in the folder that the user names, in `./weights`, in `./ext_weights` and in the caches. Only `fetch` connects anywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import pickle
+import shutil
+import sys
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmaudio import hub
+from mmaudio.checksums import damage, digests
+from mmaudio.download import Part, download
 from mmaudio.errors import WeightsError
-from mmaudio.model.spec import ModelSpec, model_spec
+from mmaudio.model.spec import model_spec
+from mmaudio.progress import amount
+from mmaudio.released import PARTS, WeightsFile, weights_file
 
-PARTS = ("network", "vae", "vocoder", "synchformer", "clip")
-"""The parts of a base model, each a file of its own; an embedded model's vocoder may need none."""
 ASSETS = Path(__file__).parent / "assets"
 """Where embedded models' files ship."""
 FOLDERS = ("weights", "ext_weights")
 """Looked in, below the working directory, after the folder that the user names."""
-
-_HUB = "https://huggingface.co"
-_RELEASE = "https://github.com/hkchengrex/MMAudio/releases/download/v0.1"
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """One released file: its names on disk (the first is the usual one), where it comes from, its MD5 if published."""
-
-    names: tuple[str, ...]
-    source: str
-    md5: str | None = None
-    key: str | None = None
-    """The entry of the file that holds the state dict, where it is not the whole file."""
 
 
 @dataclass(frozen=True)
@@ -49,50 +46,20 @@ class Weights:
     path: Path | None
     """None where the part needs no weights."""
     state: dict[str, Tensor]
-    identity: str
-    """SHA-256 of the file, in hexadecimal."""
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return sha256(b"").hexdigest() if self.path is None else file_hash(self.path)
 
 
-_NETWORK_MD5 = {
-    "small_16k": "af93cde404179f58e3919ac085b8033b",
-    "small_44k": "babd74c884783d13701ea2820a5f5b6d",
-    "medium_44k": "5a56b6665e45a1e65ada534defa903d0",
-    "large_44k": "fed96c325a6785b85ce75ae1aafd2673",
-    "large_44k_v2": "01ad4464f049b2d7efdaa4c1a59b8dfe",
-}
-_CODEC_FILES = {
-    ("vae", "16k"): WeightsFile(("v1-16.pth",), f"{_RELEASE}/v1-16.pth", "69f56803f59a549a1a507c93859fd4d7"),
-    ("vae", "44k"): WeightsFile(("v1-44.pth",), f"{_RELEASE}/v1-44.pth", "fab020275fa44c6589820ce025191600"),
-    ("vocoder", "16k"): WeightsFile(
-        ("best_netG.pt",), f"{_RELEASE}/best_netG.pt", "eeaf372a38a9c31c362120aba2dde292", "generator"
-    ),
-    ("vocoder", "44k"): WeightsFile(
-        ("bigvgan_generator.pt",), f"{_HUB}/nvidia/bigvgan_v2_44khz_128band_512x", key="generator"
-    ),
-}
-_SYNCHFORMER_FILE = WeightsFile(
-    ("synchformer_state_dict.pth",),
-    f"{_RELEASE}/synchformer_state_dict.pth",
-    "5b2f5594b0730f70e41e549b7c94390c",
-)
-_CLIP_FILE = WeightsFile(
-    ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"), f"{_HUB}/apple/DFN5B-CLIP-ViT-H-14-384"
-)
+class CorruptError(WeightsError):
+    """A file whose checksum is wrong."""
 
 
-def weights_file(model: str, part: str) -> WeightsFile | None:
-    """What `part` of `model` is called; None where it needs no weights. ConfigError for an unknown model."""
-    spec = model_spec(model)
-    if part == "vocoder" and spec.codec.vocoder == "griffin_lim":
-        return None
-    if spec.embedded:
-        return WeightsFile((f"{part}.safetensors",), "the package itself: install it again")
-    if part == "network":
-        name = f"mmaudio_{model}.pth"
-        return WeightsFile((name,), f"{_HUB}/hkchengrex/MMAudio/resolve/main/weights/{name}", _NETWORK_MD5[model])
-    if part == "synchformer":
-        return _SYNCHFORMER_FILE
-    return _CLIP_FILE if part == "clip" else _CODEC_FILES[part, spec.codec.name]
+def cache() -> Path:
+    """Where files are fetched to that do not come through the hub's client, below the Hugging Face folder (HF_HOME)."""
+    return Path(constants.HF_ASSETS_CACHE) / "mmaudio"
 
 
 def find(model: str, part: str, folder: Path | None = None) -> Path | None:
@@ -100,34 +67,23 @@ def find(model: str, part: str, folder: Path | None = None) -> Path | None:
     file = weights_file(model, part)
     if file is None:
         return None
-    folders = _folders(model_spec(model), folder)
-    for place in folders:
+    for place in _folders(model, folder):
         for name in file.names:
             if (place / name).is_file():
                 return place / name
-    raise WeightsError(
-        f"{file.names[0]}: not found (the {part} of {model}); looked in {_places(folders)}. "
-        f"Put it there, or name its folder; it comes from {file.source}"
-    )
+    found = hub.cached(file.repository, file.names) if file.repository else None
+    if found is None:
+        raise WeightsError(
+            f"{file.name}: not found (the {part} of {model}); looked in {_places(model, folder)}. "
+            f"Put it there, or name its folder; it comes from {file.source}"
+        )
+    return found
 
 
-def require(model: str, folder: Path | None = None) -> None:
-    """WeightsError that lists every file of `model` that is not on disk."""
-    absent = missing(model, folder)
-    if absent:
-        files = "".join(f"\n  {file.names[0]}  from {file.source}" for file in absent)
-        looked = _places(_folders(model_spec(model), folder))
-        raise WeightsError(f"{len(absent)} weights files of {model} are not in {looked}:{files}")
-
-
-def _places(folders: list[Path]) -> str:
-    return ", ".join(str(place) for place in folders)
-
-
-def missing(model: str, folder: Path | None = None) -> list[WeightsFile]:
-    """The files of `model` that are not on disk, empty where it is complete."""
+def missing(model: str, folder: Path | None = None, parts: Iterable[str] = PARTS) -> list[WeightsFile]:
+    """The files of `parts` of `model` that are not on disk, empty where they all are."""
     absent = []
-    for part in PARTS:
+    for part in parts:
         try:
             find(model, part, folder)
         except WeightsError:
@@ -137,6 +93,84 @@ def missing(model: str, folder: Path | None = None) -> list[WeightsFile]:
     return absent
 
 
+def require(model: str, folder: Path | None = None, parts: Iterable[str] = PARTS) -> None:
+    """WeightsError that lists every file of `parts` of `model` that is not on disk."""
+    absent = missing(model, folder, parts)
+    if absent:
+        files = "".join(f"\n  {' or '.join(file.names)}  from {file.source}" for file in absent)
+        places = _places(model, folder)
+        raise WeightsError(
+            f"{len(absent)} weights files of {model} are not in {places}; put them into ./weights, or run once without "
+            f"--offline and HF_HUB_OFFLINE:{files}"
+        )
+
+
+def fetch(model: str, parts: Sequence[str] = PARTS, folder: Path | None = None, offline: bool = False) -> None:
+    """See to it that the files of `parts` of `model` are on disk and sound, by fetching what is absent.
+
+    `offline`: nothing is connected to. A file in the cache that is corrupt is put aside and fetched again. Raises
+    WeightsError where a file is corrupt, or absent and cannot be fetched.
+    """
+    if offline:
+        require(model, folder, parts)
+    absent = missing(model, folder, parts)
+    check_room(absent)
+    for part in parts:
+        file = weights_file(model, part)
+        if file in absent:
+            _download(file)
+        if file is None or not file.size:
+            continue
+        path = find(model, part, folder)
+        assert path is not None
+        try:
+            said = check(path, file)
+        except CorruptError:
+            if offline or path.parent != cache():
+                raise
+            _download(file)
+            continue
+        if said:
+            print(f"note: {said}", file=sys.stderr, flush=True)
+
+
+def check_room(files: Iterable[WeightsFile]) -> None:
+    """WeightsError where the caches' disks have no room for files that are to be fetched."""
+    wanted: dict[int, int] = {}
+    for file in files:
+        place = _existing(hub.cache() if file.repository else cache())
+        disk = place.stat().st_dev
+        wanted[disk] = wanted.get(disk, 0) + max(0, file.size - Part.of(cache() / file.name).size)
+        free = shutil.disk_usage(place).free
+        if free < wanted[disk]:
+            raise WeightsError(
+                f"{place}: {amount(free)} free, {amount(wanted[disk])} or more are needed for weights; make room, or "
+                "set HF_HOME to a folder on another disk"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def check(path: Path, file: WeightsFile) -> str:
+    """What is remarkable about a file: that it is not the released one. Raises CorruptError for one that is broken.
+
+    A file of gigabytes is read once for this; its checksums are noted in the cache.
+    """
+    expected = hub.expected_sha256(path)
+    found = digests(path, _notes())
+    if expected is not None and found.sha256 != expected:
+        raise CorruptError(f"{path}: corrupt (SHA-256 {found.sha256}, the hub says {expected}); move it away")
+    if file.md5 is None or found.md5 == file.md5:
+        return ""
+    broken = "" if path.parent == cache() else damage(path)
+    if broken or path.parent == cache():
+        reason = broken or f"MD5 {found.md5}, {file.md5} is expected"
+        raise CorruptError(f"{path}: corrupt ({reason}); move it away and fetch it again from {file.source}")
+    return f"{path} is not the released file (MD5 {found.md5}, that has {file.md5}); it is used as it is"
+
+
 def load_part(model: str, part: str, folder: Path | None = None) -> Weights:
     """The state dict of `part` of `model`, memory-mapped; WeightsError for a file that is missing or is no state dict.
 
@@ -144,30 +178,47 @@ def load_part(model: str, part: str, folder: Path | None = None) -> Weights:
     """
     path = find(model, part, folder)
     if path is None:
-        return Weights(None, {}, hashlib.sha256(b"").hexdigest())
+        return Weights(None, {})
     file = weights_file(model, part)
     assert file is not None
-    return Weights(path, _read(path, file.key), file_hash(path))
+    if file.size:
+        check(path, file)
+    return Weights(path, _read(path, file.key))
 
 
 def identity(model: str, part: str, folder: Path | None = None) -> str:
     """SHA-256 of the file of `part` of `model`, without loading it."""
-    path = find(model, part, folder)
-    return hashlib.sha256(b"").hexdigest() if path is None else file_hash(path)
+    return Weights(find(model, part, folder), {}).identity
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of a file's bytes, in hexadecimal; a large file's is noted in the cache."""
+    return digests(path, _notes()).sha256
 
 
-def _folders(spec: ModelSpec, folder: Path | None) -> list[Path]:
-    own = [ASSETS / spec.name] if spec.embedded else [Path(name) for name in FOLDERS]
+def _notes() -> Path:
+    return cache() / "checksums"
+
+
+def _download(file: WeightsFile) -> None:
+    if file.repository:
+        hub.fetch(file.repository, file.names, file.size)
+        return
+    print(f"{file.name}: fetching about {amount(file.size)} from {file.source}", flush=True)
+    download(file.source, cache() / file.name, file.md5)
+
+
+def _folders(model: str, folder: Path | None) -> list[Path]:
+    embedded = model_spec(model).embedded
+    own = [ASSETS / model] if embedded else [*(Path(name) for name in FOLDERS), cache()]
     return own if folder is None else [folder, *own]
+
+
+def _places(model: str, folder: Path | None) -> str:
+    places = _folders(model, folder)
+    if not model_spec(model).embedded:
+        places.append(hub.cache())
+    return ", ".join(str(place) for place in places)
 
 
 def _read(path: Path, key: str | None) -> dict[str, Tensor]:
@@ -178,7 +229,8 @@ def _read(path: Path, key: str | None) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state = loaded if key is None else loaded[key]
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as weights ({error}); fetch it again") from error
+        reason = str(error).split("\n")[0]
+        raise WeightsError(f"{path}: cannot be read as weights ({reason}); fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no state dict; is it the right file?")
     return dict(state)

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was fetched on this machine before is not seen, and nothing is fetched, by the processes of tests too."""
+    home = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_ENDPOINT"):
+            patch.delenv(name, raising=False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
+        yield
 
 
 def _load_fill() -> ModuleType:
