@@ -33,6 +33,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "config"
 PRIMARY = "lora_config"
 SCHEMA = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
+SHORT = ("rank", "alpha", "dropout", "target_modules")
+"""Keys of `lora` that may also stand at the top, as the guide writes them."""
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 
 
@@ -148,12 +150,20 @@ class TrainConfig:
     eval_every: int = 100
     save_every: int = 100
 
+    rank: int | None = None
+    """Short for lora.rank, as the next three are for theirs; where both are set, the short one counts."""
+    alpha: float | None = None
+    dropout: float | None = None
+    target_modules: list[str] | None = None
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
+        short = {name: getattr(self, name) for name in SHORT if getattr(self, name) is not None}
+        self.lora = dataclasses.replace(self.lora, **short)
+        self.rank = self.alpha = self.dropout = self.target_modules = None
         model_spec(self.model)
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.,=-]*)*", self.exp_id):
             raise ConfigError(f"exp_id={self.exp_id!r}: it names a folder; letters, digits, dot, dash, underscore")
@@ -197,7 +207,7 @@ class TrainConfig:
 
     def plain(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, as written into YAML files and checkpoints."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in SHORT}
 
 
 def register() -> None:
@@ -219,9 +229,19 @@ def compose(overrides: list[str], folder: Path = FOLDER) -> TrainConfig:
     check_names(overrides, folder)
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            return to_config(hydra_compose(PRIMARY, overrides=overrides))
+            composed = hydra_compose(PRIMARY, overrides=overrides)
+            _refuse_hidden(overrides, composed)
+            return to_config(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def _refuse_hidden(overrides: list[str], composed: Any) -> None:
+    """ConfigError for an override of `lora.rank` and the like that a short form would hide."""
+    for name in SHORT:
+        hidden = [text for text in overrides if text.lstrip("+").startswith(f"lora.{name}=")]
+        if hidden and composed[name] is not None:
+            raise ConfigError(f"{hidden[0]}: {name}={composed[name]} counts before it; set one of the two")
 
 
 def check_names(overrides: list[str], folder: Path = FOLDER) -> None:

@@ -70,7 +70,8 @@ def test_guides_yaml_snippets_are_valid_keys():
     "override, expected",
     [
         ("batchsize=3", "batch_size"),
-        ("rank=3", "lora.rank"),
+        ("rnk=3", "did you mean 'rank'"),
+        ("rank=0", "lora.rank=0"),
         ("lora.rnk=3", "lora.rank"),
         ("+lerning_rate=1", "learning_rate"),
         ("model=smal_16k", "small_16k"),
@@ -120,6 +121,17 @@ def test_what_the_optimizer_cannot_do_is_refused():
 def test_captions_are_dropped_as_often_as_the_video_unless_told():
     assert compose(["drop_conditions=0.2"]).caption_dropout == 0.2
     assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout == 0.5
+
+
+def test_short_names_of_loras_keys_count():
+    config = compose(["rank=16", "alpha=32", "dropout=0.2", "target_modules=['fused_blocks[*].ffn']"])
+    assert config == compose(
+        ["lora.rank=16", "lora.alpha=32", "lora.dropout=0.2", "lora.target_modules=['fused_blocks[*].ffn']"]
+    )
+    assert compose(["preset=medium", "rank=16"]).lora.rank == 16
+    assert config.plain()["lora"]["rank"] == 16 and "rank" not in config.plain()
+    with pytest.raises(ConfigError, match=r"lora\.rank=32: rank=16 counts before it"):
+        compose(["rank=16", "lora.rank=32"])
 
 
 def test_keys_are_dotted_names():
