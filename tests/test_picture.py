@@ -13,7 +13,8 @@ from corpus import write
 from media import turned
 
 from mmaudio.data.picture import HLG, PQ, shown_size, to_rgb, tone_mapped
-from mmaudio.data.video import Grid, decoded, opened, picture_stream, probe, read_windows
+from mmaudio.data.video import decoded, opened, picture_stream, probe
+from mmaudio.data.windows import Grid, read_windows
 
 
 def pictures(path, count=3):

@@ -6,7 +6,8 @@ import torch
 
 from mmaudio.data.audio import audio_window, read_audio
 from mmaudio.data.mux import write_video
-from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.evaluation.metrics import matches, onsets
 from mmaudio.features.mel import build_mel
 from mmaudio.model.spec import CODECS

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.audio import audio_window, read_audio, resample_audio
 from mmaudio.data.mux import mux_audio
-from mmaudio.data.video import Grid, check_whole, picture_end, probe, read_windows
+from mmaudio.data.video import check_whole, picture_end, probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.errors import DataError
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer

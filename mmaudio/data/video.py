@@ -1,13 +1,13 @@
-"""Reading videos: what a file is, and the frames of many windows at several rates in one decoding pass.
+"""Reading videos: what a file is, and its decoded frames one after the other.
 
 Times are seconds from the first picture. The frame of an instant is the first one that is shown at it or later; past
-the last frame's time, that frame stands for instants less than one frame after it. Sound is read by `data.audio`.
+the last frame's time, that frame stands for instants less than one frame after it. Sound is read by `data.audio`,
+windows of the picture by `data.windows`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,10 +16,8 @@ from typing import Any
 
 import av
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
-from torch import Tensor
 
-from mmaudio.data.picture import SQUARE, Deinterlacer, to_rgb
+from mmaudio.data.picture import SQUARE, Deinterlacer
 from mmaudio.errors import DataError
 
 TOLERANCE = 1e-6
@@ -81,30 +79,6 @@ class VideoInfo:
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What a window takes from the picture: `count` frames at `rate` per second, each through `transform`."""
-
-    rate: int
-    count: int
-    transform: Callable[[Tensor], Tensor]
-    """RGB uint8 (1, 3, H, W) -> (1, ...)."""
-
-    @property
-    def last(self) -> float:
-        """The last instant in seconds from the window's start."""
-        return (self.count - 1) / self.rate
-
-
-@dataclass
-class Window:
-    """The frames of one window, per grid, with the source time of each in seconds."""
-
-    start: float
-    frames: list[list[Tensor]]
-    times: list[list[float]]
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """The open container; DataError with the reason where it is no video that can be opened."""
@@ -137,7 +111,7 @@ def probe(path: Path | str, track: int = 0) -> VideoInfo:
             path=place,
             duration=length,
             stated=stated,
-            origin=_time(first),
+            origin=frame_time(first),
             fps=float(rate) if rate else FALLBACK_FPS,
             width=first.width,
             height=first.height,
@@ -195,74 +169,6 @@ def covered(end: float, instant: float) -> bool:
     return instant < end - TOLERANCE
 
 
-def read_windows(info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid]) -> Iterator[Window]:
-    """The windows that begin at `starts` (ascending, seconds), one after the other, in one decoding pass.
-
-    A frame that several windows take is transformed once and shared. Memory holds the windows that overlap, not the
-    video. Raises DataError where the picture ends before a window does.
-    """
-    pending = [Window(start, [[] for _ in grids], [[] for _ in grids]) for start in starts]
-    last: _Shared | None = None
-    reformatter = VideoReformatter()
-    with opened(info.path) as container:
-        for frame in decoded(container, picture_stream(container, info.path)):
-            time = _time(frame) - info.origin
-            if last is not None and time <= last.time:
-                continue
-            last = _Shared(frame, time, grids, reformatter, info.pixel)
-            for window in pending:
-                if window.start > time + TOLERANCE:
-                    break
-                _take(window, grids, last, time)
-            while pending and _complete(pending[0], grids):
-                yield pending.pop(0)
-            if not pending:
-                return
-    for window in pending:
-        if last is not None:
-            _take(window, grids, last, last.time + 1 / info.fps - 2 * TOLERANCE)
-        if not _complete(window, grids):
-            end = 0.0 if last is None else last.time + 1 / info.fps
-            raise DataError(
-                f"{info.path.name}: the picture ends at {end:.2f} s, the clip at {window.start:g} s needs more"
-            )
-        yield window
-
-
-class _Shared:
-    """A decoded frame, converted and transformed at most once per grid."""
-
-    def __init__(
-        self, frame: Any, time: float, grids: Sequence[Grid], reformatter: VideoReformatter, pixel: Fraction
-    ) -> None:
-        self.frame, self.time, self.grids, self.reformatter = frame, time, grids, reformatter
-        self.pixel = pixel
-        self.rgb: Tensor | None = None
-        self.made: dict[int, Tensor] = {}
-
-    def of(self, grid: int) -> Tensor:
-        """The frame as the grid number `grid` wants it."""
-        if self.rgb is None:
-            self.rgb = to_rgb(self.frame, self.reformatter, self.pixel)
-        if grid not in self.made:
-            self.made[grid] = self.grids[grid].transform(self.rgb[None])[0]
-        return self.made[grid]
-
-
-def _take(window: Window, grids: Sequence[Grid], shared: _Shared, time: float) -> None:
-    """Let `shared` stand for all instants up to `time` that have no frame yet."""
-    for number, grid in enumerate(grids):
-        due = min(grid.count, math.floor((time - window.start + TOLERANCE) * grid.rate) + 1)
-        missing = due - len(window.frames[number])
-        if missing > 0:
-            window.frames[number] += [shared.of(number)] * missing
-            window.times[number] += [shared.time] * missing
-
-
-def _complete(window: Window, grids: Sequence[Grid]) -> bool:
-    return all(len(frames) == grid.count for frames, grid in zip(window.frames, grids, strict=True))
-
-
 def picture_stream(container: Any, path: Path) -> Any:
     """The first video stream that is no cover picture, decoding on all cores; DataError where there is none."""
     for stream in container.streams.video:
@@ -304,7 +210,7 @@ def decoded(container: Any, stream: Any, whole_lines: bool = True) -> Iterator[A
         yield from lines.flush()
 
 
-def _time(frame: Any) -> float:
+def frame_time(frame: Any) -> float:
     """Time stamp of a frame in seconds."""
     stamp = frame.pts if frame.pts is not None else frame.dts
     return float((stamp or 0) * frame.time_base)

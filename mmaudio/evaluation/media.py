@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as vision
 from mmaudio.data.audio import audio_window, read_audio, resample_audio
 from mmaudio.data.clips import Clip
 from mmaudio.data.mux import write_video
-from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.generation.sound import write_sound
 from mmaudio.model.spec import ModelSpec
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmaudio import weights
 from mmaudio.data.features import encoder_names
-from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.errors import ConfigError
 from mmaudio.features.clip import ClipEncoder, build_clip
 from mmaudio.features.loading import load_frozen

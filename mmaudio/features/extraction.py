@@ -21,7 +21,8 @@ from mmaudio.data.clips import Clip, LeftOut, read_clips
 from mmaudio.data.features import VERSION, Features, Header, read_header, read_shard, shard_path, write_shard
 from mmaudio.data.prefetch import prefetched
 from mmaudio.data.scanning import fingerprint
-from mmaudio.data.video import Window, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Window, read_windows
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import Encoders, encoder_identities, load_encoders
 from mmaudio.model.spec import lengths

@@ -20,7 +20,8 @@ from torch import Tensor
 from mmaudio.data.clips import Clip
 from mmaudio.data.features import FeatureSet
 from mmaudio.data.mux import mux_audio, write_video
-from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.finetune.state import TrainState
 from mmaudio.generation.sampler import Sampler
 from mmaudio.generation.sound import write_sound
@@ -78,7 +79,7 @@ class Samples:
             yield Shown(clip, picture, waveforms)
 
     def _latents(self) -> Tensor:
-        clips = self.clips
+        clips = with_empty_text(self.clips, self.sampler.network.empty_text(1)[0])
         noise = self.sampler.noise(range(len(clips)))
         return self.sampler.latents(clips.clip_features, clips.sync_features, clips.text_features, noise)
 

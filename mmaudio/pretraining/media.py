@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.video import Grid, probe, read_windows
+from mmaudio.data.video import probe
+from mmaudio.data.windows import Grid, read_windows
 from mmaudio.model.spec import CLIP_FPS, MODELS, SYNC_FPS, lengths
 
 
