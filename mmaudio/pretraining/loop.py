@@ -169,7 +169,9 @@ def _step(
             loss = loss_of(step_generator(seed, step, part))
         return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
-    losses, parts = zip(*pool.map(gradients, range(recipe.parts)), strict=True)
+    # one part stays in this thread: a second team of OpenMP threads would make both of them sleep at every barrier
+    run = map if recipe.parts == 1 else pool.map
+    losses, parts = zip(*run(gradients, range(recipe.parts)), strict=True)
     for parameter, *found in zip(parameters, *parts, strict=True):
         given = [gradient for gradient in found if gradient is not None]
         parameter.grad = torch.stack(given).sum(0) / recipe.parts if given else None

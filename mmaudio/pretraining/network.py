@@ -17,7 +17,7 @@ from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.pretraining.features import Features
 from mmaudio.pretraining.loop import Log, Recipe, train
 
-RECIPE = Recipe(steps=6000, learning_rate=2e-3, muon=1e-2, warmup=100, ema=0.996, parts=1, compile=True)
+RECIPE = Recipe(steps=5000, learning_rate=2e-3, muon=8e-3, warmup=100, ema=0.996, parts=1, compile=True)
 BATCH = 16
 TEXT_ONLY, VIDEO_ONLY, NOTHING = 0.14, 0.14, 0.06
 """Shares of the samples whose video, text or both are dropped."""
