@@ -39,7 +39,7 @@ def parser() -> cli.Parser:
     made.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
     made.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_weights_flags()
     return made
 
 
@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
         output=args.output or experiment(args.lora_checkpoint),
         draws=Draws(args.seed, args.samples, args.steps, args.guidance, args.batch_size),
         weights=args.weights,
+        offline=cli.is_offline(args.offline),
         general_videos=args.general_videos,
         max_clips=args.max_clips,
         device=device,

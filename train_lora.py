@@ -36,7 +36,8 @@ SWEEP = ("--multirun", "-m")
 
 def main(arguments: list[str]) -> int:
     """Check the overrides, let Hydra compose them and train; the exit status."""
-    arguments = sorted((text for text in arguments if text != "--debug"), key=lambda text: text not in SWEEP)
+    arguments = ["offline=true" if text == "--offline" else text for text in arguments if text != "--debug"]
+    arguments = sorted(arguments, key=lambda text: text not in SWEEP)
     check(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides
     ended: list[Outcome | MMAudioError] = []
 
@@ -76,6 +77,7 @@ def check(arguments: list[str]) -> None:
 def train_one(composed: DictConfig) -> Outcome:
     """Train one composed configuration; a job of a sweep gets a folder of its own."""
     config: TrainConfig = to_config(composed)
+    config = replace(config, offline=cli.is_offline(config.offline))
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         name = re.sub(r"[^\w.,=-]+", "_", hydra_config.job.override_dirname) or str(hydra_config.job.num)

@@ -9,13 +9,15 @@ from pathlib import Path
 import av
 import torch
 
-from mmaudio import planning, weights
+from mmaudio import hub, planning, weights
 from mmaudio.config import compose
 from mmaudio.data.clips import STRIDE, find_videos
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import SECONDS, ModelSpec, model_spec
 from mmaudio.pipeline import Job, training_overrides
+from mmaudio.progress import amount
+from mmaudio.released import PARTS
 
 DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """What most users' files need."""
@@ -51,6 +53,7 @@ def plan(job: Job, go_on: bool) -> bool:
     print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {SECONDS:g} s")
     print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
     print("time:     about " + ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items()))
+    print(f"weights:  {weights_line(job)}")
     print(f"results:  {job.experiment}", flush=True)
     total = sum(costs.values())
     if device.type == "cpu" and total > LONG and not go_on:
@@ -58,8 +61,27 @@ def plan(job: Job, go_on: bool) -> bool:
         print("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
         print("  --yes              start all the same", flush=True)
         return False
-    weights.require(model.name, job.weights)
+    if job.offline:
+        weights.require(model.name, job.weights)
     return True
+
+
+def weights_line(job: Job) -> str:
+    """Which weights are here, and which would be fetched from where: how large they are, and where they go."""
+    absent = weights.missing(job.model, job.weights)
+    if not absent:
+        return "all here"
+    listed = ", ".join(f"{file.name} {amount(file.size)}" for file in absent)
+    if job.offline:
+        return f"not here: {listed}"
+    total = amount(sum(file.size for file in absent))
+    places = {str(hub.cache() if file.repository else weights.cache()) for file in absent}
+    return f"{total} to fetch into {' and '.join(sorted(places))}: {listed}"
+
+
+def fetch_weights(job: Job) -> None:
+    """Fetch what is absent, and check what is here; WeightsError where that fails."""
+    weights.fetch(job.model, PARTS, job.weights, job.offline)
 
 
 def machine(device: torch.device) -> str:

@@ -102,6 +102,8 @@ class TrainConfig:
     output_dir: str = "output"
     weights: str | None = None
     """Folder of the released weights; null looks in ./weights and ./ext_weights."""
+    offline: bool = False
+    """Absent weights are an error, instead of being fetched; HF_HUB_OFFLINE=1 says the same."""
     video_root: str | None = None
     """Folder of the source videos, for the samples' videos; null: sounds and pictures alone."""
     device: str = "auto"

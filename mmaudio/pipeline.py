@@ -45,6 +45,8 @@ class Job:
     prompt: str | None = None
     gpus: int = 1
     weights: Path | None = None
+    offline: bool = False
+    """Whether absent weights are an error, rather than fetched."""
     first: str | None = None
     """The stage to begin anew from; None continues."""
     overrides: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ def parser() -> cli.Parser:
     made.add_argument("--gpus", type=int, default=1, help="how many GPUs extraction and training use")
     made.add_argument("--output", type=Path, help="the folder for clips, features and results")
     made.add_argument("--prompt", help="the caption of videos that have none of their own")
-    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_weights_flags()
     made.add_argument("--from", dest="first", choices=STAGES, help="begin anew at this stage")
     made.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes long")
     made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -127,6 +129,7 @@ def read_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         prompt=arguments.prompt,
         gpus=arguments.gpus,
         weights=arguments.weights,
+        offline=cli.is_offline(arguments.offline),
         first=arguments.first,
         overrides=tuple(overrides),
         debug=arguments.debug,
@@ -139,6 +142,7 @@ def commands(job: Job) -> dict[str, list[str]]:
     if job.gpus > 1:
         python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}"]
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
+    weights += ["--offline"] if job.offline else []
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
     debug = ["--debug"] if job.debug else []
     data = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
@@ -168,6 +172,7 @@ def training_overrides(job: Job) -> list[str]:
         "features_dir": job.features,
         "output_dir": job.base / "output",
         **({} if job.weights is None else {"weights": job.weights}),
+        **({"offline": "true"} if job.offline else {}),
     }
     given = {text.split("=", 1)[0].lstrip("+~") for text in job.overrides}
     if not has_gpu() and "preset" not in given:
@@ -264,13 +269,14 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    from mmaudio.checks import check_settings, plan  # the environment exists from here on
+    from mmaudio.checks import check_settings, fetch_weights, plan  # the environment exists from here on
 
     check_settings(job)
     if job.demo and not parsed.dry_run:
         demo_videos(job)
     if not plan(job, go_on=parsed.yes) or parsed.dry_run or parsed.setup_only:
         return 0 if parsed.dry_run or parsed.setup_only else 1
+    fetch_weights(job)
     set_aside(job)
     stages = commands(job)
     for name in STAGES:

@@ -22,7 +22,7 @@ class WeightsFile:
     source: str
     """Where it comes from, for the user: the address of the file itself, or of its repository on the hub."""
     size: int = 0
-    """Bytes, to three digits; 0 where the file is never fetched."""
+    """Bytes, to three digits at least; 0 where the file is never fetched."""
     md5: str | None = None
     """None where the hub knows the checksum, or nobody."""
     key: str | None = None
@@ -53,7 +53,7 @@ _ON_GITHUB = {
 _ON_THE_HUB = {
     ("vocoder", "44k"): (("bigvgan_generator.pt",), 489, "nvidia/bigvgan_v2_44khz_128band_512x", "generator"),
     ("clip", ""): (
-        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"), 3950, "apple/DFN5B-CLIP-ViT-H-14-384", None,
+        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"), 3947, "apple/DFN5B-CLIP-ViT-H-14-384", None,
     ),
 }  # fmt: skip
 

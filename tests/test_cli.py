@@ -46,6 +46,20 @@ def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
     assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_the_hub_s_own_variable_counts_as_offline(value, offline, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert cli.is_offline(False) is offline and cli.is_offline(True)
+
+
+def test_every_stage_is_told_where_weights_are_and_that_it_is_offline():
+    job = pipeline.read_job(pipeline.parser().parse_args(["--demo", "--weights", "mine", "--offline"]), [])
+    stages = pipeline.commands(job)
+    assert {"weights=mine", "offline=true"} <= set(stages["train"])
+    for stage in ("extract", "evaluate"):
+        assert stages[stage][stages[stage].index("--weights") + 1] == "mine" and "--offline" in stages[stage]
+
+
 @pytest.mark.parametrize("device", ["cpuu", "cuda:99"])
 def test_a_device_that_is_not_here_is_refused(device):
     import torch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import assert_close, fill, filled, golden, manifest
 
-from mmaudio.errors import DataError, WeightsError
+from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.clip import MEAN, STD, ClipEncoder, build_clip, normalise
 from mmaudio.model.spec import CLIPS
 
@@ -83,6 +83,18 @@ def test_loading(tiny: ClipEncoder):
         assert torch.equal(fresh.encode_text(TEXTS), tiny.encode_text(TEXTS))
     with pytest.raises(WeightsError, match=r"missing \(.*positional_embedding"):
         fresh.load_released({"logit_scale": torch.zeros(())})
+
+
+def test_without_its_text_tower_it_sees_as_before(tiny: ClipEncoder):
+    seeing = build_clip("tiny_16k").eval()
+    seeing.load_released(tiny.model.state_dict())
+    seeing.drop_text()
+    frames = torch.randn(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(seeing.encode_frames(frames), tiny.encode_frames(frames))
+    assert all(name.startswith(("model.visual.", "model.logit_scale")) for name in seeing.state_dict())
+    with pytest.raises(ConfigError, match="no text tower any more"):
+        seeing.encode_text(TEXTS)
 
 
 def test_bfloat16(tiny: ClipEncoder):

@@ -141,6 +141,13 @@ def test_each_stage_holds_what_it_needs():
     assert seeing.vae is None and seeing.clip is not None and seeing.sync is not None
     with pytest.raises(ConfigError, match="without 'codec'"):
         seeing.sound(torch.zeros(1, 16_000))
+    texts = ["a dog barks", "rain"]
+    encoded = seeing.texts(texts)
+    seeing.only_texts(texts)
+    assert seeing.clip.model.transformer is None
+    assert_close(seeing.texts(texts[::-1]), encoded.flip(0), 1e-5)
+    with pytest.raises(ConfigError, match="no text tower"):
+        seeing.texts(["snow"])
     whole = load_encoders(MODEL)
     assert whole.vae.decoder is None and whole.vae.encoder is not None
     with pytest.raises(WeightsError, match="drop_decoder"):

@@ -17,10 +17,12 @@ import torch
 from mmaudio import cli
 from mmaudio.data.features import encoder_names
 from mmaudio.errors import ConfigError
+from mmaudio.features.encoders import PARTS
 from mmaudio.features.extraction import extract
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.pipeline import MODES
 from mmaudio.progress import progress
+from mmaudio.weights import fetch
 
 
 def parser() -> cli.Parser:
@@ -31,7 +33,7 @@ def parser() -> cli.Parser:
     made.add_argument("--output_dir", type=Path, default=Path("lora_data/features"), help="where the features go")
     made.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: for small_16k or the 44.1 kHz models")
     made.add_argument("--model", choices=list(MODELS), help="the base model, instead of --mode; small_16k if neither")
-    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_weights_flags()
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return made
 
@@ -50,6 +52,7 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core decodes meanwhile
     names = ", ".join(encoder_names(model_spec(model)).values())
     print(f"extracting for {model} ({names}) on {device}", flush=True)
+    fetch(model, tuple(PARTS.values()), args.weights, cli.is_offline(args.offline))
     report = extract(
         args.input_tsv, args.video_root, args.output_dir, model, args.weights, device, share,
         lambda jobs: progress(jobs, len(jobs), "videos"),

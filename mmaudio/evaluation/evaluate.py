@@ -33,6 +33,7 @@ from mmaudio.evaluation.results import ADAPTED, summary, write_json, write_tsv
 from mmaudio.generation.sampler import Sampler, load_sampler
 from mmaudio.model.lora import merge
 from mmaudio.model.spec import ModelSpec, model_spec
+from mmaudio.released import PARTS
 
 VERSION = 1
 """Raised whenever the same inputs give other results."""
@@ -45,6 +46,8 @@ def evaluate(request: Request) -> Path:
     """
     adapter = read_adapter(request.checkpoint)
     spec = model_spec(adapter.base_model)
+    parts = PARTS if request.general_videos is not None else ("network", "vae", "vocoder")
+    weights.fetch(spec.name, parts, request.weights, request.offline)
     base_sha256 = weights.identity(spec.name, "network", request.weights)
     check_base(adapter, spec.name, base_sha256)
     held_out = load_features(request.clips, request.features, "test", spec.name)

@@ -23,6 +23,8 @@ class Request:
     """Gets `metrics.json`, `metrics.tsv` and `report/`."""
     draws: Draws = field(default_factory=Draws)
     weights: Path | None = None
+    offline: bool = True
+    """Whether absent weights are an error rather than fetched."""
     general_videos: Path | None = None
     """Videos of the base's own domain; None: those that ship with the model, if any."""
     max_clips: int | None = None

@@ -17,13 +17,15 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.errors import DataError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CLIPS, TEXT_TOKENS, ClipSpec, lookup
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean colour that CLIP's frames are normalised with."""
 STD = (0.26862954, 0.26130258, 0.27577711)
+TEXT_TOWER = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection", "attn_mask")
+"""What of an open_clip model reads texts alone."""
 
 
 class ClipEncoder(Released):
@@ -48,10 +50,17 @@ class ClipEncoder(Released):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (B, 77, W): the last hidden state of every token, unprojected, each row of unit length."""
         model = self.model
+        if model.transformer is None:
+            raise ConfigError("this CLIP has no text tower any more: encode all texts before drop_text")
         tokens = self.tokenize(texts).to(model.positional_embedding.device)
         x = model.token_embedding(tokens) + model.positional_embedding
         x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
         return F.normalize(x.float(), dim=-1)
+
+    def drop_text(self) -> None:
+        """Forget the text tower, once all texts are encoded; at full size it is a third of the model."""
+        for name in TEXT_TOWER:
+            setattr(self.model, name, None)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> token numbers (B, 77), int64, zero-padded; longer texts are cut."""

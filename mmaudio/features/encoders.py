@@ -5,8 +5,8 @@ Legend: B clips, V CLIP frames, T frames at 25 fps, S sync tokens, L text tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +48,8 @@ class Encoders:
     """Its encoder alone."""
     clip: ClipEncoder | None = None
     sync: Synchformer | None = None
+    known: dict[str, Tensor] = field(default_factory=dict)
+    """Texts that are encoded already (L, text width)."""
 
     def grids(self, seconds: float) -> tuple[Grid, Grid]:
         """What a window of `seconds` takes from the picture for CLIP and for Synchformer."""
@@ -74,9 +76,16 @@ class Encoders:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Captions -> (B, L, text width), float32 on the CPU."""
+        if texts and all(text in self.known for text in texts):
+            return torch.stack([self.known[text] for text in texts])
         with self._autocast():
             tokens = _loaded(self.clip, "clip").encode_text(texts)
         return tokens.float().cpu()
+
+    def only_texts(self, texts: Iterable[str]) -> None:
+        """Encode `texts` now and let the text tower go: there will be no others."""
+        self.known.update({text: self.texts([text])[0] for text in texts})
+        _loaded(self.clip, "clip").drop_text()
 
     @torch.inference_mode()
     def sound(self, waveforms: Tensor) -> Posterior:

@@ -29,6 +29,9 @@ from mmaudio.model.spec import lengths
 
 SOUNDS = 8
 """Clips whose sound is encoded at once."""
+EARLY = 64
+"""At most so many captions are encoded before all else, so that the text tower need not stay; more would be lost in a
+kill."""
 AHEAD = 2
 """Windows that are decoded while one is being encoded."""
 ABANDONED = 3600.0
@@ -82,6 +85,9 @@ def extract(
     report = ExtractionReport(valid=sum(job.valid == "all" for job in jobs))
     todo = [job for job in jobs if job.valid != "all"]
     encoders = load_encoders(model, weights, device) if todo else None
+    captions = dict.fromkeys(clip.caption for job in todo for clip in job.clips)
+    if encoders is not None and len(captions) <= EARLY:
+        encoders.only_texts(captions)
     for job in progress(todo):
         assert encoders is not None
         _run(job, encoders)

@@ -27,7 +27,7 @@ from mmaudio.finetune.state import TrainState
 from mmaudio.model.lora import adapter_state
 
 FORMAT = 2
-PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "video_root", "device", "resume")
+PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""
 FREE = (
     *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",

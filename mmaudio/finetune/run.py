@@ -32,6 +32,7 @@ from mmaudio.model.networks import MMAudio, build_network
 def train(config: TrainConfig, device: torch.device, team: Team | None = None) -> Outcome:
     """Train, or continue, the experiment that `config` names. Raises the errors of what it loads and TrainingError."""
     train_set, held_set = load_data(config)
+    weights.fetch(config.model, ("network",), _folder(config), config.offline)
     network, sha256 = load_network(config, device)
     network.set_duration(train_set.seconds)
     return train_on(network, sha256, config, train_set, held_set, team or Team(device=device))
@@ -105,6 +106,7 @@ def samples(run: Run, dtype: torch.dtype) -> Samples | None:
     if not config.logging.sample_every:
         return None
     try:
+        weights.fetch(config.model, ("vae", "vocoder"), _folder(config), config.offline)
         sampler = load_sampler(config.model, _folder(config), run.team.device, run.state.network, dtype)
     except WeightsError as error:
         run.tracker.say(f"pictures:   none, the decoder is not here ({error})")

@@ -25,7 +25,7 @@ from mmaudio import cli
 from mmaudio.adapters import attach, check_base, read_adapter
 from mmaudio.data.splitting import caption
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.features.encoders import SEEING, load_encoders
+from mmaudio.features.encoders import PARTS, SEEING, load_encoders
 from mmaudio.generation.generate import LONGEST, SHORTEST, Wish, caution, encode_prompts, generate_samples
 from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
@@ -34,7 +34,7 @@ from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.lora import merge, set_strength
 from mmaudio.model.spec import SECONDS
 from mmaudio.progress import progress
-from mmaudio.weights import identity
+from mmaudio.weights import fetch, identity
 
 DEFAULT_MODEL = "small_16k"
 STRONGEST = 1.5
@@ -81,7 +81,7 @@ def parser() -> cli.Parser:
         "--folder the videos whose files are all there are passed over",
     )  # fmt: skip
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_argument("--weights", type=Path, help="the folder of the released weights")
+    made.add_weights_flags()
     return made
 
 
@@ -139,10 +139,11 @@ def plan_for(args: argparse.Namespace) -> Plan:
 def run(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     """Make the sounds of all jobs; the number of those that failed, each of which is named."""
     device = cli.pick_device(args.device)
-    sampler, settings = adapted_sampler(args, device)
     parts = SEEING if any(job.wish.video for job in jobs) else ("clip",)
+    sampler, settings = adapted_sampler(args, device, [PARTS[part] for part in parts])
     encoders = load_encoders(sampler.spec.name, args.weights, device, parts)
     texts = encode_prompts(encoders, [text for job in jobs for text in (job.wish.prompt, job.wish.negative_prompt)])
+    encoders.only_texts(())  # the text tower may go
     failed, alone = 0, args.folder is None
     for job in jobs if alone else progress(jobs, len(jobs), "videos"):
         steps = (lambda steps: progress(steps, len(steps), "solver steps")) if alone else iter
@@ -166,15 +167,19 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def adapted_sampler(args: argparse.Namespace, device: torch.device) -> tuple[Sampler, dict[str, Any]]:
+def adapted_sampler(
+    args: argparse.Namespace, device: torch.device, encoders: Sequence[str] = ()
+) -> tuple[Sampler, dict[str, Any]]:
     """The sampler of the model with the adapter merged in, and what tells later which they were.
 
-    Raises WeightsError where files are missing or the adapter was made for another model.
+    Absent files are fetched, those of the `encoders` too. Raises WeightsError where files are missing or the adapter
+    was made for another model.
     """
     file = None if args.adapter is None else read_adapter(args.adapter)
     name = args.model or (file.base_model if file is not None else "") or DEFAULT_MODEL
     if file is not None:
         check_base(file, name)
+    fetch(name, ("network", "vae", "vocoder", *encoders), args.weights, cli.is_offline(args.offline))
     sampler = load_sampler(name, args.weights, device, dtype=fast_dtype(device))
     settings = {
         "model": name,

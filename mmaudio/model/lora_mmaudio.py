@@ -24,16 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmaudio.adapters import attach, check_base, check_fit, read_adapter, replacing, size_on_disk
-from mmaudio.cli import pick_device
+from mmaudio.cli import is_offline, pick_device
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.features.encoders import Encoders, load_encoders
+from mmaudio.features.encoders import PARTS, SEEING, Encoders, load_encoders
 from mmaudio.generation.generate import Wish, generate
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.model.lora import LoRAConfig, add_lora, expand_targets, parameter_counts, set_strength
 from mmaudio.model.merging import merged_copy
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import model_spec
-from mmaudio.weights import load_part
+from mmaudio.weights import fetch, load_part
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 """What a merged model's file may be called."""
@@ -42,18 +42,20 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 class Surroundings:
     """The frozen encoders and the decoder of one base model, loaded when they are first needed and then kept."""
 
-    def __init__(self, model: str, weights: Path | None, device: torch.device) -> None:
-        self.model, self.weights, self.device = model, weights, device
+    def __init__(self, model: str, weights: Path | None, device: torch.device, offline: bool = False) -> None:
+        self.model, self.weights, self.device, self.offline = model, weights, device, offline
         self._sampler: Sampler | None = None
 
     @cached_property
     def encoders(self) -> Encoders:
         """From videos and prompts to conditions."""
-        return load_encoders(self.model, self.weights, self.device)
+        fetch(self.model, [PARTS[part] for part in SEEING], self.weights, self.offline)
+        return load_encoders(self.model, self.weights, self.device, SEEING)
 
     def sampler(self, network: MMAudio) -> Sampler:
         """From conditions to sound, through `network`."""
         if self._sampler is None:
+            fetch(self.model, ("vae", "vocoder"), self.weights, self.offline)
             self._sampler = load_sampler(self.model, self.weights, self.device, network, fast_dtype(self.device))
         return dataclasses.replace(self._sampler, network=network)
 
@@ -187,13 +189,14 @@ def load_pretrained_with_lora(
     lora_config: LoRAConfig | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
+    offline: bool = False,
 ) -> LoRAMMAudio:
     """The base model `model_name` with the adapter in `lora_checkpoint` (.pt, PEFT folder or .safetensors).
 
     Without a checkpoint the adapter is a fresh one of `lora_config` (default: the guide's), which changes nothing until
     it is trained. `model_name` may be left out where the checkpoint names its base, or its shapes fit one model alone;
-    `weights` is the folder of released files. Raises WeightsError where a file is missing or made for another model,
-    ConfigError for wrong names.
+    `weights` is the folder of released files; absent ones are fetched, unless `offline` (or HF_HUB_OFFLINE) forbids it.
+    Raises WeightsError where a file is missing or made for another model, ConfigError for wrong names.
     """
     place, folder = pick_device(device), None if weights is None else Path(weights)
     source = None if lora_checkpoint is None else Path(lora_checkpoint)
@@ -212,6 +215,8 @@ def load_pretrained_with_lora(
         check_fit(file, network, name)
     else:
         expand_targets(network, config.target_modules)
+    alone = is_offline(offline)
+    fetch(name, ("network",), folder, alone)
     base = load_part(name, "network", folder)
     dtypes = {key: value.dtype for key, value in base.state.items()}
     network.load_released(base.state)
@@ -220,4 +225,4 @@ def load_pretrained_with_lora(
     else:
         adapted = attach(network, file, name, base.identity)
     network.to(place).eval()
-    return LoRAMMAudio(adapted, network, Surroundings(name, folder, place), Files(base.path, dtypes, source))
+    return LoRAMMAudio(adapted, network, Surroundings(name, folder, place, alone), Files(base.path, dtypes, source))
