@@ -10,9 +10,10 @@ import pytest
 from media import RATE, cut_off, frames, make_video, tone
 
 from mmaudio.data.clips import find_videos, left_out_path, read_clips, read_left_out
+from mmaudio.data.dividing import Shares, divide
 from mmaudio.data.mux import write_video
 from mmaudio.data.scanning import ScanSettings, ScanStore, Span, scan_video
-from mmaudio.data.splitting import SplitSettings, divide, split_folder
+from mmaudio.data.splitting import SplitSettings, split_folder
 from mmaudio.errors import ConfigError, DataError
 
 SCRIPT = Path(__file__).parents[1] / "training" / "split_videos_for_finetuning.py"
@@ -68,7 +69,7 @@ def test_every_file_is_used_or_left_out_with_its_reason(messy, tmp_path):
         assert reason in reasons[video]
     assert result.found == result.used + len(result.unused) == 13
     assert {row.video for row in result.unused_windows} == {"half silent.mp4"}
-    assert {row.reason for row in result.unused_windows} == {"silent"}
+    assert "silent: peak -120.0 dB, at least -60 dB" in {row.reason for row in result.unused_windows}
     assert {clip.caption for clip in result.clips if clip.video == "a.mp4"} == {"a bell rings"}
     assert {clip.caption for clip in result.clips if clip.video != "a.mp4"} == {""}
     assert {clip.split for clip in result.clips} == {"train", "val", "test"}
@@ -129,7 +130,7 @@ def test_nothing_usable_is_one_error_after_the_reasons(tmp_path, capsys):
     with pytest.raises(DataError, match="no file in it"):
         split_command(*flags)
     (videos / "sub").mkdir()
-    with pytest.raises(DataError, match="sub-folders are not searched"):
+    with pytest.raises(DataError, match="searched with --recursive"):
         split_command(*flags)
     with pytest.raises(DataError, match="not there; a folder of videos"):
         split_command("--input_dir", tmp_path / "none", *flags[2:])
@@ -160,9 +161,11 @@ def test_the_sound_is_measured(tmp_path):
 
 def test_a_window_whose_sound_ends_early_is_left_out(tmp_path):
     write_video(tmp_path / "a.mp4", frames(75), 25, tone(1.2), RATE)
-    scan = scan_video(tmp_path / "a.mp4", ScanSettings(seconds=1.0, stride=1.0))
-    assert [bool(span.reason) for span in scan.spans] == [False, True, True]
-    assert "the sound ends at" in scan.spans[1].reason
+    make_video(tmp_path / "b.mp4", 3)
+    make_video(tmp_path / "c.mp4", 3)
+    result = split_folder(tmp_path, SplitSettings(ScanSettings(1.0, 1.0)), ScanStore(tmp_path / "scans.jsonl"))
+    assert [row.reason.split(":")[0] for row in result.unused_windows] == ["sound missing"] * 2
+    assert [row.start for row in result.unused_windows] == [1.0, 2.0]
 
 
 def windows(seconds):
@@ -176,21 +179,21 @@ def splits_of(divided):
 
 def test_whole_videos_are_held_out_and_few_move_when_one_is_added():
     videos = {f"video {n}.mp4": windows(32) for n in range(20)}
-    divided, notes = divide(videos, SplitSettings())
+    divided, notes = divide(videos, Shares())
     counts = [list(splits_of(divided).values()).count(split) for split in ("train", "val", "test")]
     assert counts == [14, 2, 4]
     assert notes == []
     assert all(parts[next(iter(parts))] == windows(32) for parts in divided.values())
-    more, _ = divide({**videos, "new.mp4": windows(32)}, SplitSettings())
+    more, _ = divide({**videos, "new.mp4": windows(32)}, Shares())
     before, after = splits_of(divided), splits_of(more)
     assert sum(before[video] != after[video] for video in videos) <= 2
-    three, _ = divide({name: windows(8) for name in "abc"}, SplitSettings())
+    three, _ = divide({name: windows(8) for name in "abc"}, Shares())
     assert sorted(splits_of(three).values()) == ["test", "train", "val"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_videos_are_divided_in_time_with_a_gap(count):
-    divided, notes = divide({str(n): windows(120) for n in range(count)}, SplitSettings())
+    divided, notes = divide({str(n): windows(120) for n in range(count)}, Shares())
     assert notes == []
     for parts in divided.values():
         train, val, test = parts["train"], parts["val"], parts["test"]
@@ -201,21 +204,21 @@ def test_one_or_two_videos_are_divided_in_time_with_a_gap(count):
 
 @pytest.mark.parametrize("seconds", [16, 24, 36])
 def test_a_short_video_holds_out_one_part_and_says_so(seconds):
-    divided, notes = divide({"a.mp4": windows(seconds)}, SplitSettings())
+    divided, notes = divide({"a.mp4": windows(seconds)}, Shares())
     assert divided["a.mp4"].keys() == {"train", "test"}
     assert divided["a.mp4"]["train"][-1].end <= divided["a.mp4"]["test"][0].start
     assert "both" in notes[0]
 
 
 def test_two_clips_are_one_to_train_on_and_one_to_hold_out():
-    divided, notes = divide({"a.mp4": windows(10), "b.mp4": windows(10)}, SplitSettings())
+    divided, notes = divide({"a.mp4": windows(10), "b.mp4": windows(10)}, Shares())
     assert sorted(splits_of(divided).values()) == ["test", "train"]
     assert "held out, for validation and test both" in notes[0]
 
 
 def test_one_short_video_is_refused():
     with pytest.raises(DataError, match=r"at least 16 s of usable video"):
-        divide({"a.mp4": windows(12)}, SplitSettings())
+        divide({"a.mp4": windows(12)}, Shares())
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from mmaudio.errors import DataError
 STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""
 SPLITS = ("train", "val", "test")
+FOLDER_CAPTION = "caption.txt"
+"""The caption of all videos of a folder, and of those below it, that have none of their own."""
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
     ".3gp",
@@ -24,6 +27,8 @@ VIDEO_SUFFIXES = (
 """A file of another kind is named as left out without a look into it."""
 
 NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
+MEASURED = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
+"""Columns that may be empty: a table made by hand need not have them."""
 Row = TypeVar("Row", "Clip", "LeftOut")
 
 
@@ -47,6 +52,24 @@ class Clip:
     """Root mean square of the sound in decibels of full scale."""
     silence: float
     """Share of the window's 50 ms blocks that stay below the silence threshold."""
+    lufs: float | None = None
+    """Loudness of the mean of all channels (ITU-R BS.1770), at least -70."""
+    clipped: float | None = None
+    """Share of the samples at full scale in any channel."""
+    black: float | None = None
+    """Share of the time with a black picture."""
+    frozen: float | None = None
+    """Share of the time in which the picture does not change."""
+    mismatch: float | None = None
+    """Seconds of the picture without sound."""
+    speech: float | None = None
+    """Share of the time with speech, where it was looked for."""
+    music: float | None = None
+    """Share of the time with music or singing, where it was looked for."""
+    track: int = 0
+    """Number of the sound track, from 0 on."""
+    breaks: str = ""
+    """The rules that it breaks, kept all the same."""
 
     @property
     def seconds(self) -> float:
@@ -65,22 +88,35 @@ class LeftOut:
     end: float | None = None
 
 
-def find_videos(root: Path, ignored: tuple[Path, ...] = ()) -> list[Path]:
-    """The files in `root` that are not hidden, no captions beside a video and not among `ignored`, by name.
+def find_videos(root: Path, ignored: tuple[Path, ...] = (), recursive: bool = False) -> list[Path]:
+    """The files in `root` that are not hidden, no captions and not among or below `ignored`, by name.
 
-    Files that are no videos are in it: splitting names them as left out. DataError where there is no such folder.
+    `recursive`: those in its sub-folders too. Files that are no videos are in it: splitting names them as left out.
+    DataError where there is no such folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: {'a file' if root.exists() else 'not there'}; a folder of videos is expected")
-    others = {path.resolve() for path in ignored}
-    files = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
-    stems = {path.stem for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    others = {path for given in ignored for path in (given, given.resolve())}
+    files = [path for path in _files(root, recursive) if not _hidden(path.relative_to(root))]
+    videos = {path.with_suffix("") for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+    captions = {path for path in files if path.suffix.lower() == ".txt" and path.with_suffix("") in videos}
     kept = [
         path
         for path in files
-        if path.resolve() not in others and not (path.suffix.lower() == ".txt" and path.stem in stems)
+        if path not in captions and path.name != FOLDER_CAPTION and others.isdisjoint([path.resolve(), *path.parents])
     ]
-    return sorted(kept, key=lambda path: path.name)
+    return sorted(kept, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _files(root: Path, recursive: bool) -> list[Path]:
+    """All files; a link to a folder is not followed."""
+    if not recursive:
+        return [path for path in root.iterdir() if path.is_file()]
+    return [path for folder, _, names in os.walk(root) for name in names if (path := Path(folder, name)).is_file()]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def left_out_path(clips_tsv: Path) -> Path:
@@ -119,11 +155,16 @@ def read_left_out(path: Path) -> list[LeftOut]:
 def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
     try:
         start, end, peak_db, rms_db, silence = (float(row[name]) for name in NUMBERS)
+        measured = {name: float(row[name]) for name in MEASURED if row.get(name)}
+        track = int(row.get("track") or 0)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
     if row["split"] not in SPLITS or end <= start:
         raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
-    return Clip(row["id"], row["video"], start, end, row["caption"], row["split"], peak_db, rms_db, silence)
+    return Clip(
+        row["id"], row["video"], start, end, row["caption"], row["split"], peak_db, rms_db, silence, **measured,
+        track=track, breaks=row.get("breaks") or "",
+    )  # fmt: skip
 
 
 def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:
@@ -132,7 +173,8 @@ def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:
         raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, dialect="excel-tab")
-        absent = [field.name for field in fields(kind) if field.name not in (reader.fieldnames or [])]
+        needed = [field.name for field in fields(kind) if kind is LeftOut or field.default is MISSING]
+        absent = [name for name in needed if name not in (reader.fieldnames or [])]
         if absent:
             raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
         return [(reader.line_num, row) for row in reader]

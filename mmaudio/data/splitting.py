@@ -4,21 +4,24 @@ training, validation and test by source video.
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmaudio.data.clips import Clip, LeftOut, find_videos
-from mmaudio.data.scanning import ScanSettings, ScanStore, Span, scan_video
+from mmaudio.data.captions import Captions
+from mmaudio.data.captions import caption as caption
+from mmaudio.data.clips import MEASURED, Clip, LeftOut, find_videos
+from mmaudio.data.dividing import Divided, Remembered, Shares, divide, rank
+from mmaudio.data.guarded import Guarded, Lost
+from mmaudio.data.rules import Rules, kind
+from mmaudio.data.scanning import Scan, ScanSettings, ScanStore, Span, scan_video
 from mmaudio.errors import ConfigError, DataError
 
-BY_TIME = 2
-"""With at most so many videos, each is divided in time; with more, whole videos are held out."""
 GAP = "between training and held-out clips"
-Divided = dict[str, list[Span]]
-"""The windows of one video by split."""
+TIMEOUT, TIMEOUT_PER_MB = 120.0, 5.0
+"""Seconds that looking through a file may take, and more for each megabyte of it, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,33 @@ class SplitSettings:
     """How a folder becomes a table of clips."""
 
     scan: ScanSettings = field(default_factory=ScanSettings)
+    rules: Rules = field(default_factory=Rules)
     val_ratio: float = 0.1
     """Share of the videos for validation; more than 0 means at least one."""
     test_ratio: float = 0.2
     """Share of the videos for the test."""
     prompt: str = ""
-    """Caption of the videos without a .txt file beside them."""
+    """Caption of the videos that have none of their own."""
+    captions: Path | None = None
+    """A table of captions."""
+    keep_all: bool = False
+    """Keep clips that break a rule."""
+    recursive: bool = False
+    """Search sub-folders too."""
+    timeout: float | None = None
+    """Seconds that looking through one file may take; None: more for a larger file."""
+    debug: bool = False
+    """Show what is raised while a file is looked through."""
 
     def __post_init__(self) -> None:
-        if min(self.val_ratio, self.test_ratio) < 0 or self.val_ratio + self.test_ratio >= 1:
-            raise ConfigError(
-                f"val_ratio={self.val_ratio}, test_ratio={self.test_ratio}: each from 0, together below 1; "
-                "0.1 and 0.2 are usual"
-            )
+        if self.timeout is not None and self.timeout <= 0:
+            raise ConfigError(f"timeout per video {self.timeout:g}: more than 0 s")
+        _ = self.shares
+
+    @property
+    def shares(self) -> Shares:
+        """What is held out; ConfigError where it makes no sense."""
+        return Shares(self.val_ratio, self.test_ratio, self.scan.seconds)
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,9 @@ class SplitResult:
     scanned: int
     """Files that were looked through now; the others had not changed."""
     notes: list[str]
-    """What a user should know about how the clips were divided."""
+    """What a user should know about the files and how the clips were divided."""
+    scans: list[Scan] = field(default_factory=list)
+    """What was measured, of what is left out too."""
 
     @property
     def used(self) -> int:
@@ -77,119 +96,108 @@ def split_folder(
     store: ScanStore,
     ignored: tuple[Path, ...] = (),
     progress: Callable[[list[Path]], Iterable[Path]] = iter,
+    remembered: Remembered | None = None,
 ) -> SplitResult:
     """Look through the files in `root` (those that changed since `store` saw them) and divide their windows.
 
-    Raises DataError where there is no folder or no file in it, or where nothing can be held out.
+    `remembered` lets videos keep their split from run to run. Raises DataError where there is no folder or no file in
+    it, where the table of captions makes no sense, or where nothing can be held out.
     """
-    files = find_videos(root, ignored)
+    captions = Captions(root, settings.prompt, settings.captions)
+    files = find_videos(root, ignored, settings.recursive)
     if not files:
-        below = " (sub-folders are not searched)" if any(path.is_dir() for path in root.iterdir()) else ""
+        below = " (sub-folders are searched with --recursive)" if any(path.is_dir() for path in root.iterdir()) else ""
         raise DataError(f"{root}: no file in it{below}; a folder of videos is expected")
-    known = {path: store.find(path, settings.scan) for path in files}
-    new = [path for path, scan in known.items() if scan is None]
-    for path in progress(new):
-        known[path] = scan = scan_video(path, settings.scan)
-        store.add(scan)
-    scans = [scan for scan in known.values() if scan is not None]
-    left_out = [LeftOut(scan.video, scan.reason) for scan in scans if scan.reason]
-    for scan in scans:
-        left_out += [LeftOut(scan.video, span.reason, span.start, span.end) for span in scan.spans if span.reason]
-    usable = {scan.video: [span for span in scan.spans if not span.reason] for scan in scans if not scan.reason}
-    divided, notes = divide(usable, settings) if usable else ({}, [])
+    scans, scanned = _scans(root, files, settings, store, progress)
+    chosen = {scan.video: _judged(scan, settings) for scan in scans}
+    left_out = [row for scan in scans for row in _left_out(scan, chosen[scan.video])]
+    whole = {row.video for row in left_out if row.start is None}
+    usable = {scan.video: [span for span, why in chosen[scan.video] if not why] for scan in scans}
+    usable = {video: spans for video, spans in usable.items() if video not in whole}
+    divided, notes = ({}, []) if not usable else divide(
+        usable, settings.shares, remembered.splits if remembered else None
+    )  # fmt: skip
+    if remembered is not None:
+        remembered.keep(divided)
     for video, parts in divided.items():
         kept = [span for spans in parts.values() for span in spans]
         left_out += [LeftOut(video, GAP, span.start, span.end) for span in usable[video] if span not in kept]
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
-    return SplitResult(_clips(root, divided, settings), left_out, len(files), len(new), notes)
+    clips = _clips(divided, settings, captions)
+    notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
+    return SplitResult(clips, left_out, len(files), scanned, notes + _unused(captions, settings), scans)
 
 
-def divide(usable: dict[str, list[Span]], settings: SplitSettings) -> tuple[dict[str, Divided], list[str]]:
-    """Every video's windows by split, and notes for the user; DataError where nothing can be held out.
-
-    Whole videos are held out, those whose names hash lowest, so that adding a video moves few others. One or two videos
-    are divided in time, with a gap of one clip between the parts.
-    """
-    if len(usable) > BY_TIME:
-        return _by_video(usable, settings), []
-    gaps = ((settings.scan.seconds, True), (settings.scan.seconds, False), (0.0, False))
-    divided: dict[str, Divided] = {}
-    notes = []
-    for video, spans in usable.items():
-        parts = (_by_time(spans, settings, gap, with_val) for gap, with_val in gaps)
-        divided[video] = next((part for part in parts if part is not None), {"train": spans})
-        if "test" in divided[video] and "val" not in divided[video]:
-            notes.append(f"{video} is too short for three parts: what is held out serves for validation and test both")
-    if not any("test" in parts for parts in divided.values()):
-        if len(usable) == 1:
-            raise DataError(
-                f"{next(iter(usable))}: too short to train on one part and hold out another; it takes at least "
-                f"{2 * settings.scan.seconds:g} s of usable video, or a second video"
-            )
-        held_out = min(usable, key=lambda video: (len(usable[video]), _rank(video)))
-        divided[held_out] = {"test": usable[held_out]}
-        notes.append(f"only two short videos: {held_out} is held out, for validation and test both")
-    return divided, notes
+def _scans(
+    root: Path, files: list[Path], settings: SplitSettings, store: ScanStore,
+    progress: Callable[[list[Path]], Iterable[Path]],
+) -> tuple[list[Scan], int]:  # fmt: skip
+    """One scan per file, and how many were made now."""
+    names = {path: path.relative_to(root).as_posix() for path in files}
+    known = {path: store.find(path, settings.scan, names[path]) for path in files}
+    new = [path for path, scan in known.items() if scan is None]
+    with Guarded(scan_video, quiet=not settings.debug) as guarded:
+        for path in progress(new):
+            limit = settings.timeout or TIMEOUT + TIMEOUT_PER_MB * path.stat().st_size / 1e6
+            try:
+                known[path] = scan = guarded((path, settings.scan, names[path]), limit)
+            except Lost as lost:  # another machine, or another day, may do better: it is not kept
+                known[path] = Scan(names[path], "", str(lost))
+            else:
+                store.add(scan)
+    return [scan for scan in known.values() if scan is not None], len(new)
 
 
-def _by_video(usable: dict[str, list[Span]], settings: SplitSettings) -> dict[str, Divided]:
-    count = len(usable)
-    test, val = (max(1, round(count * r)) if r > 0 else 0 for r in (settings.test_ratio, settings.val_ratio))
-    while test + val >= count:
-        test, val = (test - 1, val) if test >= val else (test, val - 1)
-    ranked = sorted(usable, key=_rank)
-    split = dict.fromkeys(ranked, "train") | dict.fromkeys(ranked[: test + val], "val")
-    split |= dict.fromkeys(ranked[:test], "test")
-    return {video: {split[video]: spans} for video, spans in usable.items()}
+def _judged(scan: Scan, settings: SplitSettings) -> list[tuple[Span, str]]:
+    """Every window of a file with the reason why it is left out, empty where it is used."""
+    return [
+        (span, span.reason or ("" if settings.keep_all else "; ".join(settings.rules.broken(span))))
+        for span in scan.spans
+    ]
 
 
-def _by_time(spans: list[Span], settings: SplitSettings, gap: float, with_val: bool) -> Divided | None:
-    """The first windows for training, the last for the test, `gap` seconds apart; None where a part stays empty."""
-    parts: Divided = {}
-    rest = spans
-    for split, ratio in (("test", settings.test_ratio), ("val", settings.val_ratio if with_val else 0.0)):
-        if split == "val" and not with_val:
-            continue
-        parts[split] = rest[len(rest) - max(1, round(len(spans) * ratio)) :]
-        rest = [span for span in rest if span.end + gap <= parts[split][0].start]
-        if not rest:
-            return None
-    return {"train": rest, **parts}
+def _left_out(scan: Scan, judged: list[tuple[Span, str]]) -> list[LeftOut]:
+    """The rows of one file: one for all of it, or one for each window that is not used."""
+    if scan.reason:
+        return [LeftOut(scan.video, scan.reason)]
+    rows = [LeftOut(scan.video, why, span.start, span.end) for span, why in judged if why]
+    if len(rows) < len(judged):
+        return rows
+    kinds = Counter(kind(row.reason) for row in rows)
+    if len(rows) == 1:
+        return [LeftOut(scan.video, rows[0].reason)]
+    if len(kinds) == 1:
+        return [LeftOut(scan.video, f"{next(iter(kinds))} throughout")]
+    return [LeftOut(scan.video, "no clip of it: " + ", ".join(f"{n} x {what}" for what, n in kinds.most_common()))]
 
 
-def _clips(root: Path, divided: dict[str, Divided], settings: SplitSettings) -> list[Clip]:
+def _clips(divided: dict[str, Divided], settings: SplitSettings, captions: Captions) -> list[Clip]:
     """The rows of the table, by video and time."""
-    names = _slugs(list(divided))
     rows = []
     for video, parts in divided.items():
-        text = caption(root / video, settings.prompt)
-        rows += [
-            Clip(
-                f"{names[video]}_{round(span.start * 1000):08d}", video, span.start, span.end, text, split,
-                span.peak_db, span.rms_db, span.silence,
-            )
-            for split, spans in parts.items()
-            for span in spans
-        ]  # fmt: skip
+        name = slug(video)
+        for split, span in ((split, span) for split, spans in parts.items() for span in spans):
+            clip_id = f"{name}_{round(span.start * 1000):08d}"
+            measured = {column: getattr(span, column) for column in ("peak_db", "rms_db", "silence", *MEASURED)}
+            rows.append(
+                Clip(
+                    clip_id, video, span.start, span.end, captions.of(video, clip_id, span.start), split, **measured,
+                    track=settings.scan.track, breaks="; ".join(map(kind, settings.rules.broken(span))),
+                )
+            )  # fmt: skip
     return sorted(rows, key=lambda clip: (clip.video, clip.start))
 
 
-def caption(video: Path, prompt: str) -> str:
-    """The text of the .txt file beside the video, else `prompt`, in one line."""
-    beside = video.with_suffix(".txt")
-    text = beside.read_text(encoding="utf-8-sig", errors="replace") if beside.is_file() else prompt
-    return " ".join(text.split())
+def slug(video: str) -> str:
+    """A name of a video that is its alone and fit for a file name; the other videos have no part in it."""
+    name = re.sub(r"[^A-Za-z0-9-]+", "_", Path(video).stem).strip("_")
+    return name if video == f"{name}.mp4" else f"{name[:80]}_{rank(video)[:6]}".lstrip("_")
 
 
-def _slugs(videos: list[str]) -> dict[str, str]:
-    """A name per video that is unique and fit for a file name."""
-    plain = {video: re.sub(r"[^A-Za-z0-9-]+", "_", Path(video).stem).strip("_") for video in videos}
-    made = {}
-    for video, name in plain.items():
-        unsure = name != Path(video).stem or list(plain.values()).count(name) > 1
-        made[video] = f"{name}_{_rank(video)[:6]}".lstrip("_") if unsure else name
-    return made
-
-
-def _rank(video: str) -> str:
-    return hashlib.sha256(video.encode()).hexdigest()
+def _unused(captions: Captions, settings: SplitSettings) -> list[str]:
+    """A note on the rows of the table of captions that no clip takes."""
+    rows = captions.unused()
+    if not rows:
+        return []
+    first = rows[0].id or rows[0].video
+    return [f"{settings.captions}: {len(rows)} of its {len(captions.rows)} rows name no clip that is used, as {first}"]

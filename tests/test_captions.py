@@ -1,0 +1,75 @@
+"""Captions: from a table, beside the video, of its folder, for all, or none, in this order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmaudio.data.captions import Captions, caption
+from mmaudio.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Videos by name, with captions of every kind."""
+    folder = tmp_path / "videos"
+    for name in ("a.mp4", "b.mp4", "sub/c.mp4", "sub/deep/d.mp4", "other/e.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (folder / "a.txt").write_text("\ufeffa bell\n rings ", encoding="utf-8")
+    (folder / "sub" / "caption.txt").write_text("rain\n")
+    return folder
+
+
+def test_the_order_of_sources(root, tmp_path):
+    table = tmp_path / "words.tsv"
+    table.write_text("video\tstart\tid\tcaption\nb\t\t\tof the video\nb.mp4\t4.0\t\tof the clip\n\t\tx_7\tby its id\n")
+    captions = Captions(root, "a prompt", table)
+    assert captions.of("b.mp4", "b_0", 0.0) == "of the video"
+    assert captions.of("b.mp4", "b_4", 4.0) == "of the clip"
+    assert captions.of("a.mp4", "x_7", 0.0) == "by its id"
+    assert captions.of("a.mp4", "a_0", 0.0) == "a bell rings"
+    assert captions.of("sub/c.mp4", "c_0", 0.0) == "rain"
+    assert captions.of("sub/deep/d.mp4", "d_0", 0.0) == "rain"
+    assert captions.of("other/e.mp4", "e_0", 0.0) == "a prompt"
+    assert Captions(root).of("other/e.mp4", "e_0", 0.0) == ""
+    assert captions.unused() == []
+    assert caption(root / "sub" / "c.mp4", "no") == "rain"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".tsv"])
+def test_every_kind_of_table(root, tmp_path, suffix):
+    rows = [{"video": "sub/c.mp4", "caption": 'wind, "strong"\tand cold'}, {"video": "gone.mp4", "caption": "lost"}]
+    table = tmp_path / f"words{suffix}"
+    if suffix == ".jsonl":
+        table.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    else:
+        mark = "," if suffix == ".csv" else "\t"
+        quoted = ['"' + row["caption"].replace('"', '""') + '"' for row in rows]
+        table.write_text(
+            "\n".join([f"video{mark}caption", *(f"{r['video']}{mark}{q}" for r, q in zip(rows, quoted, strict=True))])
+        )
+    captions = Captions(root, table=table)
+    assert captions.of("sub/c.mp4", "c_0", 0.0) == 'wind, "strong" and cold'
+    assert [row.video for row in captions.unused()] == ["gone.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "", "ends in .tsv, .csv, .jsonl"),
+        ("none.tsv", None, "not there"),
+        ("a.tsv", "name\ttext\n", "name the columns"),
+        ("a.csv", "video,caption,start\na.mp4,bell,soon\n", "line 2: start 'soon'"),
+        ("a.csv", "video,caption\n,bell\n", "line 2: a caption, and a video"),
+        ("a.jsonl", '{"video": "a.mp4"}', "line 1: a caption, and a video"),
+        ("a.jsonl", '{"video": "a.mp4", "caption": "x"}\n{"video"', "line 2"),
+        ("a.jsonl", '["a.mp4"]', "is expected"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(root, tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        Captions(root, table=tmp_path / name)

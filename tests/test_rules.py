@@ -1,0 +1,69 @@
+"""The rules that leave clips out, and the file and the command line that set them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmaudio.data.rules import Rules, kind
+from mmaudio.data.scanning import ScanSettings, Span
+from mmaudio.data.settings import SplitConfig, compose_split
+from mmaudio.errors import ConfigError
+
+GOOD = {"peak_db": -3.0, "rms_db": -20.0, "silence": 0.5, "lufs": -20.0}
+
+
+@pytest.mark.parametrize(
+    ("measured", "kinds"),
+    [
+        ({}, []),
+        ({"peak_db": -61.0, "lufs": -70.0, "silence": 1.0}, ["silent"]),
+        ({"lufs": -66.0, "silence": 1.0}, ["faint"]),
+        ({"silence": 0.99}, ["mostly silent"]),
+        ({"clipped": 0.03}, ["clipped sound"]),
+        ({"black": 0.9, "frozen": 1.0}, ["black picture"]),
+        ({"frozen": 0.95}, ["frozen picture"]),
+        ({"mismatch": 0.5, "clipped": 0.5}, ["sound missing", "clipped sound"]),
+        ({"mismatch": 0.1, "clipped": 0.02, "black": 0.8, "frozen": 0.9, "silence": 0.98}, []),
+    ],
+)
+def test_each_rule_says_what_it_found(measured, kinds):
+    assert [kind(reason) for reason in Rules().broken(Span(0, 8, **{**GOOD, **measured}))] == kinds
+
+
+def test_a_rule_can_be_turned_off():
+    worst = Span(0, 8, clipped=1.0, black=1.0, frozen=1.0, mismatch=8.0)
+    assert Rules(None, None, None, None, None, None, None).broken(worst) == []
+
+
+def test_the_shipped_file_states_the_defaults():
+    assert compose_split([]) == SplitConfig()
+    config = SplitConfig()
+    settings = ScanSettings()
+    assert (config.seconds, config.stride, config.silence_db) == (
+        settings.seconds,
+        settings.stride,
+        settings.silence_db,
+    )
+    assert (config.max_gap, config.scene_tolerance) == (settings.max_gap, settings.scene_tolerance)
+
+
+def test_overrides_change_the_settings():
+    config = compose_split(["split.rules.max_frozen=null", "split.stride=8", "validation.split_ratio=0.25"])
+    assert (config.rules.max_frozen, config.stride, config.val_ratio) == (None, 8.0, 0.25)
+    assert config.rules.max_black == 0.8
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("split.rules.max_frosen=1", "did you mean 'split.rules.max_frozen'"),
+        ("split.strid=8", "did you mean 'split.stride'"),
+        ("split.stride=often", "often"),
+        ("split.rules.max_black=1.5", "a share from 0 to 1"),
+        ("split.rules.min_lufs=nan", "a number, or null"),
+        ("stride", "there is no key"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(override, said):
+    with pytest.raises(ConfigError, match=said):
+        compose_split([override])
