@@ -12,10 +12,11 @@ import torch
 from mmaudio import hub, planning, weights
 from mmaudio.config import compose
 from mmaudio.data.clips import STRIDE, find_videos
+from mmaudio.data.settings import compose_split
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import SECONDS, ModelSpec, model_spec
-from mmaudio.pipeline import Job, training_overrides
+from mmaudio.pipeline import SPLIT_KEYS, Job, training_overrides
 from mmaudio.progress import amount
 from mmaudio.released import PARTS
 
@@ -30,7 +31,8 @@ SPARE_BYTES = 2e9
 
 
 def check_settings(job: Job) -> None:
-    """ConfigError for overrides that training would refuse."""
+    """ConfigError for overrides that splitting or training would refuse."""
+    compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
     compose(training_overrides(job))
 
 
@@ -103,7 +105,7 @@ def usable_seconds(job: Job) -> tuple[float, int]:
     if job.demo and not job.videos.is_dir():
         return 0.0, 0
     seconds, count = 0.0, 0
-    for path in find_videos(job.videos):
+    for path in find_videos(job.videos, recursive="--recursive" in job.split):
         try:
             seconds += probe(path).duration
         except DataError:

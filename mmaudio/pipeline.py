@@ -20,6 +20,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError, DataError
@@ -32,6 +33,19 @@ MODES = {"16k": "small_16k", "44k": "small_44k"}
 DEMO_OUTPUT = Path("demo_output")
 DEMO_SPLIT = ("--test_ratio", "0.3")
 """The demo holds out more videos than a user's folder, so that its intervals are short."""
+SPLIT_FLAGS: dict[str, dict[str, Any]] = {
+    "--recursive": {"action": "store_true", "help": "search sub-folders for videos too"},
+    "--captions": {"type": Path, "help": "a table (.tsv, .csv, .jsonl) of captions by video or by clip"},
+    "--audio-track": {"type": int, "default": 0, "help": "which sound track of the videos, counted from 0"},
+    "--scenes": {"action": "store_true", "help": "no clip across a shot boundary (needs the extra `scenes`)"},
+    "--flags": {"action": "store_true", "help": "note speech and music in each clip (needs the extra `flags`)"},
+    "--keep-all": {"action": "store_true", "help": "keep clips that break a rule of config/split_config.yaml"},
+    "--report": {"action": "store_true", "help": "write a page that shows every clip, used or left out"},
+    "--timeout-per-video": {"type": float, "help": "seconds for a look through one file; by its size if not given"},
+}
+"""What is handed on to splitting as it is."""
+SPLIT_KEYS = ("split.", "validation.split_ratio=")
+"""How the settings begin that splitting takes."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,8 @@ class Job:
     """The stage to begin anew from; None continues."""
     overrides: tuple[str, ...] = ()
     """Hydra overrides for training."""
+    split: tuple[str, ...] = ()
+    """Flags and settings for splitting."""
     debug: bool = field(default=False, compare=False)
 
     @property
@@ -93,6 +109,8 @@ def parser() -> cli.Parser:
     made.add_argument("--output", type=Path, help="the folder for clips, features and results")
     made.add_argument("--prompt", help="the caption of videos that have none of their own")
     made.add_weights_flags()
+    for flag, options in SPLIT_FLAGS.items():
+        made.add_argument(flag, **options)
     made.add_argument("--from", dest="first", choices=STAGES, help="begin anew at this stage")
     made.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes long")
     made.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -131,9 +149,20 @@ def read_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         weights=arguments.weights,
         offline=cli.is_offline(arguments.offline),
         first=arguments.first,
-        overrides=tuple(overrides),
+        overrides=tuple(text for text in overrides if not text.lstrip("+~").startswith("split.")),
+        split=(*split_flags(arguments), *(text for text in overrides if text.lstrip("+~").startswith(SPLIT_KEYS))),
         debug=arguments.debug,
     )
+
+
+def split_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags for splitting that differ from their defaults, as its own command takes them."""
+    found: list[str] = []
+    for flag, options in SPLIT_FLAGS.items():
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if value not in (None, False, options.get("default")):
+            found += [flag] if value is True else [flag, str(value)]
+    return found
 
 
 def commands(job: Job) -> dict[str, list[str]]:
@@ -149,7 +178,9 @@ def commands(job: Job) -> dict[str, list[str]]:
     split = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
     split += DEMO_SPLIT if job.demo else ()
     return {
-        "split": [sys.executable, _script("training/split_videos_for_finetuning.py"), *split, *prompt, *debug],
+        "split": [
+            sys.executable, _script("training/split_videos_for_finetuning.py"), *split, *prompt, *job.split, *debug,
+        ],
         "extract": [
             *python, _script("training/extract_features_finetuning.py"), *data, "--model", job.model, *weights, *debug,
         ],

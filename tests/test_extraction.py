@@ -20,7 +20,8 @@ from mmaudio.data.clips import Clip, read_clips, write_clips
 from mmaudio.data.features import read_header, shard_path
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import encode_video, load_encoders
-from mmaudio.features.extraction import encode_clips, extract
+from mmaudio.features.encoding import encode_clips
+from mmaudio.features.extraction import Extraction, extract
 from mmaudio.model.spec import MODELS, lengths
 
 SCRIPT = Path(__file__).parents[1] / "training" / "extract_features_finetuning.py"
@@ -52,12 +53,24 @@ def clip(video, start, caption="a tone"):
     return Clip(f"{video[0]}_{start}", video, start, start + SECONDS, caption, "train", -3.0, -20.0, 0.0)
 
 
-def run(folder, weights, **options):
-    return extract(folder / "clips.tsv", folder, folder / "features", MODEL, weights, **options)
+def run(folder, weights, progress=iter, found=lambda jobs: None, **how):
+    how = Extraction(MODEL, weights, **how)
+    return extract(folder / "clips.tsv", folder, folder / "features", how, progress, found)
+
+
+def shards(folder):
+    return sorted((folder / "features").glob("*.safetensors"))
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted((folder / "features").iterdir())}
+    return {path.name: path.read_bytes() for path in shards(folder)}
+
+
+def encoded(path, clips, encoders):
+    """The features of a video's clips by name, as they are handed on."""
+    rows = {}
+    encode_clips(path, clips, encoders, lambda name, number, row: rows.setdefault(name, {}).update({number: row}))
+    return {name: torch.stack([row[number] for number in range(len(clips))]) for name, row in rows.items()}
 
 
 def change(folder, number, **changes):
@@ -90,10 +103,10 @@ def test_a_shard_holds_the_features_of_every_clip(folder, weights, encoders):
 def test_a_second_run_redoes_nothing_and_the_same_input_gives_the_same_bits(folder, weights):
     run(folder, weights)
     before = contents(folder)
-    stamps = [path.stat().st_mtime_ns for path in sorted((folder / "features").iterdir())]
+    stamps = [path.stat().st_mtime_ns for path in shards(folder)]
     report = run(folder, weights)
     assert (report.made, report.valid, report.clips) == (0, 3, 4)
-    assert stamps == [path.stat().st_mtime_ns for path in sorted((folder / "features").iterdir())]
+    assert stamps == [path.stat().st_mtime_ns for path in shards(folder)]
     shard_path(folder / "features", "a.mp4").unlink()
     assert run(folder, weights).made == 1
     assert contents(folder) == before
@@ -153,11 +166,11 @@ def test_features_outlive_their_videos(folder, weights):
 
 def test_mistakes_are_said_before_any_work(folder, weights, tmp_path):
     with pytest.raises(DataError, match="none of the table's 3 videos is there"):
-        extract(folder / "clips.tsv", weights, folder / "features", MODEL, weights)
+        extract(folder / "clips.tsv", weights, folder / "features", Extraction(MODEL, weights))
     with pytest.raises(WeightsError, match="not found"):
-        extract(folder / "clips.tsv", folder, folder / "features", "small_16k", tmp_path)
+        extract(folder / "clips.tsv", folder, folder / "features", Extraction("small_16k", tmp_path))
     with pytest.raises(ConfigError, match="did you mean"):
-        extract(folder / "clips.tsv", folder, folder / "features", "small_16", tmp_path)
+        extract(folder / "clips.tsv", folder, folder / "features", Extraction("small_16", tmp_path))
     change(folder, 0, end=1.5)
     with pytest.raises(DataError, match="durations"):
         run(folder, weights)
@@ -169,18 +182,11 @@ def test_mistakes_are_said_before_any_work(folder, weights, tmp_path):
         run(folder, weights)
 
 
-def test_processes_divide_the_videos(folder, weights):
-    shares = [run(folder, weights, share=(rank, 2)) for rank in range(2)]
-    assert sorted(report.made for report in shares) == [1, 2]
-    assert run(folder, weights).valid == 3
-
-
 def test_sound_reaches_past_the_clip_and_keeps_its_place(folder, encoders):
     clips = [clip("a.mp4", 0.0), clip("a.mp4", 1.0)]
-    both = encode_clips(folder / "a.mp4", clips, encoders)
-    alone = encode_clips(folder / "a.mp4", clips[1:], encoders)
-    torch.testing.assert_close(both.mean[1:], alone.mean, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(both.sync_features[1:], alone.sync_features, atol=1e-5, rtol=1e-4)
+    both, alone = encoded(folder / "a.mp4", clips, encoders), encoded(folder / "a.mp4", clips[1:], encoders)
+    for name in both:
+        torch.testing.assert_close(both[name][1:], alone[name], atol=1e-4, rtol=1e-3)
 
 
 def test_what_was_finished_before_an_interruption_stays(folder, weights):
@@ -223,7 +229,7 @@ def test_a_kill_loses_at_most_the_video_in_work(folder, weights):
         after = {name: content for name, content in contents(folder).items() if name.endswith(".safetensors")}
         assert len(after) == 3
         assert all(after[name] == kept[name] for name in whole)
-        for path in (folder / "features").iterdir():
+        for path in shards(folder):
             path.unlink()
         assert module.main(command[2:]) == 0
     finally:

@@ -3,8 +3,8 @@
     python training/extract_features_finetuning.py --input_tsv ./lora_data/clips.tsv --video_root ./my_videos \\
         --output_dir ./lora_data/features --mode 16k
 
-One decoding pass per source video; a second run, or one after a kill, redoes only what is not valid any more. Under
-torchrun, each process takes its share of the videos.
+One decoding pass per source video; a second run, or one after a kill, redoes only what is not valid any more. Several
+processes on one output folder share the videos, those of torchrun (`--nproc-per-node`, `--nnodes`) and any others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mmaudio import cli
 from mmaudio.data.features import encoder_names
 from mmaudio.errors import ConfigError
 from mmaudio.features.encoders import PARTS
-from mmaudio.features.extraction import extract
+from mmaudio.features.extraction import Extraction, extract
+from mmaudio.features.jobs import Job
+from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.pipeline import MODES
 from mmaudio.progress import progress
@@ -35,7 +37,28 @@ def parser() -> cli.Parser:
     made.add_argument("--model", choices=list(MODELS), help="the base model, instead of --mode; small_16k if neither")
     made.add_weights_flags()
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    made.add_argument(
+        "--precision", choices=("auto", "bf16", "float32"), default="auto",
+        help="of CLIP and Synchformer; auto: bf16 on a GPU, float32 on a CPU, and features of either stay valid",
+    )  # fmt: skip
+    made.add_argument("--verify", action="store_true", help="list stale, missing and non-finite entries and mend them")
     return made
+
+
+def precision(asked: str, device: torch.device) -> torch.dtype:
+    """What the encoders compute in; ConfigError where the machine has no instructions for what is asked."""
+    if asked == "auto":
+        return torch.float32 if device.type == "cpu" else fast_dtype(device)
+    if asked == "bf16" and fast_dtype(device) != torch.bfloat16:
+        raise ConfigError(f"--precision bf16: {device} has no instructions for it here; take auto or float32")
+    return torch.bfloat16 if asked == "bf16" else torch.float32
+
+
+def said(jobs: list[Job]) -> None:
+    """List what is not valid."""
+    for job in jobs:
+        print(f"  {job.wanted.video}: {job.why}")
+    print(f"{len(jobs)} entries to mend" if jobs else "every entry is there, up to date and finite", flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -50,16 +73,20 @@ def main(arguments: list[str]) -> int:
         device = cli.pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core decodes meanwhile
+    how = Extraction(
+        model, args.weights, device, precision(args.precision, device), args.precision != "auto", share, args.verify
+    )
     names = ", ".join(encoder_names(model_spec(model)).values())
     print(f"extracting for {model} ({names}) on {device}", flush=True)
     fetch(model, tuple(PARTS.values()), args.weights, cli.is_offline(args.offline))
     report = extract(
-        args.input_tsv, args.video_root, args.output_dir, model, args.weights, device, share,
-        lambda jobs: progress(jobs, len(jobs), "videos"),
+        args.input_tsv, args.video_root, args.output_dir, how, lambda jobs: progress(jobs, len(jobs), "videos"),
+        said if args.verify else lambda jobs: None,
     )  # fmt: skip
-    total = report.valid + report.texts + report.made
+    total = report.valid + report.texts + report.made + report.others
     texts = f", {report.texts} whose captions alone changed" if report.texts else ""
-    print(f"{total} videos = {report.made} extracted now + {report.valid} still valid{texts}")
+    others = f", {report.others} by other processes" if report.others else ""
+    print(f"{total} videos = {report.made} extracted now + {report.valid} still valid{texts}{others}")
     for row in report.left_out:
         print(f"  left out: {row.video}: {row.reason}")
     print(f"{args.output_dir}: features of {report.clips} clips, {len(report.left_out)} videos left out", flush=True)

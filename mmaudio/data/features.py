@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,14 +17,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaudio.data.clips import Clip, LeftOut, read_clips
+from mmaudio.data.shards import ShardWriter
 from mmaudio.errors import DataError
 from mmaudio.model.spec import ModelSpec, model_spec
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the code computes other features from the same input."""
 _HEADER = "mmaudio"
 """The one entry of a shard's metadata, JSON: safetensors writes several entries in random order."""
@@ -52,6 +51,8 @@ class Header:
     left_out: str = ""
     """Why there are no features, empty where there are."""
     version: int = VERSION
+    precision: str = ""
+    """What CLIP and Synchformer computed in: float32 or bfloat16."""
 
     @property
     def encoder_names(self) -> dict[str, str]:
@@ -155,16 +156,18 @@ def shard_path(folder: Path, video: str) -> Path:
     return folder / f"{readable}-{hashlib.sha256(video.encode()).hexdigest()[:8]}.safetensors"
 
 
+def shard_writer(path: Path, header: Header, shapes: dict[str, tuple[int, ...]]) -> ShardWriter:
+    """What writes a shard row by row, whole or not at all; `shapes` are those of its tensors."""
+    return ShardWriter(path, {_HEADER: json.dumps(asdict(header), sort_keys=True)}, shapes)
+
+
 def write_shard(path: Path, header: Header, features: Features | None) -> None:
     """Write a shard, whole or not at all; `features` is None for a video that is left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {} if features is None else features.map(Tensor.contiguous).tensors()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.touch()
-    usual_mode = part.stat().st_mode  # safetensors makes files that only their owner can read
-    save_file(tensors, part, metadata={_HEADER: json.dumps(asdict(header), sort_keys=True)})
-    part.chmod(usual_mode)
-    part.replace(path)
+    tensors = {} if features is None else features.tensors()
+    with shard_writer(path, header, {name: tuple(tensor.shape) for name, tensor in tensors.items()}) as writer:
+        for name, tensor in tensors.items():
+            for number, row in enumerate(tensor):
+                writer.put(name, number, row)
 
 
 def read_header(path: Path) -> Header | None:

@@ -14,7 +14,7 @@ from mmaudio.data.features import FeatureSet, load_features
 from mmaudio.data.scanning import ScanSettings, ScanStore
 from mmaudio.data.splitting import SplitSettings, split_folder
 from mmaudio.errors import DataError
-from mmaudio.features.extraction import extract
+from mmaudio.features.extraction import Extraction, extract
 from mmaudio.model.spec import SECONDS, ModelSpec
 
 SHIPPED = "general"
@@ -55,7 +55,7 @@ def general_set(
         raise DataError(f"{root}: no clip that can stand for the base's domain ({reasons})")
     table = folder / "clips.tsv"
     write_clips(table, [replace(clip, split="test") for clip in clips])
-    extract(table, root, folder, spec.name, weights_folder, device)
+    extract(table, root, folder, Extraction(spec.name, weights_folder, device))
     what = "those that ship with the model" if videos is None else str(videos)
     return General(root, folder, load_features(table, folder, "test", spec.name), what), ""
 

@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from mmaudio.data.features import FeatureSet
+from mmaudio.data.untitled import with_empty_text
 from mmaudio.evaluation import metrics
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import sample_posterior, velocity_loss
@@ -66,6 +67,7 @@ def grid_times(count: int = GRID) -> list[float]:
 def velocity_losses(sampler: Sampler, features: FeatureSet, draws: Draws, what: str) -> list[float]:
     """The training loss of each clip, all conditions present: the mean over `grid_times`, with noise of its own."""
     network, losses = sampler.network, []
+    features = with_empty_text(features, network.empty_text(1)[0])
     for rows in progress(*_batches(len(features), draws.batch), what):
         ids = [features.ids[row] for row in rows]
         noise, spread = (sampler.noise([clip_seed(draws.seed, clip, part) for clip in ids]) for part in ("x0", "x1"))
@@ -83,6 +85,7 @@ def velocity_losses(sampler: Sampler, features: FeatureSet, draws: Draws, what: 
 
 def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: str) -> Tensor:
     """Generated latents of every clip and take on the codec's scale, (clips, samples, N, C) on the CPU."""
+    features = with_empty_text(features, sampler.network.empty_text(1)[0])
     jobs = [(row, take) for row in range(len(features)) for take in range(draws.samples)]
     made = []
     for picked in progress(*_batches(len(jobs), draws.batch), what):

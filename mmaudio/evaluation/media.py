@@ -29,7 +29,8 @@ CRF = 27
 
 def original_sounds(root: Path, clips: Sequence[Clip], rate: int, samples: int) -> list[Tensor]:
     """The original sound (samples,) of each clip of one video as training hears it: mono, at `rate`, peak 0.95."""
-    waveform, own_rate = read_audio(root / clips[0].video)
+    path = root / clips[0].video
+    waveform, own_rate = read_audio(path, probe(path, clips[0].track))
     waveform = resample_audio(waveform, own_rate, rate)
     return [audio_window(waveform, rate, clip.start, samples) for clip in clips]
 

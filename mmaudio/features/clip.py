@@ -68,15 +68,19 @@ class ClipEncoder(Released):
         return tokens
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size), squashed to a square and normalised.
+        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size): `resize`, then `normalise`."""
+        return normalise(self.resize(frames))
+
+    def resize(self, frames: Tensor) -> Tensor:
+        """RGB uint8 (frames, 3, H, W) -> uint8 (frames, 3, size, size), squashed to a square.
 
         Raises DataError for frames that are not uint8: resizing them would round differently.
         """
         if frames.dtype != torch.uint8:
             raise DataError(f"frames are {frames.dtype}: they are resized as torch.uint8")
         size = [self.spec.size, self.spec.size]
-        frames = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return normalise(frames.float() / 255)
+        resized: Tensor = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return resized
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load an open_clip state dict; raises WeightsError that names the first keys that do not fit."""
@@ -86,7 +90,8 @@ class ClipEncoder(Released):
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """Colours in [0, 1], (..., 3, H, W) -> CLIP's normalised ones."""
+    """Colours as uint8 or in [0, 1], (..., 3, H, W) -> CLIP's normalised ones."""
+    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames
     mean = frames.new_tensor(MEAN)[:, None, None]
     std = frames.new_tensor(STD)[:, None, None]
     return (frames - mean) / std

@@ -5,12 +5,14 @@ Legend: B clips, V CLIP frames, T frames at 25 fps, S sync tokens, L text tokens
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mmaudio import weights
@@ -18,10 +20,13 @@ from mmaudio.data.features import encoder_names
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
 from mmaudio.errors import ConfigError
+from mmaudio.features.batches import Batches
 from mmaudio.features.clip import ClipEncoder, build_clip
+from mmaudio.features.clip import normalise as clip_colours
 from mmaudio.features.loading import load_frozen
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.features.synchformer import Synchformer, build_synchformer, segments
+from mmaudio.features.synchformer import normalise as sync_colours
 from mmaudio.features.vae import VAE, Posterior, build_vae
 from mmaudio.model.loading import Released
 from mmaudio.model.spec import CLIP_FPS, SYNC_FPS, ModelSpec, lengths, model_spec
@@ -36,7 +41,9 @@ M = TypeVar("M", bound=Released)
 
 @dataclass(frozen=True)
 class Encoders:
-    """Mel and VAE, CLIP, Synchformer, or some of them; on a GPU the transformers run in bfloat16, all else in float32.
+    """Mel and VAE, CLIP, Synchformer, or some of them; the transformers compute in `dtype`, all else in float32.
+
+    Rows go through them in batches that the free memory sizes.
 
     Asking for what an encoder that was not loaded gives raises ConfigError.
     """
@@ -50,28 +57,49 @@ class Encoders:
     sync: Synchformer | None = None
     known: dict[str, Tensor] = field(default_factory=dict)
     """Texts that are encoded already (L, text width)."""
+    dtype: torch.dtype = torch.float32
+    batches: defaultdict[str, Batches] = field(init=False)
+    """By encoder."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", defaultdict(lambda: Batches(self.device)))
 
     def grids(self, seconds: float) -> tuple[Grid, Grid]:
         """What a window of `seconds` takes from the picture for CLIP and for Synchformer."""
         size = lengths(self.spec.codec, seconds)
         return (
-            Grid(CLIP_FPS, size.clip, _loaded(self.clip, "clip").preprocess),
-            Grid(SYNC_FPS, size.sync_frames, _loaded(self.sync, "sync").preprocess),
+            Grid(CLIP_FPS, size.clip, _loaded(self.clip, "clip").resize),
+            Grid(SYNC_FPS, size.sync_frames, _loaded(self.sync, "sync").resize),
         )
 
     @torch.inference_mode()
     def frames(self, frames: Tensor) -> Tensor:
-        """CLIP's preprocessed frames (V, 3, H, W) -> (V, image width), float32 on the CPU."""
-        with self._autocast():
-            rows = _loaded(self.clip, "clip").encode_frames(frames[None].to(self.device))
-        return rows[0].float().cpu()
+        """CLIP's resized frames, uint8 (V, 3, H, W) -> (V, image width), float32 on the CPU."""
+        clip = _loaded(self.clip, "clip")
+
+        def encode(part: Tensor) -> Tensor:
+            with self._autocast():
+                return clip.encode_frames(clip_colours(part.to(self.device))[None])[0].float()
+
+        return self.batches["clip"].run(encode, frames)
+
+    def motion(self, frames: Tensor) -> Tensor:
+        """Synchformer's resized frames, uint8 (T, 3, H, W) -> (S, sync width), float32 on the CPU."""
+        return self.motions([frames])[0]
 
     @torch.inference_mode()
-    def motion(self, frames: Tensor) -> Tensor:
-        """Synchformer's preprocessed frames (T, 3, H, W) -> (S, sync width), float32 on the CPU."""
-        with self._autocast():
-            tokens: Tensor = _loaded(self.sync, "sync")(segments(frames.to(self.device))[None])
-        return tokens[0].flatten(0, 1).float().cpu()
+    def motions(self, clips: Sequence[Tensor]) -> Tensor:
+        """The same for the frames of several clips of one length -> (B, S, sync width)."""
+        sync = _loaded(self.sync, "sync")
+
+        def encode(part: Tensor) -> Tensor:
+            with self._autocast():
+                tokens: Tensor = sync(sync_colours(part.to(self.device))[None])
+            return tokens[0].float()
+
+        cut = [segments(frames) for frames in clips]
+        tokens = self.batches["sync"].run(encode, torch.cat(cut))
+        return rearrange(tokens, "(b s) t d -> b (s t) d", b=len(clips))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -90,17 +118,30 @@ class Encoders:
     @torch.inference_mode()
     def sound(self, waveforms: Tensor) -> Posterior:
         """Samples (B, samples) -> mean and std of the latents (B, N, C), float32 on the CPU, not normalised."""
-        posterior = _loaded(self.vae, "codec").encode(self.mel(waveforms.to(self.device)))
-        return Posterior(*(part.transpose(1, 2).contiguous().cpu() for part in (posterior.mean, posterior.std)))
+        vae = _loaded(self.vae, "codec")
+
+        def encode(part: Tensor) -> Tensor:
+            posterior = vae.encode(self.mel(part.to(self.device)))
+            return torch.stack([posterior.mean, posterior.std], dim=1).transpose(2, 3).contiguous()
+
+        mean, std = self.batches["codec"].run(encode, waveforms).unbind(1)
+        return Posterior(mean, std)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def load_encoders(
-    model: str, folder: Path | None = None, device: torch.device | str = "cpu", parts: Collection[str] = tuple(PARTS)
+    model: str,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    parts: Collection[str] = tuple(PARTS),
+    dtype: torch.dtype | None = None,
 ) -> Encoders:
-    """The encoders `parts` of `model` with their weights (from `folder` first); WeightsError for a missing file."""
+    """The encoders `parts` of `model` with their weights (from `folder` first); WeightsError for a missing file.
+
+    `dtype`: what the transformers compute in, float32 or bfloat16; None takes bfloat16 on a GPU, else float32.
+    """
     spec = model_spec(model)
 
     def load(part: str, build: Callable[[], M]) -> M | None:
@@ -113,6 +154,7 @@ def load_encoders(
         load("codec", lambda: build_vae(spec.codec.name, drop_decoder=True)),
         load("clip", lambda: build_clip(spec.clip.name)),
         load("sync", lambda: build_synchformer(spec.sync.name)),
+        dtype=dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32),
     )
 
 

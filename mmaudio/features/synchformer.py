@@ -193,7 +193,11 @@ class Synchformer(Released):
         return rearrange(features, "(b s) t d -> b s t d", b=len(segments))
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size) in [-1, 1]: shorter edge resized, centre cut.
+        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size) in [-1, 1]: `resize`, then `normalise`."""
+        return normalise(self.resize(frames))
+
+    def resize(self, frames: Tensor) -> Tensor:
+        """RGB uint8 (frames, 3, H, W) -> uint8 (frames, 3, size, size): shorter edge resized, centre cut.
 
         Raises DataError for frames that are not uint8: resizing them would round differently.
         """
@@ -202,12 +206,17 @@ class Synchformer(Released):
         size = [self.spec.size]
         frames = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         cut: Tensor = vision.center_crop(frames, size * 2)
-        return cut.float() / 127.5 - 1
+        return cut.contiguous()  # what was cut off takes no memory
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file's visual branch; raises WeightsError that names the first keys that do not fit."""
         variants = {name: partial(Synchformer, spec) for name, spec in SYNCS.items()}
         load_reconciled(self, state, f"Synchformer {self.spec.name}", LEFT_OUT, variants)
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Colours as uint8 -> float32 in [-1, 1]."""
+    return frames.float() / 127.5 - 1
 
 
 def segments(frames: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmaudio.config import TrainConfig
 from mmaudio.data.features import TENSORS, Features, FeatureSet, feature_set, load_features
+from mmaudio.data.untitled import with_empty_text
 from mmaudio.errors import DataError
 from mmaudio.model.networks import Conditions, MMAudio
 
@@ -102,6 +103,7 @@ def _pick(mask: Tensor, empty: Tensor, own: Tensor) -> Tensor:
 
 def material(network: MMAudio, features: FeatureSet, device: torch.device) -> Material:
     """The clips on `device`. An empty row takes the way of every other, so dropout may choose after projecting."""
+    features = with_empty_text(features, network.empty_text(1)[0])
     mean, std = features.mean.to(device), features.std.to(device)
     trained = any(
         parameter.requires_grad and name.startswith((*PROJECTIONS, "empty_", "sync_pos_emb"))

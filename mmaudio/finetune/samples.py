@@ -20,6 +20,7 @@ from torch import Tensor
 from mmaudio.data.clips import Clip
 from mmaudio.data.features import FeatureSet
 from mmaudio.data.mux import mux_audio, write_video
+from mmaudio.data.untitled import with_empty_text
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
 from mmaudio.finetune.state import TrainState
