@@ -59,5 +59,5 @@ def test_onsets_follow_the_picture(base):
     _, sampler, items = base
     mels = generate(sampler, items)
     own, shuffled = onset_agreement(mels, items), onset_agreement(mels.roll(1, 0), items)
-    assert own > 0.5
+    assert own >= 0.8  # eight clips; 0.87 over forty, `training/pretrain_tiny.py`
     assert own > 2 * shuffled

@@ -35,8 +35,8 @@ class Recipe:
     learning_rate: float
     """AdamW's, at its highest."""
     muon: float = 0.0
-    """Learning rate of Muon, which takes over the matrices inside transformer blocks (arXiv 2502.16982); 0: AdamW takes
-    all. On the sync encoder 500 steps of it reach a held-out error of 0.77, AdamW 0.91."""
+    """Learning rate of Muon (arXiv 2502.16982), which takes over the matrices inside transformer blocks and needs fewer
+    steps than AdamW there; 0: AdamW takes all."""
     warmup: int = 100
     final_share: float = 0.03
     """Learning rate at the end, as a share of the highest."""
