@@ -96,14 +96,15 @@ DEMO_COLOURS: dict[str, tuple[Colour, float]] = {
 }
 
 DEMO_KINDS: tuple[tuple[str, str, str, Timbre], ...] = (
-    ("pink", "star", "strike", Timbre(3400.0, 0.22, noise=1.0, octaves=0.4)),
-    ("brown", "heart", "strike", Timbre(3100.0, 0.22, noise=1.0, octaves=0.5)),
-    ("lime", "hexagon", "strike", Timbre(5600.0, 0.10, noise=1.0, octaves=0.35)),
-    ("teal", "moon", "strike", Timbre(4300.0, 0.30, noise=1.0, octaves=0.3)),
-    ("pink", "lantern", "switch", Timbre(6600.0, 0.12, noise=1.0, octaves=0.5)),
+    ("pink", "star", "strike", Timbre(3400.0, 0.10, noise=1.0, octaves=0.4)),
+    ("brown", "heart", "strike", Timbre(3100.0, 0.12, noise=1.0, octaves=0.5)),
+    ("lime", "hexagon", "strike", Timbre(5600.0, 0.06, noise=1.0, octaves=0.35)),
+    ("teal", "moon", "strike", Timbre(4300.0, 0.12, noise=1.0, octaves=0.3)),
+    ("pink", "lantern", "switch", Timbre(6600.0, 0.06, noise=1.0, octaves=0.5)),
     ("lime", "fan", "spin", Timbre(3000.0, 0.2, noise=1.0, octaves=0.5)),
 )
-"""Kinds of the demo's domain: bands of noise, broad enough in mel for a small codec that never heard them."""
+"""Kinds of the demo's domain: bands of noise, broad enough in mel for a small codec that never heard them, and so short
+that the noise's own swings are not taken for onsets."""
 
 
 def _base_kinds() -> tuple[Kind, ...]:
