@@ -84,8 +84,8 @@ class Generator(nn.Module):
     def generate(self, video: str | Path | None, prompt: str = "", **wish: Any) -> Tensor:
         """Sound for a video, or for the prompt alone: (samples,) within [-1, 1], `rate` samples per second, on the CPU.
 
-        Further arguments are those of `mmaudio.generation.generate.Wish`: negative_prompt, start, seconds, seed, steps,
-        guidance. Raises DataError for a video that cannot be used, WeightsError where encoders or decoder are missing.
+        Further arguments are those of `mmaudio.generation.generate.Wish`: negative_prompt, seconds, seed and so on.
+        Raises DataError for a video that cannot be used, WeightsError where encoders or decoder are missing.
         """
         known = [field.name for field in dataclasses.fields(Wish)]
         unknown = [name for name in wish if name not in known]
