@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,19 @@ def assign(videos: list[str], shares: Shares, known: Mapping[str, str]) -> dict[
         lacking = wanted - list(split.values()).count(name)
         for video in _taken(free, lacking):
             split[video] = name
-        if wanted and name not in split.values():
-            trained = sorted((video for video in split if split[video] == "train"), key=rank)
-            split[(_taken(spare, 1) or trained)[0]] = name
+        if wanted and name not in split.values() and spare:
+            split[spare.pop(0)] = name
     split |= dict.fromkeys([*free, *spare], "train")
-    if "train" not in split.values():
-        split[max(videos, key=rank)] = "train"
+    for name in ("train", *["test"] * (test > 0), *["val"] * (val > 0)):
+        if name not in split.values():
+            split[_donor(split)] = name
     return split
+
+
+def _donor(split: dict[str, str]) -> str:
+    """A video of the largest split, to be moved to an empty one."""
+    sizes = Counter(split.values())
+    return min(split, key=lambda video: (-sizes[split[video]], rank(video)))
 
 
 def _taken(videos: list[T], count: int) -> list[T]:

@@ -1,0 +1,45 @@
+"""Which videos are held out stays so from run to run, whatever is added."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmaudio.data.dividing import MIXED, Remembered, Shares, assign, divide
+from mmaudio.data.scanning import Span
+
+WINDOWS = [Span(4.0 * index, 4.0 * index + 8) for index in range(7)]
+
+
+def names(count):
+    return [f"video {number}.mp4" for number in range(count)]
+
+
+@pytest.mark.parametrize("more", range(1, 30))
+def test_no_video_moves_when_others_are_added(more):
+    before = assign(names(20), Shares(), {})
+    after = assign(names(20 + more), Shares(), before)
+    assert {video: after[video] for video in before} == before
+    held_out = [list(after.values()).count(split) for split in ("test", "val")]
+    assert held_out == [max(4, round(0.2 * (20 + more))), max(2, round(0.1 * (20 + more)))]
+
+
+def test_what_was_trained_on_in_part_is_not_tested_where_there_is_another():
+    split = assign(names(4), Shares(), {"video 0.mp4": MIXED, "video 1.mp4": MIXED})
+    assert {split["video 2.mp4"], split["video 3.mp4"]} == {"test", "val"}
+    assert {split["video 0.mp4"], split["video 1.mp4"]} == {"train"}
+
+
+def test_every_split_has_a_video_even_where_what_is_known_says_otherwise():
+    for known in ("train", "test", "val"):
+        assert set(assign(names(3), Shares(), dict.fromkeys(names(3), known)).values()) >= {"train", "test", "val"}
+
+
+def test_the_split_is_remembered_in_a_file_and_forgotten_with_other_shares(tmp_path):
+    path = tmp_path / "clips.splits.json"
+    divided, _ = divide(dict.fromkeys(names(5), WINDOWS), Shares())
+    Remembered(path, Shares()).keep(divided)
+    kept = Remembered(path, Shares()).splits
+    assert kept == {video: next(iter(parts)) for video, parts in divided.items()}
+    assert Remembered(path, Shares(test=0.4)).splits == {}
+    path.write_text(path.read_text()[:20])
+    assert Remembered(path, Shares()).splits == {}
