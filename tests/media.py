@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,3 +113,14 @@ def random_encoders(folder):
     for name, state in states.items():
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     return folder
+
+
+def poison(path, name, row):
+    """Write a NaN into a row of a shard, where it lies."""
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8 : 8 + size])[name]
+    start, end = entry["data_offsets"]
+    place = 8 + size + start + (end - start) // entry["shape"][0] * row + 8
+    content[place : place + 4] = torch.tensor([torch.nan]).numpy().tobytes()
+    path.write_bytes(content)

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from media import make_video, random_encoders
@@ -18,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from mmaudio.data.clips import Clip, read_clips, write_clips
 from mmaudio.data.features import read_header, shard_path
+from mmaudio.data.video import probe
+from mmaudio.data.windows import read_windows
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import encode_video, load_encoders
 from mmaudio.features.encoding import encode_clips
@@ -187,6 +192,62 @@ def test_sound_reaches_past_the_clip_and_keeps_its_place(folder, encoders):
     both, alone = encoded(folder / "a.mp4", clips, encoders), encoded(folder / "a.mp4", clips[1:], encoders)
     for name in both:
         torch.testing.assert_close(both[name][1:], alone[name], atol=1e-4, rtol=1e-3)
+
+
+def test_overlapping_clips_share_the_frames_of_the_same_instants(folder, encoders):
+    """Every picture goes through CLIP once, in whatever many clips it is seen."""
+    seen = []
+    handle = encoders.clip.model.visual.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    make_video(folder / "a.mp4", 3, 24)
+    together = encoded(folder / "a.mp4", [clip("a.mp4", start) for start in (0.0, 0.5, 1.0, 1.5)], encoders)
+    shared, seen[:] = sum(seen), []
+    alone = [encoded(folder / "a.mp4", [clip("a.mp4", start)], encoders) for start in (0.0, 0.5, 1.0, 1.5)]
+    handle.remove()
+    assert (shared, sum(seen)) == (8 + 3 * 4, 4 * 8)  # 8 frames a second
+    for number, rows in enumerate(alone):
+        torch.testing.assert_close(together["clip_features"][number], rows["clip_features"][0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_clip_from_the_middle_is_the_same_as_a_file_of_its_own(tmp_path, encoders):
+    """The packets of seconds 4 to 12 of a long video, copied into a file: the same pictures, the same features."""
+    long, own = tmp_path / "long.mkv", tmp_path / "own.mkv"
+    noise = np.random.default_rng(0)
+    with av.open(str(long), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"g": "25", "bf": "0", "sc_threshold": "0"})
+        video.width = video.height = 96
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for second in range(15):
+            for index in range(25 * second, 25 * second + 25):
+                picture = noise.integers(256, size=(12, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                container.mux(video.encode(frame))
+            samples = noise.integers(-9000, 9000, size=(1, 16_000), dtype=np.int16)
+            block = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = 16_000, Fraction(1, 16_000), 16_000 * second
+            container.mux(sound.encode(block))
+        container.mux(video.encode(None))
+    with av.open(str(long)) as source, av.open(str(own), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None and 4 <= packet.pts * packet.time_base < 13:
+                packet.pts = packet.dts = packet.pts - round(4 / packet.time_base)
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+
+    def windows(path, starts):
+        return list(read_windows(probe(path), starts, encoders.grids(8.0)))
+
+    middle, alone = windows(long, [0.0, 4.0])[1], windows(own, [0.0])[0]
+    for grid in range(2):
+        assert torch.equal(torch.stack(middle.frames[grid]), torch.stack(alone.frames[grid]))
+        assert middle.times[grid] == pytest.approx([time + 4 for time in alone.times[grid]], abs=1e-3)
+    rows = replace(clip("a.mp4", 0.0), end=8.0)
+    inside = encoded(long, [rows, replace(rows, start=4.0, end=12.0)], encoders)
+    outside = encoded(own, [rows], encoders)
+    for name in inside:
+        torch.testing.assert_close(inside[name][1], outside[name][0], atol=1e-4, rtol=0)
 
 
 def test_what_was_finished_before_an_interruption_stays(folder, weights):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from media import poison
 
 from mmaudio.data.clips import Clip, LeftOut, write_clips
 from mmaudio.data.features import (
@@ -109,9 +110,7 @@ def test_what_does_not_fit_is_refused(stored):
         with pytest.raises(DataError, match=match):
             load_features(table, folder, "val", "small_44k")
 
-    wrong = features(2)
-    wrong.std[1, 2, 0] = torch.nan
-    write_shard(path, header("d.mp4", clips), wrong)
+    poison(path, "std", 1)
     refused("std holds values that are not finite")
     write_shard(path, header("d.mp4", clips, captions=["other", "words"]), features(2))
     refused("another table of clips")

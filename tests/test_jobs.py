@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from media import make_video, random_encoders
+from media import make_video, poison, random_encoders
 from safetensors.torch import load_file
 from test_extraction import MODEL, SCRIPT, clip, contents, run, shards
 
@@ -40,17 +39,6 @@ def extracted(tmp_path_factory, weights):
 def folder(extracted, tmp_path):
     shutil.copytree(extracted, tmp_path / "set")
     return tmp_path / "set"
-
-
-def poison(path, name, row):
-    """Write a NaN into a row of a shard, where it lies."""
-    content = bytearray(path.read_bytes())
-    size = int.from_bytes(content[:8], "little")
-    entry = json.loads(content[8 : 8 + size])[name]
-    start, end = entry["data_offsets"]
-    place = 8 + size + start + (end - start) // entry["shape"][0] * row + 40
-    content[place : place + 4] = torch.tensor([torch.nan]).numpy().tobytes()
-    path.write_bytes(content)
 
 
 def test_verify_lists_and_mends_what_is_wrong(folder, weights):
