@@ -16,6 +16,7 @@ ENTRIES = (
     "planning",
     "generation.__main__",
     "generation.benchmark",
+    "features.benchmark",
     "model.lora_mmaudio",
     "pretraining",
 )
