@@ -6,7 +6,7 @@ from conftest import assert_close, fill, filled, golden, manifest, relative_erro
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.model.blocks import JointBlock
-from mmaudio.model.layers import Conv1d, TimeEmbedding
+from mmaudio.model.layers import Conv1d, TimeEmbedding, by_taps
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import MODELS, NetworkSpec, model_spec
 
@@ -139,6 +139,20 @@ def test_the_convolution_is_pytorchs_over_tokens():
     got = torch.autograd.grad((ours(x) * weights).sum(), inputs)
     wanted = torch.autograd.grad((expected * weights).sum(), (x, theirs.weight, theirs.bias))
     for mine, reference in zip(got, wanted, strict=True):
+        assert_close(mine, reference)
+
+
+@pytest.mark.parametrize(("width_in", "width_out", "kernel"), [(12, 20, 7), (9, 4, 3), (1, 6, 3), (8, 1, 3)])
+def test_weights_laid_out_by_taps_give_the_same_convolution_and_gradients(width_in, width_out, kernel):
+    layer = Conv1d(width_in, width_out, kernel, padding=kernel // 2)
+    x, outs, gradients = torch.randn(3, 31, width_in, requires_grad=True), [], []
+    for weight in (layer.weight.data, by_taps(layer.weight.data)):
+        layer.weight.data = weight
+        outs.append(layer(x))
+        gradients.append(torch.autograd.grad(outs[-1].square().sum(), (x, layer.weight, layer.bias)))
+    assert layer.weight.transpose(1, 2).is_contiguous() and layer.weight.shape == (width_out, width_in, kernel)
+    assert_close(outs[1], outs[0])
+    for mine, reference in zip(*gradients, strict=True):
         assert_close(mine, reference)
 
 

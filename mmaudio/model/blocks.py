@@ -42,9 +42,8 @@ class TransformerBlock(nn.Module):
     def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """The stream after its attention output and its MLP: (B, N, D)."""
         gate, shift_mlp, scale_mlp, gate_mlp = modulation[2:]
-        x = x + gate * self.linear1(attended)
-        changed: Tensor = self.ffn(modulated_norm(x, shift_mlp, scale_mlp))
-        return x + gate_mlp * changed
+        x = torch.addcmul(x, gate, self.linear1(attended))
+        return torch.addcmul(x, gate_mlp, self.ffn(modulated_norm(x, shift_mlp, scale_mlp)))
 
     def forward(self, x: Tensor, condition: Tensor, table: Tensor | None) -> Tensor:
         """Self-attention and MLP on one stream: (B, N, D)."""

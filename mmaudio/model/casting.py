@@ -1,4 +1,4 @@
-"""Weights in the type that autocast computes in, cast once instead of at every call."""
+"""Weights as sampling wants them, made once instead of at every call: in autocast's type, and convolutions' by taps."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mmaudio.model.layers import Conv1d, by_taps
+
 
 def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of all linears and convolutions, in place: what autocast would cast, and nothing else.
 
-    Norms, learned rows, tables and statistics keep their types, so that under autocast every output stays the same to
-    the bit.
+    Norms, learned rows, tables and statistics keep their types. On a CPU the convolutions' weights are laid out tap by
+    tap, too: one matrix product takes half the time of a convolution there, or less.
     """
-    for parameter in _castable(network):
-        parameter.data = parameter.data.to(dtype)
+    if dtype == torch.float32:
+        return
+    for module, parameter in _castable(network):
+        values = parameter.data.to(dtype)
+        lies_by_taps = isinstance(module, Conv1d) and values.ndim == 3 and values.device.type == "cpu"
+        parameter.data = by_taps(values) if lies_by_taps else values
 
 
 @contextmanager
 def weights_in(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """`cast_weights` for as long as the block lasts; afterwards the weights are what they were."""
-    kept: list[tuple[nn.Parameter, Tensor]] = [(parameter, parameter.data) for parameter in _castable(network)]
+    kept: list[tuple[nn.Parameter, Tensor]] = [(parameter, parameter.data) for _, parameter in _castable(network)]
     try:
         cast_weights(network, dtype)
         yield
@@ -31,8 +37,10 @@ def weights_in(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             parameter.data = values
 
 
-def _castable(network: nn.Module) -> Iterator[nn.Parameter]:
-    """The float32 parameters of linears and convolutions, adapters' included."""
+def _castable(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """The float32 parameters of linears and convolutions, adapters' included, with their modules."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
-            yield from (weight for weight in module.parameters(recurse=False) if weight.dtype == torch.float32)
+            for weight in module.parameters(recurse=False):
+                if weight.dtype == torch.float32:
+                    yield module, weight
