@@ -25,7 +25,7 @@ class Conv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
         if _lies_by_taps(self):
-            (kernel,), (reach,) = self.kernel_size, self.padding
+            reach, kernel = int(self.padding[0]), self.kernel_size[0]
             windows = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1).transpose(2, 3).flatten(2)  # (B, N, k * in)
             return F.linear(windows, self.weight.transpose(1, 2).flatten(1), self.bias)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
