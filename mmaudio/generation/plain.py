@@ -49,6 +49,14 @@ class FeedForward(nn.Module):
         return out
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm over a head's channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> the same."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """The inputs of attention."""
 
@@ -56,8 +64,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads)
-        self.k_norm = nn.RMSNorm(width // heads)
+        self.q_norm = HeadNorm(width // heads)
+        self.k_norm = HeadNorm(width // heads)
 
     def forward(self, x: Tensor, turns: Tensor | None) -> Streams:
         """(B, N, D) -> q, k, v."""

@@ -26,8 +26,10 @@ class Conv1d(nn.Conv1d):
         """(B, N, in) -> (B, N, out)."""
         if _lies_by_taps(self):
             reach, kernel = int(self.padding[0]), self.kernel_size[0]
-            windows = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1).transpose(2, 3).flatten(2)  # (B, N, k * in)
-            return F.linear(windows, self.weight.transpose(1, 2).flatten(1), self.bias)
+            windows = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1)  # (B, N, in, k), no copy yet
+            rows = windows.transpose(2, 3).reshape(-1, kernel * x.shape[2])
+            product = F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias)
+            return product.view(*windows.shape[:2], -1)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
         out = F.conv2d(image, weight, self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
