@@ -143,11 +143,13 @@ class Remembered:
             return  # none yet, or cut off by a kill: it is made again
 
     def keep(self, divided: Mapping[str, Divided]) -> None:
-        """Add what was decided and write it all."""
+        """Add what was decided and write it all, unless nothing is new."""
         for video, parts in divided.items():
             self.splits[video] = next(iter(parts)) if len(parts) == 1 else MIXED
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"shares": self.shares, "splits": self.splits}, ensure_ascii=False, indent=1, sort_keys=True)
+        if self.path.is_file() and self.path.read_text(encoding="utf-8") == text + "\n":
+            return
         part = self.path.with_name(f".{self.path.name}.part")
         part.write_text(text + "\n", encoding="utf-8")
         part.replace(self.path)
