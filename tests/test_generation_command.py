@@ -129,7 +129,7 @@ def test_the_caption_beside_a_video_is_its_prompt(base, tmp_path, capsys):
         assert generated(base, tmp_path / f"{name}.flac", "--video", tmp_path / "dog.mp4", *more) == 0
     prompts = [comment_of(tmp_path / f"{name}.flac")["prompt"] for name in ("own", "said", "none")]
     assert prompts == ["a dog barks", "rain", ""]
-    assert 'note: dog.txt: "a dog barks"' in capsys.readouterr().err
+    assert 'note: the prompt beside dog.mp4: "a dog barks"' in capsys.readouterr().err
 
 
 def make_folder(place):

@@ -41,8 +41,8 @@ class GriffinLim(Released):
         Clip by clip: products and transforms of a batch round otherwise, which the iterations make audible.
         """
         with torch.autocast(mel.device.type, enabled=False):
-            magnitudes = (mel.float() * math.log(self.spec.log_base)).exp().split(1)
-            waveform = torch.cat([self.invert((self.inverse @ magnitude).clamp(min=0)) for magnitude in magnitudes])
+            magnitudes = (mel.float() * math.log(self.spec.log_base)).exp()
+            waveform = torch.cat([self.invert((self.inverse @ row[None]).clamp(min=0)) for row in magnitudes])
         return waveform[:, None].clamp(-1, 1)
 
     def invert(self, magnitude: Tensor) -> Tensor:

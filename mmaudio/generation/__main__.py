@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mmaudio import cli
 from mmaudio.adapters import attach, check_base, read_adapter
-from mmaudio.data.splitting import caption
+from mmaudio.data.captions import caption
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import PARTS, SEEING, load_encoders
 from mmaudio.generation.generate import LONGEST, SHORTEST, Wish, caution, encode_prompts, generate_samples
@@ -49,8 +49,8 @@ def parser() -> cli.Parser:
     source.add_argument("--video", type=Path, help="the video; without one the prompt alone counts")
     source.add_argument("--folder", type=Path, help="every video in it; what cannot be used is named, the rest is made")
     made.add_argument(
-        "--prompt", help="what is to be heard; not given: the .txt of the video's name beside it. With --folder, such "
-        "a .txt counts first, and --prompt for the videos without one",
+        "--prompt", help="what is to be heard; not given: the .txt of the video's name beside it, or its folder's "
+        "caption.txt. With --folder these count first, and --prompt for the videos without any",
     )  # fmt: skip
     made.add_argument("--negative-prompt", "--negative_prompt", help="what is not to be heard")
     made.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
@@ -123,7 +123,7 @@ def plan_for(args: argparse.Namespace) -> Plan:
     if args.video is not None and args.prompt is None:
         prompt = caption(args.video, "")
         if prompt:
-            print(f'note: {args.video.with_suffix(".txt").name}: "{prompt}"', file=sys.stderr)
+            print(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
     wish = Wish(
         args.video or args.folder, prompt, args.negative_prompt or "", args.start, args.seconds, args.seed, args.steps,
         args.guidance, args.method,

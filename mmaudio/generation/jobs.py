@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmaudio.data.captions import caption
 from mmaudio.data.clips import VIDEO_SUFFIXES, LeftOut, find_videos
 from mmaudio.data.containers import CONTAINERS, fits, suffix_for
 from mmaudio.data.mux import mux_audio
-from mmaudio.data.splitting import caption
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.generation.generate import Span, Wish, span
+from mmaudio.generation.generate import LONGEST, Span, Wish, span
 from mmaudio.generation.sound import CODECS, write_sound
 
 KINDS = (*CODECS, *CONTAINERS)
@@ -50,7 +50,10 @@ class Job:
         if video is None or self.span.left is None:
             return said
         if self.span.left - self.span.seconds > 0.1:
-            said.append(f"{video.name}: {self.span.left:.2f} s of picture, sound for {self.span.seconds:g} s of it")
+            said.append(
+                f"{video.name}: {self.span.left:.2f} s of picture, sound for {self.span.seconds:g} s of it; "
+                f"--seconds takes up to {LONGEST:g}"
+            )
         elif self.wish.seconds is not None and self.wish.seconds - self.span.seconds > 0.1:
             said.append(f"{video.name}: the picture ends after {self.span.left:.2f} s, and the sound with it")
         moved = sorted({file.suffix for file in self.files if file.suffix in CONTAINERS} - {video.suffix.lower()})
