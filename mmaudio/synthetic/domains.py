@@ -104,7 +104,7 @@ DEMO_KINDS: tuple[tuple[str, str, str, Timbre], ...] = (
     ("lime", "fan", "spin", Timbre(95.0, 0.2, ((1.0, 0.8), (2.5, 0.6), (6.0, 0.5)))),
 )
 """Kinds of the demo's domain: struck bands of noise, broad enough in mel for a small codec that never heard them and so
-short that the noise's own swings are not taken for onsets. The fan's hum is low: in a high one the codec loses strikes."""
+short that the noise's own swings are not taken for onsets. The fan hums low: in a high hum the codec loses strikes."""
 
 
 def _base_kinds() -> tuple[Kind, ...]:
