@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchaudio
 
-from mmaudio.evaluation import metrics
+from mmaudio.evaluation import onsets, spectra
 from mmaudio.model.spec import CodecSpec, codec_spec
 
 CODECS = ("16k", "44k")
@@ -51,8 +51,8 @@ def scene(kind: str, codec: CodecSpec, noise: float = 2e-3) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["click", "tone", "noise"])
 def test_events_are_found_to_15_ms(kind, name):
     codec = codec_spec(name)
-    found = metrics.onsets(mel_of(scene(kind, codec), codec), codec)[0]
-    assert metrics.onset_f1(found, EVENTS) == 1.0
+    found = onsets.onsets(mel_of(scene(kind, codec), codec), codec)[0]
+    assert onsets.onset_f1(found, EVENTS) == 1.0
     assert np.abs(np.sort(found) - EVENTS).max() < 0.015
 
 
@@ -61,22 +61,22 @@ def test_events_are_found_to_15_ms(kind, name):
 def test_steady_noise_has_no_onsets(level, name):
     codec = codec_spec(name)
     noise = level * np.random.default_rng(0).normal(size=8 * codec.rate)
-    assert len(metrics.onsets(mel_of(noise, codec), codec)[0]) == 0
+    assert len(onsets.onsets(mel_of(noise, codec), codec)[0]) == 0
 
 
 def test_a_gliding_tone_has_no_onsets():
     codec = codec_spec("16k")
     time = np.arange(8 * codec.rate) / codec.rate
     glide = 0.1 * np.sin(2 * np.pi * np.cumsum(300 + 200 * np.sin(2 * time)) / codec.rate)
-    assert len(metrics.onsets(mel_of(glide, codec), codec)[0]) == 0
+    assert len(onsets.onsets(mel_of(glide, codec), codec)[0]) == 0
 
 
 def test_onsets_do_not_depend_on_the_level():
     codec = codec_spec("16k")
     sound = scene("noise", codec)
     batch = torch.cat([mel_of(sound, codec), mel_of(0.3 * sound, codec)])
-    loud, quiet = metrics.onsets(batch, codec)
-    assert metrics.onset_f1(quiet, loud) == 1.0
+    loud, quiet = onsets.onsets(batch, codec)
+    assert onsets.onset_f1(quiet, loud) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_onsets_do_not_depend_on_the_level():
     ],
 )
 def test_f1_matches_one_to_one(found, reference, expected):
-    assert metrics.onset_f1(found, reference) == pytest.approx(expected)
+    assert onsets.onset_f1(found, reference) == pytest.approx(expected)
 
 
 def test_matching_is_the_largest_possible():
@@ -103,28 +103,28 @@ def test_matching_is_the_largest_possible():
     for _ in range(50):
         a, b = rng.uniform(0, 1, rng.integers(1, 9)), rng.uniform(0, 1, rng.integers(1, 9))
         near = np.abs(a[:, None] - b[None]) <= 0.1
-        assert metrics.matches(a, b) == near[linear_sum_assignment(near, maximize=True)].sum()
+        assert onsets.matches(a, b) == near[linear_sum_assignment(near, maximize=True)].sum()
 
 
 def test_mel_distances_by_hand():
     reference = torch.tensor([[[-1.0, -3.0], [-2.0, -2.2]]])
     mel = reference + torch.tensor([[[0.5, 2.0], [-0.1, 4.0]]])
-    assert metrics.mel_l1(mel, reference).item() == pytest.approx((0.5 + 2 + 0.1 + 4) / 4)
-    assert metrics.mel_l1_loud(mel, reference, 10.0).item() == pytest.approx((0.5 + 0.1) / 2)
+    assert spectra.mel_l1(mel, reference).item() == pytest.approx((0.5 + 2 + 0.1 + 4) / 4)
+    assert spectra.mel_l1_loud(mel, reference, 10.0).item() == pytest.approx((0.5 + 0.1) / 2)
 
 
 def test_loud_cells_are_the_same_in_both_logarithms():
     common = torch.tensor([[[-1.0, -3.0, -2.21, -2.19]]])
     natural = common * math.log(10)
-    distance = metrics.mel_l1_loud(natural + 1, natural, math.e)
+    distance = spectra.mel_l1_loud(natural + 1, natural, math.e)
     assert distance.item() == pytest.approx(1.0)
-    assert metrics.loud_threshold(math.e) == pytest.approx(-5.0657, abs=1e-4)
-    assert metrics.mel_l1_loud(common + 1, common, 10.0).item() == pytest.approx(1.0)
+    assert spectra.loud_threshold(math.e) == pytest.approx(-5.0657, abs=1e-4)
+    assert spectra.mel_l1_loud(common + 1, common, 10.0).item() == pytest.approx(1.0)
 
 
 def test_a_clip_without_loud_cells_has_no_loud_distance():
     quiet = torch.full((2, 3, 4), -4.0)
     quiet[1, 0, 0] = 0.0
-    distance = metrics.mel_l1_loud(quiet + 0.25, quiet, 10.0)
+    distance = spectra.mel_l1_loud(quiet + 0.25, quiet, 10.0)
     assert math.isnan(distance[0].item())
     assert distance[1].item() == pytest.approx(0.25)

@@ -23,7 +23,7 @@ def test_videos_count_once_however_many_clips_they_have():
     assert result.adapted - result.base == pytest.approx(result.difference)
     test = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert result.interval == pytest.approx((test.low, test.high))
-    assert (result.videos, result.clips, result.improved, result.verdict) == (3, 6, 1.0, "better")
+    assert (result.videos, result.clips, result.share_better, result.verdict) == (3, 6, 1.0, "better")
 
 
 def test_which_way_is_better():
@@ -31,7 +31,7 @@ def test_which_way_is_better():
     adapted = [0.8, 0.91, 1.0]
     assert compare(base, adapted, videos, "higher").verdict == "better"
     assert compare(base, adapted, videos, "lower").verdict == "worse"
-    assert compare(base, adapted, videos, "lower").improved == 0.0
+    assert compare(base, adapted, videos, "lower").share_better == 0.0
 
 
 def test_no_verdict_below_three_videos():
@@ -44,7 +44,7 @@ def test_no_verdict_below_three_videos():
 
 def test_identical_models_cannot_be_told_apart():
     result = compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], ["a", "b", "c"], "lower")
-    assert (result.interval, result.verdict, result.improved) == ((0.0, 0.0), "cannot tell", 0.0)
+    assert (result.interval, result.verdict, result.share_better) == ((0.0, 0.0), "cannot tell", 0.0)
 
 
 def test_clips_without_a_value_are_left_out_and_counted():

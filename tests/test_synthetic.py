@@ -8,7 +8,7 @@ from mmaudio.data.audio import audio_window, read_audio
 from mmaudio.data.mux import write_video
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
-from mmaudio.evaluation.metrics import matches, onsets
+from mmaudio.evaluation.onsets import matches, onsets
 from mmaudio.features.mel import build_mel
 from mmaudio.model.spec import CODECS
 from mmaudio.synthetic.demo import CASTS, demo_videos, is_made, write_demo_video

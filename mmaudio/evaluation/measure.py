@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mmaudio.data.features import FeatureSet
 from mmaudio.data.untitled import with_empty_text
-from mmaudio.evaluation import metrics
+from mmaudio.evaluation.onsets import onset_f1, onsets
+from mmaudio.evaluation.spectra import mel_l1, mel_l1_loud
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import sample_posterior, velocity_loss
 from mmaudio.model.spec import CodecSpec
@@ -49,8 +50,11 @@ class Sound:
     """One sound of a clip, original or generated, and what was measured of it."""
 
     values: dict[str, float] = field(default_factory=dict)
+    """By metric; of several takes the mean."""
     onsets: list[float] = field(default_factory=list)
-    """Seconds from the clip's start."""
+    """Seconds from the clip's start; of the first take."""
+    takes: list[dict[str, float]] = field(default_factory=list)
+    """The values of every take, by metric; empty where there is one."""
 
 
 def clip_seed(seed: int, clip: str, what: str) -> int:
@@ -101,15 +105,15 @@ def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: s
 def sound_values(mels: Tensor, reference: Tensor, codec: CodecSpec) -> list[Sound]:
     """Each of the mel spectrograms (B, M, T) against the original's (M, T)."""
     original = reference.expand_as(mels)
-    distances = metrics.mel_l1(mels, original).tolist()
-    loud = metrics.mel_l1_loud(mels, original, codec.log_base).tolist()
-    wanted = metrics.onsets(reference[None], codec)[0]
+    distances = mel_l1(mels, original).tolist()
+    loud = mel_l1_loud(mels, original, codec.log_base).tolist()
+    wanted = onsets(reference[None], codec)[0]
     sounds = []
-    for row, found in enumerate(metrics.onsets(mels, codec)):
+    for row, found in enumerate(onsets(mels, codec)):
         values = {
             "mel_l1_loud": loud[row],
             "mel_l1": distances[row],
-            "onset_f1": metrics.onset_f1(found, wanted),
+            "onset_f1": onset_f1(found, wanted),
         }
         sounds.append(Sound(values, found.tolist()))
     return sounds

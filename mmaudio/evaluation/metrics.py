@@ -1,39 +1,19 @@
-"""How far a generated sound is from the original: mel distances and onsets. Pure functions; no files, no models.
+"""Every metric by name: its title and unit, which way is better, what it can and what it cannot say.
 
-B batch, M mel bands, T mel frames. Mel values are logarithms in the codec's own base (`CodecSpec.log_base`).
+Definitions and sources stand with the functions: `spectra` (mel and STFT distances, centroid, bandwidth), `onsets`,
+`loudness`, `takes` (near-silence, duplicates, diversity), `desync`, `embeddings` (CLAP, PANNs) and `sets` (KAD, FD,
+KL, ISC); the velocity loss is `measure.velocity_losses`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn.functional import max_pool1d, pad
+from mmaudio.errors import ConfigError
+from mmaudio.model.spec import lookup
 
-from mmaudio.model.spec import CodecSpec
-
-LOUD = -2.2
-"""Common logarithm of the mel value above which a cell counts as loud. It lies 0.4 above the mel value that white noise
-of standard deviation 0.002 (54 dB below full scale) has, at both released rates: noise floors stay below."""
-TOLERANCE = 0.1
-"""Seconds by which two onsets may differ and still be the same event."""
-FLUX_LAG = 0.032
-"""Seconds between the two frames that the spectral flux compares: half an analysis window at 16 kHz."""
-PEAK_RADIUS = 0.048
-"""An onset is the highest value of the envelope within this many seconds on both sides."""
-MEAN_RADIUS = 0.4
-"""Seconds on both sides over which the median level of the envelope is taken."""
-PEAK_HEIGHT = 0.05
-"""How far an onset rises above the median level: mean rise over the mel bands in powers of ten."""
-PEAK_SHARE = 0.12
-"""An onset also rises above the median level by this share of the clip's highest rise."""
-DYNAMIC_RANGE = 2.0
-"""Powers of ten below the clip's loudest cell at which the envelope stops listening."""
+LOWER, HIGHER = "lower", "higher"
 
 
 @dataclass(frozen=True)
@@ -46,131 +26,162 @@ class Metric:
     says: str
     silent: str
     """What it does not say."""
+    unit: str = ""
+    """Empty for a number without one."""
+    of_set: bool = False
+    """True: it has a value for a set of sounds, not for a clip."""
+    counts: bool = False
+    """Whether the overall verdict listens to it: see `statistics.overall`."""
 
 
 METRICS = {
     "velocity_loss": Metric(
         "Velocity loss",
-        "lower",
+        LOWER,
         "How well the model predicts the direction from noise to the original's latents, at a fixed grid of times.",
         "It is what training minimises, not how the result sounds.",
+        counts=True,
     ),
     "mel_l1_loud": Metric(
         "Mel distance, loud cells",
-        "lower",
+        LOWER,
         "How far the spectrum is from the original's where the original is clearly audible.",
         "A sound that is as good but different counts as far; sound added in the quiet parts does not count.",
+        counts=True,
     ),
     "mel_l1": Metric(
         "Mel distance, all cells",
-        "lower",
+        LOWER,
         "How far the whole spectrum over time is from the original's.",
         "Quiet cells are many: the noise floor weighs as much as what is heard.",
+        counts=True,
     ),
     "onset_f1": Metric(
         "Onset F1",
-        "higher",
+        HIGHER,
         "How many of the original's onsets (hits, starts) have one of their own within 0.1 s, and the other way round.",
         "What the onsets sound like, and sounds without clear onsets.",
+        counts=True,
+    ),
+    "desync": Metric(
+        "DeSync",
+        LOWER,
+        "How far the sound is from the picture in time, as Synchformer hears and sees it (from 0 to 2 s).",
+        "What the sound is; a steady sound has no right time, and its value is then chance.",
+        "s",
+        counts=True,
+    ),
+    "stft_distance": Metric(
+        "Multi-resolution STFT distance",
+        LOWER,
+        "How far the spectrum is from the original's at three resolutions, in shape and in level.",
+        "Like every distance to one original, it calls a sound that is as good but different far.",
+    ),
+    "loudness_difference": Metric(
+        "Loudness difference",
+        LOWER,
+        "How far the loudness of the whole clip is from the original's.",
+        "Where in the clip it is loud, and what it sounds like. Originals have a peak of 0.95, as in training.",
+        "LU",
+    ),
+    "onset_precision": Metric(
+        "Onset precision",
+        HIGHER,
+        "How many of the sound's own onsets are where the original has one.",
+        "Which of the original's onsets are missing: recall has it.",
+    ),
+    "onset_recall": Metric(
+        "Onset recall",
+        HIGHER,
+        "How many of the original's onsets are there.",
+        "Onsets that are too many: precision has it.",
+    ),
+    "onset_lag": Metric(
+        "Onset lag",
+        LOWER,
+        "By how much the sound has to be shifted for its onsets to meet the original's best.",
+        "Whether they meet well after that; sounds without onsets have no value.",
+        "s",
+    ),
+    "centroid_difference": Metric(
+        "Spectral centroid difference",
+        LOWER,
+        "How far the sound's mean frequency, its brightness, is from the original's.",
+        "Two different sounds can be equally bright.",
+        "Hz",
+    ),
+    "bandwidth_difference": Metric(
+        "Spectral bandwidth difference",
+        LOWER,
+        "How far the spread of frequencies around their mean is from the original's.",
+        "Two different sounds can be equally wide.",
+        "Hz",
+    ),
+    "near_silent": Metric(
+        "Near-silent output",
+        LOWER,
+        "How much of the time in which the original is audible the sound is all but silent.",
+        "Whether what is heard is right.",
+    ),
+    "duplicates": Metric(
+        "Duplicates across seeds",
+        LOWER,
+        "How many pairs of takes of one clip, from different noise, are practically the same.",
+        "Whether takes that differ are good. Needs two samples per clip.",
+    ),
+    "diversity": Metric(
+        "Diversity across seeds",
+        HIGHER,
+        "How far the takes of one clip are from each other, as a mel distance between them.",
+        "Noise is diverse, too; and where a picture leaves no doubt, good takes are alike. Needs two samples per clip.",
+    ),
+    "clap": Metric(
+        "CLAP similarity to the caption",
+        HIGHER,
+        "How well the sound fits the clip's caption, as CLAP hears it (cosine, -1 to 1).",
+        "When anything happens; captions that say little say little here. Clips without one have no value.",
+    ),
+    "kl": Metric(
+        "KL divergence of sound classes",
+        LOWER,
+        "How far the classes that PANNs hears in the sound are from those that it hears in the original.",
+        "Time, loudness and quality within a class.",
+        "nats",
+    ),
+    "kad": Metric(
+        "Kernel audio distance",
+        LOWER,
+        "How far the generated sounds as a set are from the originals as a set, without bias in small sets.",
+        "Whether a sound fits its own picture; a small set gives a wide spread, and values below zero.",
+        of_set=True,
+    ),
+    "fd": Metric(
+        "Frechet distance",
+        LOWER,
+        "How far the Gaussian fitted to the generated sounds is from that of the originals.",
+        "Whether a sound fits its own picture. Its bias in small sets is larger than most effects.",
+        of_set=True,
+    ),
+    "isc": Metric(
+        "Inception score",
+        HIGHER,
+        "How clear and how varied the classes are that PANNs hears.",
+        "The originals: clear sounds of the wrong kind score as well.",
+        of_set=True,
     ),
 }
 """Every metric, in the order in which a report shows them."""
-
-Seconds = npt.NDArray[np.float64]
-Times = Sequence[float] | Seconds
-"""Seconds in any order."""
-
-
-def loud_threshold(log_base: float) -> float:
-    """`LOUD` in logarithms of `log_base`: -2.2 for base 10, -5.07 for the natural logarithm."""
-    return LOUD * math.log(10) / math.log(log_base)
+PRIMARY = "mel_l1_loud"
+"""The metric that the overall verdict starts from: what is heard, where there is something to hear."""
+TAKES = ("duplicates", "diversity")
+"""Metrics between the takes of a clip: they need two."""
 
 
-def mel_l1(mel: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute difference over all cells, in the codec's own logarithm; (B, M, T) twice -> (B,). Lower is better.
-
-    It says how close the spectrum is over time; most cells of quiet recordings are noise floor, which dominates it.
-    """
-    return (mel - reference).abs().mean((1, 2))
-
-
-def mel_l1_loud(mel: Tensor, reference: Tensor, log_base: float) -> Tensor:
-    """`mel_l1` over the cells whose reference is above `LOUD`; (B,), NaN for a clip that has none. Lower is better.
-
-    For natural-log codecs the threshold is the same mel value (`loud_threshold`) and the distance stays in natural
-    logarithms. Sound where the original is quiet does not count here: `mel_l1` has it.
-    """
-    loud = reference > loud_threshold(log_base)
-    total = ((mel - reference).abs() * loud).sum((1, 2))
-    return total / loud.sum((1, 2)).to(total.dtype).where(loud.any(2).any(1), torch.nan)
-
-
-def onset_envelope(mel: Tensor, codec: CodecSpec) -> Tensor:
-    """Spectral flux of log-mel frames: the mean rise over the bands in powers of ten, (B, M, T) -> (B, T).
-
-    A band's rise is against its highest neighbour `FLUX_LAG` earlier (gliding tones are no onsets), on values floored
-    smoothly at the louder of `LOUD` and `DYNAMIC_RANGE` below the clip's loudest cell (noise floors are no onsets).
-    Zero where an end of the clip, with its mirrored padding, is within an analysis window.
-    """
-    mel = mel.double() * (math.log(codec.log_base) / math.log(10))
-    floor = (mel.amax((1, 2), keepdim=True) - DYNAMIC_RANGE).clamp(min=LOUD)
-    mel = torch.log10(10**mel + 10**floor)
-    lag = max(1, round(FLUX_LAG * codec.rate / codec.hop))
-    widest = max_pool1d(mel.transpose(1, 2), kernel_size=3, stride=1, padding=1).transpose(1, 2)
-    rise = (mel[:, :, lag:] - widest[:, :, :-lag]).clamp(min=0).mean(1)
-    edge = math.ceil(codec.n_fft / 2 / codec.hop)  # frames whose windows reach into the mirrored padding
-    return pad(rise[:, edge : rise.shape[1] - edge], (lag + edge, edge))
-
-
-def onsets(mel: Tensor, codec: CodecSpec) -> list[Seconds]:
-    """Times in seconds of the onsets of each clip of (B, M, T): peaks of `onset_envelope`.
-
-    Mel frame k stands for sample hop * k + hop / 2: the middle of its window. The flux is highest at the frame whose
-    middle is the event.
-    """
-    seconds = codec.hop / codec.rate
-    envelope = onset_envelope(mel, codec).cpu().numpy()
-    return [(_peaks(row, seconds) + 0.5) * seconds for row in envelope]
-
-
-def _peaks(envelope: Seconds, frame_seconds: float) -> Seconds:
-    """Indices of the frames of (T,) that are onsets."""
-    near, wide = (max(1, round(radius / frame_seconds)) for radius in (PEAK_RADIUS, MEAN_RADIUS))
-    level = np.median(_windows(envelope, wide, float(np.median(envelope))), axis=1)
-    above = envelope - level
-    highest = np.max(_windows(envelope, near, -np.inf), axis=1)
-    threshold = max(PEAK_HEIGHT, PEAK_SHARE * float(above.max(initial=0.0)))
-    found = np.flatnonzero((envelope >= highest) & (above >= threshold)).astype(np.float64)
-    first: npt.NDArray[np.bool_] = np.diff(found, prepend=-np.inf) > near  # a plateau is one onset
-    peaks: Seconds = found[first]
-    return peaks
-
-
-def _windows(values: Seconds, radius: int, fill: float) -> Seconds:
-    padded = np.pad(values, radius, constant_values=fill)
-    windows: Seconds = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1)
-    return windows
-
-
-def onset_f1(found: Times, reference: Times, tolerance: float = TOLERANCE) -> float:
-    """F1 of onset times in seconds, each matched to at most one of the other side within `tolerance`; 0 to 1.
-
-    No onsets on either side is full agreement (1), on one side only none (0). Higher is better.
-    """
-    if len(found) == 0 and len(reference) == 0:
-        return 1.0
-    return 2 * matches(found, reference, tolerance) / (len(found) + len(reference))
-
-
-def matches(found: Times, reference: Times, tolerance: float = TOLERANCE) -> int:
-    """The size of the largest one-to-one matching of times that differ by at most `tolerance` seconds."""
-    a, b = sorted(map(float, found)), sorted(map(float, reference))
-    i = j = count = 0
-    while i < len(a) and j < len(b):  # with one tolerance for all, earliest to earliest is a largest matching
-        if abs(a[i] - b[j]) <= tolerance + 1e-9:
-            i, j, count = i + 1, j + 1, count + 1
-        elif a[i] < b[j]:
-            i += 1
-        else:
-            j += 1
-    return count
+def chosen_metrics(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The metrics called `names` (None: all) in the report's order, always with `PRIMARY`; ConfigError for others."""
+    wanted = set(METRICS if names is None else names)
+    for name in wanted:
+        lookup(METRICS, name, "metrics")
+    if not wanted:
+        raise ConfigError(f"metrics: none is named; there are {', '.join(METRICS)}")
+    return tuple(name for name in METRICS if name in wanted | {PRIMARY})

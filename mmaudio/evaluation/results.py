@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmaudio.data.clips import Clip
 from mmaudio.evaluation.measure import Sound
 from mmaudio.evaluation.metrics import METRICS
-from mmaudio.evaluation.statistics import Comparison, compare, overall
+from mmaudio.evaluation.statistics import Comparison, compare, mean_by_video, overall
 
 SCHEMA = 1
-ORIGINAL, BASE, ADAPTED = "original", "base", "adapted"
+ORIGINAL, CODEC, BASE, ADAPTED = "original", "codec", "base", "adapted"
+"""The sounds of a clip: its own, the same through the codec and back, and what each model made."""
 
 
 @dataclass
 class ClipResult:
-    """One clip: its sounds by name (original, base, adapted), and what the report shows of it."""
+    """One clip: its sounds by name (original, codec, base, adapted), and what the report shows of it.
+
+    A sound's values are means over its takes (`Sound.takes` has each); what is played and drawn is the first take.
+    """
 
     clip: Clip
     sounds: dict[str, Sound]
+    trained: bool = False
+    """Whether its source video was trained on: only `--include-training` lets such a clip in."""
     media: dict[str, str] = field(default_factory=dict)
     """Files relative to the report: `video` and one per sound."""
     mels: dict[str, str] = field(default_factory=dict)
@@ -34,23 +41,50 @@ class ClipResult:
 
 @dataclass
 class Results:
-    """The clips of one set of videos."""
+    """The clips of one set of videos, and what was found for the whole set."""
 
     clips: list[ClipResult]
+    sets: dict[str, Comparison] = field(default_factory=dict)
+    """Metrics of the whole set of sounds (KAD, FD, ISC), by name."""
+    strengths: dict[float, dict[str, Comparison]] = field(default_factory=dict)
+    """Base against the adapter at each strength tried (0: the base, 1: as trained), by metric; empty: not tried."""
+    recommended: float | None = None
+    """The strength to use by the rule of `strengths.recommend`; None where none can be told from the base."""
+    recommendation: str = ""
+    """That rule's outcome in a sentence."""
+    not_computed: dict[str, str] = field(default_factory=dict)
+    """Metrics that have no value here: why, or which file they need."""
 
     @property
     def videos(self) -> int:
         """How many source videos there are."""
         return len({result.clip.video for result in self.clips})
 
+    @property
+    def trained(self) -> int:
+        """How many clips are of source videos that were trained on."""
+        return sum(result.trained for result in self.clips)
+
+    def values(self, sound: str, metric: str) -> list[float]:
+        """The metric of the sound called `sound` by clip, NaN where there is none."""
+        return [
+            result.sounds[sound].values.get(metric, math.nan) if sound in result.sounds else math.nan
+            for result in self.clips
+        ]
+
     def comparisons(self) -> dict[str, Comparison]:
         """Every metric that has a value on at least one clip, in the report's order."""
+        videos = [result.clip.video for result in self.clips]
         found = {}
         for name, metric in METRICS.items():
-            base, adapted = ([clip.sounds[model].values[name] for clip in self.clips] for model in (BASE, ADAPTED))
-            result = compare(base, adapted, [clip.clip.video for clip in self.clips], metric.better)
+            if name in self.sets:
+                found[name] = self.sets[name]
+                continue
+            base, adapted = (self.values(model, name) for model in (BASE, ADAPTED))
+            result = compare(base, adapted, videos, metric.better)
             if result is not None:
-                found[name] = result
+                original, codec = (mean_by_video(self.values(sound, name), videos) for sound in (ORIGINAL, CODEC))
+                found[name] = replace(result, original=original, codec=codec)
         return found
 
 
@@ -65,6 +99,12 @@ def summary(held_out: Results, general: Results | None, extra: Mapping[str, Any]
         "verdict": overall(metrics),
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "forgetting": {name: asdict(metric) for name, metric in forgetting.items()},
+        "strengths": {
+            f"{strength:g}": {name: asdict(metric) for name, metric in metrics.items()}
+            for strength, metrics in held_out.strengths.items()
+        },
+        "recommended_strength": held_out.recommended,
+        "not_computed": held_out.not_computed,
         **extra,
     }
 
@@ -82,7 +122,8 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
     rows: list[Sequence[object]] = [["set", "id", "video", "start", *columns]]
     for name, results in sets.items():
         for result in results.clips:
-            values = [result.sounds[model].values[metric] for metric in METRICS for model in (BASE, ADAPTED)]
+            sounds = [(result.sounds[model], metric) for metric in METRICS for model in (BASE, ADAPTED)]
+            values = [sound.values.get(metric, math.nan) for sound, metric in sounds]
             clip = result.clip
             rows.append([name, clip.id, clip.video, clip.start, *("" if v != v else f"{v:.6g}" for v in values)])
     with path.open("w", newline="") as file:

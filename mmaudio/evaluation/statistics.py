@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from mmaudio.evaluation.metrics import METRICS
+from mmaudio.evaluation.metrics import PRIMARY as PRIMARY
+
 LEVEL = 0.95
 """Coverage of the interval."""
 FEWEST_VIDEOS = 3
 """Below this many held-out videos no verdict is given."""
 BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
-PRIMARY = "mel_l1_loud"
-"""The metric that the overall verdict starts from: what is heard, where there is something to hear."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class Comparison:
     clips: int
     """Clips that have a value; the others have none (no loud cell) and are left out of this metric alone."""
     videos: int
-    improved: float
+    share_better: float
     """Share of the clips whose value is better with the adapter, 0 to 1."""
+    original: float | None = None
+    """What the original sound itself scores: the ceiling; a distance to itself is 0."""
+    codec: float | None = None
+    """What the original scores after the codec's round trip: the best that any model of this codec can reach."""
 
 
 def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:
@@ -72,8 +77,17 @@ def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[st
         verdict=verdict(interval, len(means), better),
         clips=len(pairs),
         videos=len(means),
-        improved=float(np.mean([sign * (b - a) > 0 for _, a, b in pairs])),
+        share_better=float(np.mean([sign * (b - a) > 0 for _, a, b in pairs])),
     )
+
+
+def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | None:
+    """The mean over videos, each the mean of its clips that have a finite value; None where none has."""
+    by_video: dict[str, list[float]] = {}
+    for video, value in zip(videos, values, strict=True):
+        if math.isfinite(value):
+            by_video.setdefault(video, []).append(value)
+    return float(np.mean([np.mean(own) for own in by_video.values()])) if by_video else None
 
 
 def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
@@ -93,12 +107,13 @@ def verdict(interval: tuple[float, float] | None, videos: int, better: str) -> s
 
 
 def overall(metrics: Mapping[str, Comparison]) -> str:
-    """One word for all metrics: what `PRIMARY` says, `mixed` where another metric says the opposite.
+    """One word for all metrics: what `PRIMARY` says, `mixed` where a metric that counts says the opposite.
 
-    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric.
+    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric;
+    and only few count (`Metric.counts`), so that chance in one of many does not turn a clear result into a mixed one.
     """
     if PRIMARY not in metrics:
         return UNSURE
     first = metrics[PRIMARY].verdict
     opposite = {BETTER: WORSE, WORSE: BETTER}.get(first)
-    return MIXED if opposite in {metric.verdict for metric in metrics.values()} else first
+    return MIXED if opposite in {metrics[name].verdict for name in metrics if METRICS[name].counts} else first

@@ -116,7 +116,7 @@ def rows(metrics: Mapping[str, Comparison]) -> list[dict[str, Any]]:
             "chart": interval_chart(low, metric.difference, high, limit, style),
             "verdict": metric.verdict if metric.videos >= FEWEST_VIDEOS else "too few videos",
             "style": style,
-            "improved": f"{metric.improved * metric.clips:.0f}",
+            "improved": f"{metric.share_better * metric.clips:.0f}",
             "clips": metric.clips,
         })  # fmt: skip
     return made

@@ -18,7 +18,8 @@ from mmaudio.data.audio import audio_window, read_audio, resample_audio
 from mmaudio.data.mux import write_video
 from mmaudio.data.video import probe
 from mmaudio.data.windows import read_windows
-from mmaudio.evaluation.metrics import mel_l1_loud, onset_f1, onsets
+from mmaudio.evaluation.onsets import onset_f1, onsets
+from mmaudio.evaluation.spectra import mel_l1_loud
 from mmaudio.features.encoders import Encoders, load_encoders
 from mmaudio.generation.sampler import Sampler, load_sampler, mel_of
 from mmaudio.model.spec import SECONDS, model_spec
