@@ -95,7 +95,8 @@ class TrainConfig:
     """Results go to `output_dir/exp_id`."""
     model: str = "small_16k"
     custom_finetune: bool = True
-    """Train on clips of one's own: the only kind of data there is here."""
+    """Train on clips of one's own. false: `features_dir` is what the public reference's extraction wrote, a memory map
+    with its table or a folder of some; `clips_tsv` is not read then."""
 
     clips_tsv: str = "lora_data/clips.tsv"
     features_dir: str = "lora_data/features"
@@ -145,6 +146,9 @@ class TrainConfig:
     5000 steps and more."""
     amp: bool = True
     """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, newer CPUs."""
+    base_bf16: bool = False
+    """Keep the frozen weights of the blocks in bfloat16, half the memory: where a large model does not fit otherwise.
+    Needs amp, which computes with the same rounded values anyway."""
     gradient_checkpointing: bool = False
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False
@@ -169,13 +173,10 @@ class TrainConfig:
         model_spec(self.model)
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.,=-]*)*", self.exp_id):
             raise ConfigError(f"exp_id={self.exp_id!r}: it names a folder; letters, digits, dot, dash, underscore")
-        if not self.custom_finetune:
-            raise ConfigError("custom_finetune=false: training runs on your own clips only; leave it true")
         for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: unknown{_nearest(getattr(self, name), known)}")
-        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
-            raise ConfigError("optimizer=prodigy takes one rate for all: leave lora_plus_ratio at 1")
+        self._check_together()
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
             _at_least(name, getattr(self, name), 1)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -192,6 +193,21 @@ class TrainConfig:
         _between("preserve_base", self.preserve_base, 0.0, 100.0)
         _between("ema_decay", self.ema_decay, 0.0, 0.99999)
 
+    def _check_together(self) -> None:
+        """ConfigError for settings that do not go with each other."""
+        if self.optimizer == "prodigy" and self.lora_plus_ratio != 1:
+            raise ConfigError("optimizer=prodigy takes one rate for all: leave lora_plus_ratio at 1")
+        if self.lora.phases and self.optimizer != "adamw":
+            raise ConfigError(f"optimizer={self.optimizer}: its state cannot grow with lora.phases; take adamw")
+        if self.lora.init_lora_weights == "pissa" and self.weight_decay:
+            raise ConfigError(
+                f"lora.init_lora_weights=pissa with weight_decay={self.weight_decay:g}: that would pull at the base's own "
+                "weights; set weight_decay=0 (preset=pissa)"
+            )
+        if not self.lora.enabled and (self.base_bf16 or self.lora_plus_ratio != 1):
+            name = "base_bf16" if self.base_bf16 else "lora_plus_ratio"
+            raise ConfigError(f"lora.enabled=false trains every weight: {name} is for adapters alone")
+
     @property
     def caption_dropout(self) -> float:
         """Probability that a clip is trained without its text."""
@@ -204,8 +220,8 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run: `lora.max_steps` where it is set, else `max_steps`."""
-        return self.lora.max_steps or self.max_steps
+        """Optimizer steps of the run: those of `lora.phases` or `lora.max_steps` where one is set, else `max_steps`."""
+        return self.lora.steps or self.max_steps
 
     def plain(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, as written into YAML files and checkpoints."""

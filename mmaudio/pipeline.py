@@ -202,6 +202,7 @@ def training_overrides(job: Job) -> list[str]:
         "clips_tsv": job.clips,
         "features_dir": job.features,
         "output_dir": job.base / "output",
+        "video_root": job.videos,
         **({} if job.weights is None else {"weights": job.weights}),
         **({"offline": "true"} if job.offline else {}),
     }

@@ -90,7 +90,6 @@ def test_guides_yaml_snippets_are_valid_keys():
         ("validation.levels=2", "at least 8"),
         ("validation.split_ratio=2", "split_ratio=2"),
         ("early_stopping.patience=0", "patience=0"),
-        ("custom_finetune=false", "leave it true"),
         ("exp_id=../elsewhere", "exp_id"),
         ("device=gpu", "cuda"),
         ("a b=c", "a b=c"),

@@ -3,6 +3,7 @@
 import pytest
 import small_world
 import torch
+from test_reference import write_set
 
 from mmaudio.errors import DataError
 from mmaudio.finetune.dataset import load_data, split_anew
@@ -32,4 +33,16 @@ def test_one_video_cannot_be_split():
 def test_absent_features_are_named(tmp_path):
     config = small_world.config(tmp_path, clips_tsv=str(tmp_path / "clips.tsv"))
     with pytest.raises(DataError, match=r"clips\.tsv: not there"):
+        load_data(config)
+
+
+def test_features_of_the_reference_stand_in_for_ones_own(tmp_path):
+    written = {split: write_set(tmp_path / f"vgg-{split}", count, "tiny_16k", count) for split, count in
+               (("train", 3), ("val", 2))}  # fmt: skip
+    config = small_world.config(tmp_path, custom_finetune=False, features_dir=str(tmp_path), clips_tsv="none.tsv")
+    train, held = load_data(config)
+    assert torch.equal(train.mean, written["train"]["mean"]) and torch.equal(held.std, written["val"]["std"])
+    assert (train.captions[2], held.ids) == ("a sound, number 2", ["vgg-val0", "vgg-val1"])
+    config.features_dir = str(tmp_path / "none")
+    with pytest.raises(DataError, match="no memory map in it"):
         load_data(config)

@@ -11,6 +11,7 @@ import pytest
 import small_world
 import torch
 from safetensors.torch import save_file
+from test_reference import write_set
 
 from mmaudio.adapters import read_adapter
 from mmaudio.data.clips import write_clips
@@ -131,6 +132,21 @@ def test_two_processes_give_the_losses_of_one(data, tmp_path):
     first, second = (read_adapter(folder / "exp/lora_checkpoints/last_lora.pt") for folder in (one, two))
     for key, value in first.state.items():
         assert torch.allclose(value, second.state[key], atol=5e-4), key
+
+
+@pytest.mark.slow
+def test_features_of_the_references_extraction_train(data, tmp_path):
+    for split, clips in (("train", 4), ("val", 2)):
+        write_set(tmp_path / "sets" / f"vgg-{split}", clips, "tiny_16k", clips)
+    done = call(data, tmp_path, "custom_finetune=false", f"features_dir={tmp_path}/sets", "max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert "training:   4 clips of 4 videos" in done.stdout and "validation: 2 clips" in done.stdout
+    adapter = read_adapter(tmp_path / "exp" / "lora_checkpoints" / "last_lora.pt")
+    assert adapter.step == 3 and any(value.any() for key, value in adapter.state.items() if "lora_B" in key)
+    refused = call(data, tmp_path, "custom_finetune=false")
+    assert (
+        refused.returncode == 1 and "no memory map in it" in refused.stderr and "custom_finetune=true" in refused.stderr
+    )
 
 
 @pytest.mark.slow

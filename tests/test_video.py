@@ -138,11 +138,11 @@ def test_real_clips_give_the_golden_frames_and_sound(name):
         torch.testing.assert_close(pixels.mean((2, 3)), expected[f"{part}.mean_rgb"], atol=1e-5, rtol=0)
         torch.testing.assert_close(pixels[0, :, ::step, ::step], expected[f"{part}.frame0"], atol=1e-5, rtol=0)
     waveform, rate = read_audio(info.path, info)
-    waveform = waveform * (0.95 / waveform.abs().max())
+    waveform = waveform / waveform.abs().max() * 0.95  # in this order: see `fitted`
     for mode in ("16k", "44k"):
         codec = CODECS[mode]
         resampled = resample_audio(waveform, rate, codec.rate)
         sound = audio_window(resampled, codec.rate, 0.0, lengths(codec).samples, peak=None)
-        torch.testing.assert_close(sound[:2048], expected[f"{mode}.waveform_head"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(sound[:2048], expected[f"{mode}.waveform_head"], atol=1e-7, rtol=0)
         mel = build_mel(mode)(sound[None])[0, :, ::4]
         torch.testing.assert_close(mel, expected[f"{mode}.mel"], atol=1e-3, rtol=0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmaudio.config import TrainConfig
 from mmaudio.data.features import TENSORS, Features, FeatureSet, feature_set, load_features
+from mmaudio.data.reference import load_reference
 from mmaudio.data.untitled import with_empty_text
 from mmaudio.errors import DataError
 from mmaudio.model.networks import Conditions, MMAudio
@@ -24,14 +25,23 @@ PROJECTIONS = ("clip_input_proj", "sync_input_proj", "text_input_proj", "clip_co
 
 
 def load_data(config: TrainConfig) -> tuple[FeatureSet, FeatureSet | None]:
-    """Training and validation clips; the latter None where validation is off. DataError as `load_features` raises."""
-    table, folder = Path(config.clips_tsv), Path(config.features_dir)
-    train = load_features(table, folder, "train", config.model)
+    """Training and validation clips; the latter None where validation is off.
+
+    DataError as `load_features` and, for `custom_finetune=false`, `load_reference` raise it.
+    """
+    train = _load(config, "train")
     if not config.validation.enabled:
         return train, None
-    held_out = load_features(table, folder, "val", config.model)
+    held_out = _load(config, "val")
     ratio = config.validation.split_ratio
     return (train, held_out) if ratio is None else split_anew(train, held_out, ratio)
+
+
+def _load(config: TrainConfig, split: str) -> FeatureSet:
+    folder = Path(config.features_dir)
+    if config.custom_finetune:
+        return load_features(Path(config.clips_tsv), folder, split, config.model)
+    return load_reference(folder, split, config.model)
 
 
 def split_anew(train: FeatureSet, held_out: FeatureSet, ratio: float) -> tuple[FeatureSet, FeatureSet]:
