@@ -1,7 +1,7 @@
 """Every metric by name: its title and unit, which way is better, what it can and what it cannot say.
 
 Definitions and sources stand with the functions: `spectra` (mel and STFT distances, centroid, bandwidth), `onsets`,
-`loudness`, `takes` (near-silence, duplicates, diversity), `desync`, `embeddings` (CLAP, PANNs) and `sets` (KAD, FD,
+`loudness` (also near-silence), `takes` (duplicates, diversity) and `sets` (KAD, FD,
 KL, ISC); the velocity loss is `measure.velocity_losses`.
 """
 

@@ -1,0 +1,104 @@
+"""Distances between sets of sounds, given their features or class probabilities. Pure functions; no models.
+
+n and m sounds, D features, K classes; float64 inside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.distance import pdist
+
+Array = npt.NDArray[np.float64]
+
+SCALE = 100.0
+"""What the squared MMD is multiplied by."""
+FEWEST_FOR_FD = 513
+"""Below this many clips a Frechet distance is mostly bias, whatever the features."""
+FEWEST_FOR_KAD = 2
+LEAST_PROBABILITY = 1e-12
+
+
+def median_distance(reference: Array) -> float:
+    """The median Euclidean distance between two different rows of (n, D): the kernel's bandwidth."""
+    return float(np.median(pdist(np.asarray(reference, np.float64))))
+
+
+def kad(features: Array, reference: Array) -> float:
+    """Kernel audio distance of (n, D) from (m, D): 100 x the unbiased squared MMD; lower is better, below 0 by chance.
+
+    Gaussian kernel exp(-d^2 / (2 s^2)), s the median pairwise distance of the reference set. Unbiased: no sound is
+    compared with itself, so two samples of one distribution are 0 apart on average. NaN below two sounds or for a
+    reference whose sounds are all the same. Source: arXiv 2502.15602; the estimator: Gretton et al., JMLR 13, 2012.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    if min(len(x), len(y)) < FEWEST_FOR_KAD:
+        return math.nan
+    bandwidth = median_distance(y)
+    if bandwidth == 0:
+        return math.nan
+
+    def kernel(squared: Array) -> Array:
+        values: Array = np.exp(-squared / (2 * bandwidth**2))
+        return values
+
+    across = np.mean([kernel(((x - row) ** 2).sum(1)).mean() for row in y])
+    within = [float(kernel(pdist(part, "sqeuclidean")).mean()) for part in (x, y)]
+    return SCALE * float(within[0] + within[1] - 2 * across)
+
+
+def frechet_distance(features: Array, reference: Array) -> float:
+    """Squared Frechet distance of the Gaussians fitted to (n, D) and (m, D); lower is better.
+
+    |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)), A and B the covariances. Biased upwards in small sets: see
+    `too_few_for_fd`. Source: Dowson and Landau, 1982; for sounds arXiv 1812.08466.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    a, b = (np.atleast_2d(np.cov(part, rowvar=False)) for part in (x, y))
+    root = _square_root(a)
+    eigenvalues = np.linalg.eigvalsh(root @ b @ root)  # those of A B, which is similar to it
+    shared = np.sqrt(eigenvalues.clip(min=0)).sum()
+    difference = x.mean(0) - y.mean(0)
+    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * shared)
+
+
+def _square_root(matrix: Array) -> Array:
+    """The symmetric square root of a positive semidefinite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    root: Array = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return root
+
+
+def too_few_for_fd(clips: int, dimension: int) -> str:
+    """Why there is no Frechet distance with so many clips and features; empty where there is one."""
+    fewest = max(FEWEST_FOR_FD, dimension + 1)
+    return "" if clips >= fewest else f"{clips} clips: below {fewest} a Frechet distance is mostly bias"
+
+
+def kl_divergence(probabilities: Array, reference: Array) -> Array:
+    """Divergence of the class probabilities (n, K) from the reference's, sound by sound, in nats (n,); lower is better.
+
+    sum of r ln(r / p) over the classes, r the reference's. The classes' own probabilities (each 0 to 1, several may be
+    present) are first divided by their sum. Source: Kullback and Leibler, 1951; for sounds arXiv 2209.15352.
+    """
+    p, r = (_normalised(part) for part in (probabilities, reference))
+    divergence: Array = (r * (np.log(r) - np.log(p))).sum(1)
+    return divergence
+
+
+def inception_score(probabilities: Array) -> float:
+    """exp of the mean divergence of each sound's class probabilities (n, K) from the set's mean; 1 to K, higher better.
+
+    Source: arXiv 1606.03498; one split.
+    """
+    p = _normalised(probabilities)
+    mean = p.mean(0, keepdims=True)
+    return float(np.exp((p * (np.log(p) - np.log(mean))).sum(1).mean()))
+
+
+def _normalised(probabilities: Array) -> Array:
+    given = np.asarray(probabilities, np.float64).clip(min=LEAST_PROBABILITY)
+    shares: Array = given / given.sum(1, keepdims=True)
+    return shares

@@ -1,0 +1,104 @@
+"""Distances between sets: closed forms for Gaussians, and independent implementations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from sklearn.metrics.pairwise import rbf_kernel
+
+from mmaudio.evaluation import sets
+
+
+def gaussians(shift: float, scale: float, count: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return shift + scale * rng.normal(size=(count, dimension)), rng.normal(size=(count, dimension))
+
+
+def mmd_of_gaussians(shift: float, scale: float, dimension: int, bandwidth: float) -> float:
+    """Squared MMD of N(shift, scale^2) and N(0, 1), each coordinate alike: E k(x, y) is a Gaussian integral."""
+
+    def mean_kernel(variance: float, difference: float) -> float:
+        share = bandwidth**2 / (bandwidth**2 + variance)
+        return share ** (dimension / 2) * math.exp(-dimension * difference**2 / 2 / (bandwidth**2 + variance))
+
+    return mean_kernel(2 * scale**2, 0) + mean_kernel(2, 0) - 2 * mean_kernel(1 + scale**2, shift)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])
+def test_kad_of_gaussians_is_the_closed_form(shift, scale):
+    values, expected = [], []
+    for seed in range(5):
+        x, y = gaussians(shift, scale, 600, 4, seed)
+        values.append(sets.kad(x, y))
+        expected.append(100 * mmd_of_gaussians(shift, scale, 4, sets.median_distance(y)))
+    assert np.mean(values) == pytest.approx(np.mean(expected), rel=0.1)
+
+
+def test_kad_has_no_bias_in_small_sets_where_the_frechet_distance_is_all_bias():
+    kads = [sets.kad(*gaussians(0, 1, 20, 64, seed)) for seed in range(200)]
+    assert abs(np.mean(kads)) < 3 * np.std(kads) / math.sqrt(200)
+    assert min(kads) < 0 < max(kads)
+    assert np.mean([sets.frechet_distance(*gaussians(0, 1, 20, 64, seed)) for seed in range(5)]) > 20
+
+
+def test_kad_is_what_sklearn_kernels_give():
+    x, y = gaussians(0.2, 1.1, 40, 7)
+    gamma = 1 / (2 * sets.median_distance(y) ** 2)
+    own = [(rbf_kernel(part, gamma=gamma).sum() - len(part)) / len(part) / (len(part) - 1) for part in (x, y)]
+    expected = 100 * (own[0] + own[1] - 2 * rbf_kernel(x, y, gamma=gamma).mean())
+    assert sets.kad(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kad_where_it_cannot_be():
+    x, y = gaussians(0, 1, 5, 3)
+    assert math.isnan(sets.kad(x[:1], y)) and math.isnan(sets.kad(x, y[:1]))
+    assert math.isnan(sets.kad(x, np.ones((4, 3))))
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])
+def test_frechet_distance_of_gaussians_is_the_closed_form(shift, scale):
+    x, y = gaussians(shift, scale, 60_000, 4)
+    assert sets.frechet_distance(x, y) == pytest.approx(4 * (shift**2 + (scale - 1) ** 2), rel=0.06)
+
+
+def test_frechet_distance_is_that_of_a_matrix_square_root():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6))
+    a, b = np.cov(x.T), np.cov(y.T)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert sets.frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.slow  # torchmetrics takes seconds to import
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_frechet_distance_and_inception_score_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import _compute_fid
+    from torchmetrics.image.inception import InceptionScore
+
+    x, y = gaussians(0.2, 1.1, 100, 5)
+    parts = [torch.from_numpy(part) for part in (x, y)]
+    moments = [moment for part in parts for moment in (part.mean(0), part.T.cov())]
+    assert sets.frechet_distance(x, y) == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
+    logits = torch.from_numpy(gaussians(0, 2, 30, 8)[0])
+    score = InceptionScore(feature=torch.nn.Identity(), splits=1)
+    score.update(logits)
+    expected = float(score.compute()[0])
+    assert sets.inception_score(logits.softmax(1).numpy()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_frechet_distance_needs_clips():
+    assert "512 clips: below 513" in sets.too_few_for_fd(512, 20)
+    assert "below 2049" in sets.too_few_for_fd(600, 2048)
+    assert sets.too_few_for_fd(513, 512) == "" == sets.too_few_for_fd(2049, 2048)
+
+
+def test_kl_divergence_is_that_of_scipy():
+    from scipy.stats import entropy
+
+    p, r = (np.abs(part) for part in gaussians(0, 1, 6, 9))
+    assert sets.kl_divergence(p, r) == pytest.approx([entropy(b, a) for a, b in zip(p, r, strict=True)])
+    assert sets.kl_divergence(p, p) == pytest.approx(np.zeros(6), abs=1e-12)
+    assert sets.inception_score(np.eye(5)) == pytest.approx(5)
+    assert sets.inception_score(np.ones((4, 5))) == pytest.approx(1)
