@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmaudio.data.dividing import Shares, divide
 from mmaudio.data.mux import write_video
 from mmaudio.data.scanning import ScanSettings, ScanStore, Span, scan_video
 from mmaudio.data.splitting import SplitSettings, split_folder
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, MMAudioError
 
 SCRIPT = Path(__file__).parents[1] / "training" / "split_videos_for_finetuning.py"
 SETTINGS = ScanSettings(seconds=1.0, stride=0.5)
@@ -246,3 +247,35 @@ def test_a_hand_made_table_is_checked(messy, tmp_path):
             read_clips(table)
     with pytest.raises(DataError, match="split the videos first"):
         read_clips(tmp_path / "none.tsv")
+
+
+def test_odd_names_links_and_folders(tmp_path):
+    """Odd names are used; a link to a folder is followed once; what cannot be read is named and harms nothing else."""
+    root, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    content = make_video(tmp_path / "a.mp4", 2).read_bytes()
+    for path in (root / "-dash.mp4", root / "two\nlines.mp4", root / 'it\'s "q" é.mp4', elsewhere / "far.mp4"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    (root / "dir.mp4").mkdir()
+    (root / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (root / "loop.mp4").symlink_to(root / "loop.mp4")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "self").symlink_to(root)
+    Path(os.fsdecode(os.fsencode(root) + b"/latin\xe9.mp4")).write_bytes(content)
+    settings = SplitSettings(SETTINGS, recursive=True)
+    result = split_folder(root, settings, ScanStore(tmp_path / "scans.jsonl"))
+    assert {row.video: row.reason for row in result.unused} == {
+        "gone.mp4": "a link to a file that is not there",
+        "loop.mp4": "cannot be read (Too many levels of symbolic links)",
+        "latin\ufffd.mp4": "its name is no UTF-8; rename it",
+    }
+    assert {clip.video for clip in result.clips} == {
+        "-dash.mp4", "two\nlines.mp4", "it's \"q\" é.mp4", "linked/far.mp4",
+    }  # fmt: skip
+    assert result.found == 7
+
+
+def test_a_place_that_cannot_be_written_is_one_line(messy, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(MMAudioError, match=r"file/clips\.scans\.jsonl: cannot be written \(.*\); make room there"):
+        split_command("--input_dir", messy, "--output_tsv", tmp_path / "file" / "clips.tsv", "--seconds", 1)

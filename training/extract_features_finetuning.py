@@ -5,6 +5,10 @@
 
 One decoding pass per source video; a second run, or one after a kill, redoes only what is not valid any more. Several
 processes on one output folder share the videos, those of torchrun (`--nproc-per-node`, `--nnodes`) and any others.
+
+--precision bf16 on a CPU: mean and largest error over the features' root mean square, against float32, with random
+weights: small_16k CLIP 0.011 and 0.046, Synchformer 0.006 and 0.031; tiny_16k 0.004 and 0.015, 0.003 and 0.013
+(`python -m mmaudio.features.benchmark VIDEO --precision MODEL`; an AMD EPYC with AVX512-BF16).
 """
 
 from __future__ import annotations

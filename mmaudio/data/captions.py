@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmaudio.data.clips import FOLDER_CAPTION
+from mmaudio.data.files import read_text
 from mmaudio.errors import DataError
 
 FORMATS = (".tsv", ".csv", ".jsonl")
@@ -52,7 +53,7 @@ class Captions:
         path = self.root / video
         texts = [path.with_suffix(".txt"), *(folder / FOLDER_CAPTION for folder in self._folders(video))]
         beside = next((text for text in texts if text.is_file()), None)
-        return one_line(self.prompt if beside is None else beside.read_text(encoding="utf-8-sig", errors="replace"))
+        return one_line(self.prompt if beside is None else read_text(beside))
 
     def unused(self) -> list[Row]:
         """Rows of the table that no clip has asked for so far."""
@@ -86,7 +87,7 @@ def read_captions(path: Path) -> list[Row]:
         raise DataError(f"{path}: a table of captions ends in {', '.join(FORMATS)}")
     if not path.is_file():
         raise DataError(f"{path}: not there; a table of captions is expected")
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_text(path)
     lines = _json_lines(path, text) if path.suffix.lower() == ".jsonl" else _table_lines(path, text)
     return [_row(path, number, cells) for number, cells in lines]
 

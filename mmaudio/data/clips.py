@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+from mmaudio.data.files import read_text, writing
 from mmaudio.errors import DataError
 
 STRIDE = 4.0
@@ -91,8 +92,8 @@ class LeftOut:
 def find_videos(root: Path, ignored: tuple[Path, ...] = (), recursive: bool = False) -> list[Path]:
     """The files in `root` that are not hidden, no captions and not among or below `ignored`, by name.
 
-    `recursive`: those in its sub-folders too. Files that are no videos are in it: splitting names them as left out.
-    DataError where there is no such folder.
+    `recursive`: those in its sub-folders too. Files that are no videos, links to nothing and folders that cannot be
+    looked into are in it: splitting names them as left out. DataError where there is no such folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: {'a file' if root.exists() else 'not there'}; a folder of videos is expected")
@@ -103,16 +104,33 @@ def find_videos(root: Path, ignored: tuple[Path, ...] = (), recursive: bool = Fa
     kept = [
         path
         for path in files
-        if path not in captions and path.name != FOLDER_CAPTION and others.isdisjoint([path.resolve(), *path.parents])
+        if path not in captions
+        and path.name != FOLDER_CAPTION
+        and others.isdisjoint([Path(os.path.realpath(path)), *path.parents])
     ]
     return sorted(kept, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _files(root: Path, recursive: bool) -> list[Path]:
-    """All files; a link to a folder is not followed."""
-    if not recursive:
-        return [path for path in root.iterdir() if path.is_file()]
-    return [path for folder, _, names in os.walk(root) for name in names if (path := Path(folder, name)).is_file()]
+    """All files. Links to folders are followed, but no folder is looked into twice."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+
+    def refused(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise DataError(f"{root}: cannot be read ({error.strerror})") from error
+        found.append(Path(error.filename))
+
+    for folder, below, names in os.walk(root, onerror=refused, followlinks=True):
+        seen.add(Path(folder).resolve())
+        found += [path for name in names if (path := Path(folder, name)).is_file() or _broken(path)]
+        below[:] = [name for name in sorted(below) if recursive and Path(folder, name).resolve() not in seen]
+    return found
+
+
+def _broken(path: Path) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110, Path's own raises for a loop
 
 
 def _hidden(path: Path) -> bool:
@@ -171,13 +189,12 @@ def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells by name of every row."""
     if not path.is_file():
         raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, dialect="excel-tab")
-        needed = [field.name for field in fields(kind) if kind is LeftOut or field.default is MISSING]
-        absent = [name for name in needed if name not in (reader.fieldnames or [])]
-        if absent:
-            raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
-        return [(reader.line_num, row) for row in reader]
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), dialect="excel-tab")
+    needed = [field.name for field in fields(kind) if kind is LeftOut or field.default is MISSING]
+    absent = [name for name in needed if name not in (reader.fieldnames or [])]
+    if absent:
+        raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
+    return [(reader.line_num, row) for row in reader]
 
 
 def _write(path: Path, kind: type[Row], rows: list[Row]) -> bool:
@@ -188,8 +205,6 @@ def _write(path: Path, kind: type[Row], rows: list[Row]) -> bool:
     content = text.getvalue().encode()
     if path.is_file() and path.read_bytes() == content:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with writing(path) as part:
+        part.write_bytes(content)
     return True

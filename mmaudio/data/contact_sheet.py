@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.audio import sound_blocks, sound_rate
 from mmaudio.data.clips import Clip
+from mmaudio.data.files import writing
 from mmaudio.data.listening import heard
 from mmaudio.data.scanning import Scan, Span
 from mmaudio.data.splitting import SplitResult
@@ -63,10 +64,8 @@ def write_contact_sheet(
     loader = jinja2.PackageLoader("mmaudio.data", ".")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("contact_sheet.html.j2").render(result=result, videos=videos, others=others, bins=BINS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8", errors="replace")
-    part.replace(path)
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _cards(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmaudio.data.clips import SPLITS
+from mmaudio.data.files import writing
 from mmaudio.data.scanning import Span
 from mmaudio.errors import ConfigError, DataError
 
@@ -146,10 +147,8 @@ class Remembered:
         """Add what was decided and write it all, unless nothing is new."""
         for video, parts in divided.items():
             self.splits[video] = next(iter(parts)) if len(parts) == 1 else MIXED
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"shares": self.shares, "splits": self.splits}, ensure_ascii=False, indent=1, sort_keys=True)
         if self.path.is_file() and self.path.read_text(encoding="utf-8") == text + "\n":
             return
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(self.path)
+        with writing(self.path) as part:
+            part.write_text(text + "\n", encoding="utf-8")

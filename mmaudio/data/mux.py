@@ -7,7 +7,6 @@ input gives the same bytes (one encoder thread, no dates of its own).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmaudio.data.containers import CONTAINERS
+from mmaudio.data.files import writing
 from mmaudio.data.video import opened, packets, picture_stream, probe
-from mmaudio.errors import DataError, MMAudioError
+from mmaudio.errors import DataError
 
 Frame = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
@@ -156,24 +156,3 @@ class _Sound:
         """Encode what is left."""
         self.write_until(Fraction(self.samples.shape[1], self.rate))
         self.container.mux(self.stream.encode(None))
-
-
-@contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that becomes it when the block ends, and is removed when it fails.
-
-    Raises MMAudioError for what the system has against writing there.
-    """
-    part = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise MMAudioError(
-            f"{target}: cannot be written ({reason}); make room there, or choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()

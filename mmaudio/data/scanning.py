@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmaudio.data.audio import sound_blocks, sound_rate
 from mmaudio.data.clips import STRIDE, VIDEO_SUFFIXES
+from mmaudio.data.files import unwritable
 from mmaudio.data.listening import FLOOR_DB, FLOOR_LUFS, Heard, heard, levels, lufs
 from mmaudio.data.scenes import cut_detector
 from mmaudio.data.speech import speech_detector
@@ -102,13 +103,16 @@ class Scan:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of size, time of change and both ends of a file."""
-    status = path.stat()
-    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE))
-        file.seek(max(0, status.st_size - EDGE))
-        digest.update(file.read(EDGE))
+    """A hash of size, time of change and both ends of a file; empty where it cannot be read."""
+    try:
+        status = path.stat()
+        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(0, status.st_size - EDGE))
+            digest.update(file.read(EDGE))
+    except OSError:
+        return ""
     return digest.hexdigest()
 
 
@@ -236,11 +240,14 @@ class ScanStore:
         return self._known.get(scan_key(path, settings, video))
 
     def add(self, scan: Scan) -> None:
-        """Keep `scan`."""
+        """Keep `scan`; MMAudioError where the file cannot be written."""
         self._known[scan.key] = scan
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._ragged + json.dumps(asdict(scan), ensure_ascii=False) + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._ragged + json.dumps(asdict(scan), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
         self._ragged = False
 
 

@@ -4,6 +4,7 @@ training, validation and test by source video.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from mmaudio.data.scanning import Scan, ScanSettings, ScanStore, Span, scan_vide
 from mmaudio.errors import ConfigError, DataError
 
 GAP = "between training and held-out clips"
+NO_NAME = "its name is no UTF-8; rename it"
 TIMEOUT, TIMEOUT_PER_MB = 120.0, 5.0
 """Seconds that looking through a file may take, and more for each megabyte of it, where nothing else is asked for."""
 
@@ -133,12 +135,16 @@ def _scans(
     progress: Callable[[list[Path]], Iterable[Path]],
 ) -> tuple[list[Scan], int]:  # fmt: skip
     """One scan per file, and how many were made now."""
-    names = {path: path.relative_to(root).as_posix() for path in files}
-    known = {path: store.find(path, settings.scan, names[path]) for path in files}
+    names = {path: stated_name(path, root) for path in files}
+    known = {
+        path: store.find(path, settings.scan, name) if (root / name) == path else Scan(name, "", NO_NAME)
+        for path, name in names.items()
+    }
     new = [path for path, scan in known.items() if scan is None]
     with Guarded(scan_video, quiet=not settings.debug) as guarded:
         for path in progress(new):
-            limit = settings.timeout or TIMEOUT + TIMEOUT_PER_MB * path.stat().st_size / 1e6
+            size = path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110, Path's own raises for a loop
+            limit = settings.timeout or TIMEOUT + TIMEOUT_PER_MB * size / 1e6
             try:
                 known[path] = scan = guarded((path, settings.scan, names[path]), limit)
             except Lost as lost:  # another machine, or another day, may do better: it is not kept
@@ -146,6 +152,11 @@ def _scans(
             else:
                 store.add(scan)
     return [scan for scan in known.values() if scan is not None], len(new)
+
+
+def stated_name(path: Path, root: Path) -> str:
+    """What the tables call a file: its path below `root`, with marks for what is no UTF-8 in it."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
 
 
 def _judged(scan: Scan, settings: SplitSettings) -> list[tuple[Span, str]]:

@@ -228,10 +228,13 @@ def _stated_length(container: Any, stream: Any) -> tuple[float, str]:
 
 def _why_closed(path: Path) -> str:
     """Why a file cannot be opened, in words."""
-    if not path.is_file():
-        return "not there, or no file"
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except FileNotFoundError:
+        return "a link to a file that is not there" if path.is_symlink() else "not there"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     if not head:
         return "an empty file"
     if head[4:8] == b"ftyp":

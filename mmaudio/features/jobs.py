@@ -68,8 +68,10 @@ class Planner:
     def job(self, video: str, clips: list[Clip]) -> Job:
         """What has to be done for one video."""
         path, shard = self.root / video, shard_path(self.out_dir, video)
-        present, there = read_header(shard), path.is_file()
-        source = fingerprint(path) if there else "" if present is None else present.source  # features outlive videos
+        present, source = read_header(shard), fingerprint(path)
+        there = bool(source)
+        if not there and present is not None:  # features outlive videos
+            source = present.source
         windows = [[clip.start, clip.end, *([clip.track] if clip.track else [])] for clip in clips]
         captions = [clip.caption for clip in clips]
         wanted = Header(

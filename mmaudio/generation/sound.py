@@ -10,7 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from mmaudio.data.mux import writing
+from mmaudio.data.files import writing
 from mmaudio.errors import ConfigError
 
 CODECS = {".flac": "flac", ".wav": "pcm_s16le"}
