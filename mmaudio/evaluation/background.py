@@ -13,8 +13,9 @@ from mmaudio.adapters import AdapterFile
 from mmaudio.data.clips import left_out_path, read_clips, read_left_out
 from mmaudio.data.features import left_out
 from mmaudio.evaluation.general import General
-from mmaudio.evaluation.report import Background, read_history
+from mmaudio.evaluation.report import Background
 from mmaudio.evaluation.request import Request
+from mmaudio.evaluation.sections import read_history
 from mmaudio.model.spec import ModelSpec
 
 PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")

@@ -1,9 +1,7 @@
-"""What a report plays and shows of each clip: a small video, the three sounds, their spectrograms and onsets."""
+"""What a report plays of each clip: a small video, the picture before it plays, and the sounds."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from mmaudio.data.clips import Clip
 from mmaudio.data.mux import write_video
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
+from mmaudio.evaluation.charts import image_uri
 from mmaudio.generation.sound import write_sound
 from mmaudio.model.spec import ModelSpec
 
@@ -25,6 +24,8 @@ SIDE = 480
 """Longest side of a report's video in pixels; smaller videos keep their size."""
 CRF = 27
 """Its quality: x264's, lower is better."""
+STILL = 55
+"""Quality of a still, WebP's, higher is better."""
 
 
 def original_sounds(root: Path, clips: Sequence[Clip], rate: int, samples: int) -> list[Tensor]:
@@ -52,10 +53,8 @@ def write_pictures(
 
 
 def still(frame: Tensor) -> str:
-    """An RGB frame (3, H, W), uint8, as a JPEG data URI."""
-    file = io.BytesIO()
-    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=70, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    """An RGB frame (3, H, W), uint8, as a data URI."""
+    return image_uri(Image.fromarray(frame.permute(1, 2, 0).numpy()), STILL)
 
 
 def write_sounds(folder: Path, stem: str, sounds: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, str]:
@@ -64,17 +63,6 @@ def write_sounds(folder: Path, stem: str, sounds: Mapping[str, Tensor], spec: Mo
     for name, waveform in sounds.items():
         write_sound(folder / names[name], waveform.cpu().numpy(), spec.codec.rate)
     return names
-
-
-def onset_marks(own: Sequence[float], original: Sequence[float], seconds: float) -> str:
-    """Onset times as a strip of ticks (SVG); the original's stand behind as broad grey ones."""
-
-    def tick(time: float, style: str) -> str:
-        x = f"{1000 * time / seconds:.1f}"
-        return f'<line class="{style}" x1="{x}" x2="{x}" y1="0" y2="9" vector-effect="non-scaling-stroke"/>'
-
-    marks = "".join([tick(time, "theirs") for time in original] + [tick(time, "own") for time in own])
-    return f'<svg class="onsets" viewBox="0 0 1000 9" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
 
 
 def _shrink(frames: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from mmaudio.evaluation.charts import interval_chart
 from mmaudio.evaluation.metrics import METRICS
+from mmaudio.evaluation.results import Results
 from mmaudio.evaluation.statistics import (
     BETTER,
     FEWEST_VIDEOS,
@@ -26,19 +28,30 @@ HEADLINES = {
     UNSURE: "Cannot tell: these held-out clips show no clear difference",
     MIXED: "Mixed: better in one respect, worse in another",
 }
+ANSWERS = {BETTER: "Better", WORSE: "Worse", UNSURE: "Cannot tell", MIXED: "Mixed"}
+FORGOTTEN = {BETTER: "Nothing: better there, too", WORSE: "Worse on other sounds", UNSURE: "Cannot tell"}
 FEW = "Too few held-out videos for a verdict"
 METHOD = (
     "Base and adapted model make a sound for the same clip from the same noise, and both are compared with the clip's "
     "original sound. Clips of one video are not independent, so the differences (adapted minus base) are averaged "
     "within each video, and the 95 % interval is Student's t over the videos. Better or worse is said where the "
     f"interval excludes zero and there are at least {FEWEST_VIDEOS} videos; otherwise nobody can tell with this many. "
-    "The verdict at the top is that of the loud cells' mel distance, or mixed where another metric says the opposite."
+    f"The verdict at the top is that of the {METRICS[PRIMARY].title.lower()}, or mixed where another metric that "
+    "counts says the opposite."
 )
+TWICE = (
+    "There were too few videos for two held-out parts: the clips compared here also chose the best step of training, "
+    "so the adapter looks a little better here than it is."
+)
+THIN = "\u202f"
+"""A narrow space that does not break."""
 
 
 def number(value: float) -> str:
-    """Three significant digits, with a true minus sign."""
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+    """About three significant digits, with a true minus sign; a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:.3f}" if abs(value) < 10 else (f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}")
     return text.replace("-", "−")
 
 
@@ -51,41 +64,110 @@ def percent(part: float, whole: float) -> str:
     """A change relative to `whole`, signed; empty where `whole` is about zero."""
     if abs(whole) < 1e-6:
         return ""
-    return f"{100 * part / abs(whole):+.0f}\u202f%".replace("-", "−")
+    return f"{100 * part / abs(whole):+.0f}{THIN}%".replace("-", "−")
 
 
-TWICE = (
-    "There were too few videos for two held-out parts: the clips compared here also chose the best step of training, "
-    "so the adapter looks a little better here than it is."
-)
+def count(many: int, what: str) -> str:
+    """A number and its noun, in the plural where it has to be."""
+    return f"{many} {what}{'' if many == 1 else 's'}"
 
 
-def verdict(
-    held_out: Mapping[str, Comparison], forgetting: Mapping[str, Comparison], why_none: str, twice: bool
-) -> dict[str, Any]:
-    """The report's first lines: style, sign, headline, sentences.
+def gain(metric: str, change: float) -> float:
+    """A change of a metric, positive where it is for the better."""
+    return -change if METRICS[metric].better == "lower" else change
+
+
+def verdict(held_out: Results, general: Results | None, why_none: str, twice: bool) -> dict[str, Any]:
+    """The report's first lines: style, sign, headline, sentences, and the answers to four questions.
 
     `why_none`: why forgetting was not measured; `twice`: whether the held-out clips also served for validation.
     """
-    word = overall(held_out)
-    few = max((metric.videos for metric in held_out.values()), default=0) < FEWEST_VIDEOS
+    metrics = held_out.comparisons()
+    word, few = overall(metrics), _few(metrics)
     sentences = [TWICE] if twice else []
+    if held_out.trained:
+        sentences.append(
+            f"{held_out.trained} of these {count(len(held_out.clips), 'clip')} are of videos that the adapter was "
+            "trained on: what is said below is not about videos that it never saw."
+        )
     if few:
         sentences.append(
             f"With fewer than {FEWEST_VIDEOS} held-out videos chance cannot be told from change: the numbers below "
             "describe these clips and no others. Listen, and add videos for a verdict."
         )
-    if PRIMARY in held_out:
-        sentences.append("Where the original is audible, the distance to it went " + _change(held_out[PRIMARY]) + ".")
-    if "onset_f1" in held_out:
-        sentences.append("Agreement of onsets in time (F1, 1 is perfect) went " + _change(held_out["onset_f1"]) + ".")
-    if PRIMARY in forgetting:
-        change = _change(forgetting[PRIMARY])
-        sentences.append(f"Forgetting: on other sounds, of the base's own domain, the same distance went {change}.")
+    answers = [_better(metrics, word, few), _sure(metrics), _forgotten(general, why_none), _strength(held_out)]
+    return {
+        "style": STYLES[UNSURE if few else word],
+        "sign": SIGNS[UNSURE if few else word],
+        "headline": FEW if few else HEADLINES[word],
+        "sentences": sentences,
+        "answers": [answer for answer in answers if answer],
+    }
+
+
+def _few(metrics: Mapping[str, Comparison]) -> bool:
+    return max((metric.videos for metric in metrics.values()), default=0) < FEWEST_VIDEOS
+
+
+def _better(metrics: Mapping[str, Comparison], word: str, few: bool) -> dict[str, str]:
+    answer = {"question": "Is it better on your videos?", "style": STYLES[UNSURE if few else word], "chart": ""}
+    answer["answer"] = "Too few videos" if few else ANSWERS[word]
+    if PRIMARY not in metrics:
+        return answer | {"text": f"The {METRICS[PRIMARY].title.lower()} has no value on these clips."}
+    text = f"Where the original is audible, the distance to it went {_change(metrics[PRIMARY])}."
+    if "onset_f1" in metrics:
+        text += f" Agreement of onsets in time (F1, 1 is perfect) went {_change(metrics['onset_f1'])}."
+    return answer | {"text": text, "chart": _picture(PRIMARY, metrics[PRIMARY])}
+
+
+def _sure(metrics: Mapping[str, Comparison]) -> dict[str, str]:
+    if PRIMARY not in metrics:
+        return {}
+    metric = metrics[PRIMARY]
+    better = f"{metric.share_better * metric.clips:.0f} of {count(metric.clips, 'clip')}"
+    text = f"The distance became smaller in {better}. "
+    if metric.interval is None:
+        text += "One video gives no interval: how other videos would fare is not known."
     else:
-        sentences.append(f"What the model forgot was not measured: {why_none}.")
-    headline = FEW if few else HEADLINES[word]
-    return {"style": STYLES[word], "sign": SIGNS[word], "headline": headline, "sentences": sentences}
+        low, high = (percent(end, metric.base) or signed(end) for end in metric.interval)
+        text += (
+            f"Over videos like these, the mean change lies between {low} and {high} (95{THIN}% interval from "
+            f"{count(metric.videos, 'video')}; it narrows with more)."
+        )
+    answer = f"{count(metric.videos, 'video')}, {count(metric.clips, 'clip')}"
+    return {"question": "How sure is that?", "style": "plain", "answer": answer, "text": text, "chart": ""}
+
+
+def _forgotten(general: Results | None, why_none: str) -> dict[str, str]:
+    question = {"question": "What did it forget?", "style": "plain", "chart": ""}
+    metrics = {} if general is None else general.comparisons()
+    if PRIMARY not in metrics:
+        text = f"What the model forgot was not measured: {why_none or 'these clips give no value'}."
+        return question | {"answer": "Not measured", "text": text}
+    metric = metrics[PRIMARY]
+    word = UNSURE if metric.videos < FEWEST_VIDEOS else metric.verdict
+    text = f"On other sounds, of the base's own domain, the same distance went {_change(metric)}."
+    return question | {
+        "answer": FORGOTTEN[word], "style": STYLES[word], "text": text, "chart": _picture(PRIMARY, metric),
+    }  # fmt: skip
+
+
+def _strength(held_out: Results) -> dict[str, str]:
+    if not held_out.strengths:
+        return {}
+    best = held_out.recommended
+    answer = "None of those tried" if best is None else f"{best:g}"
+    tried = ", ".join(f"{strength:g}" for strength in sorted(held_out.strengths))
+    text = f"{held_out.recommendation} Tried: {tried}; 0 is the base, 1 the adapter as trained.".strip()
+    return {"question": "At which strength?", "style": "plain", "answer": answer, "text": text, "chart": ""}
+
+
+def _picture(name: str, metric: Comparison) -> str:
+    low, high = metric.interval or (metric.difference, metric.difference)
+    ends = sorted(gain(name, end) for end in (low, high))
+    limit = 1.1 * max(abs(low), abs(high), abs(metric.difference), 0.1 * abs(metric.base), 1e-9)
+    style = STYLES[UNSURE if metric.videos < FEWEST_VIDEOS else metric.verdict]
+    return interval_chart(ends[0], gain(name, metric.difference), ends[1], limit, style)
 
 
 def _change(metric: Comparison) -> str:
@@ -95,46 +177,38 @@ def _change(metric: Comparison) -> str:
         return f"{text} ({change})" if change else text
     low, high = (percent(end, metric.base) or signed(end) for end in metric.interval)
     judged = "" if metric.videos < FEWEST_VIDEOS else f"; {metric.verdict}"
-    return f"{text} ({change}, 95\u202f% interval {low} to {high}{judged})"
+    return f"{text} ({change + ', ' if change else ''}95{THIN}% interval {low} to {high}{judged})"
 
 
 def rows(metrics: Mapping[str, Comparison]) -> list[dict[str, Any]]:
-    """The lines of a table of metrics."""
-    made = []
-    for name, metric in metrics.items():
-        low, high = metric.interval or (metric.difference, metric.difference)
-        style = STYLES[metric.verdict]
-        limit = 1.1 * max(abs(low), abs(high), abs(metric.difference), 0.1 * abs(metric.base), 1e-9)
-        made.append({
-            "title": METRICS[name].title,
-            "better": metric.better,
-            "base": number(metric.base),
-            "adapted": number(metric.adapted),
-            "difference": signed(metric.difference),
-            "percent": percent(metric.difference, metric.base),
-            "interval": "one video: none" if metric.interval is None else f"{signed(low)} to {signed(high)}",
-            "chart": interval_chart(low, metric.difference, high, limit, style),
-            "verdict": metric.verdict if metric.videos >= FEWEST_VIDEOS else "too few videos",
-            "style": style,
-            "improved": f"{metric.share_better * metric.clips:.0f}",
-            "clips": metric.clips,
-        })  # fmt: skip
-    return made
+    """The lines of a table of metrics: texts, and the values that it is sorted by."""
+    return [_row(name, metric) for name, metric in metrics.items()]
 
 
-def clip_numbers(base: Mapping[str, float], adapted: Mapping[str, float]) -> list[dict[str, str]]:
-    """One clip's metrics: which is better is shown where both have a value."""
-    made = []
-    for name, metric in METRICS.items():
-        a, b = base[name], adapted[name]
-        gain = (a - b) if metric.better == "lower" else (b - a)
-        known = gain == gain and abs(gain) > 5e-4
-        word = "" if not known else (BETTER if gain > 0 else WORSE)
-        shown = [number(value) if value == value else "none" for value in (a, b)]
-        made.append({
-            "title": metric.title, "base": shown[0], "adapted": shown[1], "word": word, "style": STYLES.get(word, ""),
-        })  # fmt: skip
-    return made
+def _row(name: str, metric: Comparison) -> dict[str, Any]:
+    about = METRICS[name]
+    interval = "none" if metric.interval is None else " to ".join(signed(end) for end in metric.interval)
+    enough = metric.videos >= FEWEST_VIDEOS
+    values = {"original": metric.original, "codec": metric.codec, "base": metric.base, "adapted": metric.adapted}
+    return {
+        "title": about.title,
+        "unit": about.unit,
+        "better": metric.better,
+        "counts": about.counts,
+        "shown": {key: "" if value is None else number(value) for key, value in values.items()},
+        "sort": {key: "" if value is None else f"{value:.9g}" for key, value in values.items()},
+        "difference": signed(metric.difference),
+        "percent": percent(metric.difference, metric.base),
+        "gain": f"{gain(name, metric.difference) / max(abs(metric.base), 1e-9):.9g}",
+        "interval": interval,
+        "chart": _picture(name, metric),
+        "verdict": metric.verdict if enough else "too few videos",
+        "style": STYLES[metric.verdict] if enough else STYLES[UNSURE],
+        "improved": f"{metric.share_better * metric.clips:.0f}",
+        "share": f"{metric.share_better:.9g}",
+        "clips": metric.clips,
+        "of_set": about.of_set,
+    }
 
 
 def terminal(metrics: Mapping[str, Comparison]) -> list[str]:
@@ -147,5 +221,4 @@ def terminal(metrics: Mapping[str, Comparison]) -> list[str]:
             f"  {METRICS[name].title}: {number(metric.base)} -> {number(metric.adapted)} "
             f"({signed(metric.difference)}{interval}): {metric.verdict}"
         )
-    few = max((metric.videos for metric in metrics.values()), default=0) < FEWEST_VIDEOS
-    return [*lines, f"  {FEW}: at least {FEWEST_VIDEOS} are needed"] if few else lines
+    return [*lines, f"  {FEW}: at least {FEWEST_VIDEOS} are needed"] if _few(metrics) else lines
