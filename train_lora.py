@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmaudio import cli
-from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config
+from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config, with_new_keys
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.finetune.loop import Outcome
 from mmaudio.finetune.run import train
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         except MMAudioError as error:  # Hydra would print it in its own way; cli.run knows ours
             ended.append(error)
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *with_new_keys(arguments)]
     register()
     hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
     outcomes = [end for end in ended if isinstance(end, Outcome)]

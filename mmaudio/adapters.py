@@ -4,6 +4,9 @@ Every adapter is written twice: as `NAME.pt`, which describes itself (settings, 
 and as the folder `NAME/` that peft and its tools read (`adapter_config.json`, `adapter_model.safetensors`).
 `read_adapter` takes either, the safetensors file itself, and folders that peft wrote without us. What peft calls its
 configuration is the truth about how an adapter computes; what else we know of it is beside that.
+
+What full fine-tuning (`lora.enabled=false`) gives is written as NAME.pt alone, with all weights in the place of an
+adapter's, and read like one.
 """
 
 from __future__ import annotations
@@ -21,16 +24,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.model.lora import LoRAConfig, add_lora, load_adapter_state, peft_settings
+from mmaudio.model.loading import check_keys
+from mmaudio.model.lora import add_lora, inject, load_adapter_state, peft_settings
+from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.recognition import adapted_modules, likely_models, lora_settings, lora_weights, misfits, shapes_of
 from mmaudio.model.spec import MODELS
+from mmaudio.model.targets import layer_settings
 
 FORMAT = 1
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -47,7 +52,7 @@ class AdapterFile:
     lora: LoRAConfig
     """The settings, with the targets' patterns."""
     state: dict[str, Tensor]
-    """Weights under PEFT's keys."""
+    """Weights under PEFT's keys; of full fine-tuning all weights, under the released ones."""
     base_model: str
     """Named in the file, or the only one that its shapes fit; empty where several do."""
     base_sha256: str
@@ -59,8 +64,6 @@ class AdapterFile:
     """The whole training configuration, without the places on disk."""
     data: dict[str, Any] = field(default_factory=dict)
     """Counts and ids of the clips it was trained on."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further settings of peft, by its names (`recognition.OPTIONS`)."""
     likely: tuple[str, ...] = ()
     """The base models whose shapes these are, where the file names none."""
 
@@ -72,15 +75,22 @@ class AdapterFile:
 
 
 def write_adapter(path: Path, adapter: AdapterFile) -> None:
-    """Write `path` (NAME.pt) and the folder NAME beside it; each is whole or not there. Same input, same bytes."""
+    """Write `path` (NAME.pt) and the folder NAME beside it; each is whole or not there. Same input, same bytes.
+
+    Of full fine-tuning there is no folder: peft has no form for it.
+    """
     if path.suffix != ".pt":
         raise ConfigError(f"{path}: an adapter file is called NAME.pt")
     state = {key: value.detach().cpu().contiguous() for key, value in adapter.state.items()}
-    config = _peft_config(adapter)
+    config = _peft_config(adapter) if adapter.lora.enabled else {}
     buffer = io.BytesIO()
     torch.save({**adapter.described(), "peft": config, "adapter": state}, buffer)
     write_whole(path, buffer.getvalue())
-    folder = path.with_suffix("")
+    if adapter.lora.enabled:
+        _write_folder(path.with_suffix(""), adapter, config, state)
+
+
+def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -93,7 +103,7 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
 
 def _peft_config(adapter: AdapterFile) -> dict[str, Any]:
     """What `adapter_config.json` holds; without a base's name, which peft would look up on the Hugging Face hub."""
-    settings = peft_settings(adapter.lora, adapter.targets, adapter.options).to_dict()
+    settings = peft_settings(adapter.lora, adapter.targets).to_dict()
     settings |= {"target_modules": sorted(adapter.targets), "inference_mode": True}
     config: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True))
     return config
@@ -186,11 +196,12 @@ def _read_pt(path: Path) -> AdapterFile:
 
 def _assemble(state: Mapping[str, Tensor], header: dict[str, Any] | None, peft: dict[str, Any] | None) -> AdapterFile:
     """An adapter from its weights, our description of it and peft's, of which one may be missing."""
-    if "audio_input_proj.0.weight" in state:
+    whole = header is not None and not header.get("lora", {}).get("enabled", True)
+    if "audio_input_proj.0.weight" in state and not whole:
         raise WeightsError(
             "this is a whole network, not an adapter: as one of the files in a folder of weights it is found"
         )
-    state = lora_weights(state)
+    state = dict(state) if whole else lora_weights(state)
     if header is None and peft is None:
         raise WeightsError(f"nothing says its lora_alpha: put peft's {CONFIG_NAME} beside it")
     if header is None:
@@ -199,34 +210,42 @@ def _assemble(state: Mapping[str, Tensor], header: dict[str, Any] | None, peft: 
     if header["format"] != FORMAT:
         raise WeightsError(f"an adapter file of format {header['format']}; this version reads {FORMAT}")
     lora = LoRAConfig(**header["lora"])
-    options: dict[str, Any] = {}
-    if peft is not None:
-        theirs, options = lora_settings(peft, header["targets"])
-        lora = dataclasses.replace(theirs, target_modules=lora.target_modules, max_steps=lora.max_steps)
+    if peft:
+        lora = _as_peft_says(lora, lora_settings(peft, header["targets"]), header["targets"])
     rest = {name: header[name] for name in ("base_model", "base_sha256", "targets", "step", "config", "data")}
-    return AdapterFile(lora, state, **rest, options=options)
+    return AdapterFile(lora, state, **rest)
+
+
+def _as_peft_says(ours: LoRAConfig, theirs: LoRAConfig, targets: list[str]) -> LoRAConfig:
+    """Their settings, with our patterns where those mean the same."""
+    kept = ["target_modules", "extra_targets", "max_steps"]
+    if layer_settings(ours, targets) == layer_settings(theirs, targets):
+        kept += ["rank", "alpha", "rank_pattern", "alpha_pattern"]
+    return dataclasses.replace(theirs, **{name: getattr(ours, name) for name in kept})
 
 
 def _foreign(state: dict[str, Tensor], peft: dict[str, Any]) -> AdapterFile:
     """An adapter that peft wrote without us. The names of its weights say on which layers it is: peft's target_modules
     may be a regular expression, or ends of names."""
     targets = adapted_modules(state)
-    lora, options = lora_settings(peft, targets)
+    lora = lora_settings(peft, targets)
     base = PurePosixPath(peft.get("base_model_name_or_path") or "").stem.removeprefix("mmaudio_")
     likely = [] if base in MODELS else likely_models(state)
     named = base if base in MODELS else likely[0] if len(likely) == 1 else ""
-    return AdapterFile(lora, state, named, "", targets, options=options, likely=tuple(likely))
+    return AdapterFile(lora, state, named, "", targets, likely=tuple(likely))
 
 
-def attach(network: MMAudio, adapter: AdapterFile, model: str, base_sha256: str = "") -> PeftModel:
+def attach(network: MMAudio, adapter: AdapterFile, model: str, base_sha256: str = "") -> nn.Module:
     """Add the adapter to a loaded base network `model`, in place, ready to compute with (dropout off).
 
     Raises WeightsError as `check_base` and `check_fit` do.
     """
     check_base(adapter, model, base_sha256)
     check_fit(adapter, network, model)
-    layers = dataclasses.replace(adapter.lora, target_modules=adapted_modules(adapter.state))
-    adapted = add_lora(network, layers, options=adapter.options)
+    if adapter.lora.enabled:
+        adapted = inject(network, adapter.lora, adapted_modules(adapter.state))
+    else:
+        adapted = add_lora(network, adapter.lora)
     load_adapter_state(adapted, adapter.state)
     adapted.eval()
     return adapted
@@ -250,6 +269,9 @@ def check_base(adapter: AdapterFile, model: str, base_sha256: str = "") -> None:
 
 def check_fit(adapter: AdapterFile, network: nn.Module, model: str) -> None:
     """WeightsError where its layers are not those of the network `model`, which may be on the meta device."""
+    if not adapter.lora.enabled:
+        check_keys(dict(network.named_parameters()), adapter.state, f"fully fine-tuned {model}")
+        return
     wrong = misfits(network, adapter.state)
     if wrong:
         known = likely_models(adapter.state)

@@ -35,6 +35,8 @@ SCHEMA = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
 SHORT = ("rank", "alpha", "dropout", "target_modules")
 """Keys of `lora` that may also stand at the top, as the guide writes them."""
+PATTERNS = ("lora.rank_pattern", "lora.alpha_pattern")
+"""Keys whose values have keys of the user's own."""
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy")
 
 
@@ -201,8 +203,8 @@ class TrainConfig:
             raise ConfigError(f"optimizer={self.optimizer}: its state cannot grow with lora.phases; take adamw")
         if self.lora.init_lora_weights == "pissa" and self.weight_decay:
             raise ConfigError(
-                f"lora.init_lora_weights=pissa with weight_decay={self.weight_decay:g}: that would pull at the base's own "
-                "weights; set weight_decay=0 (preset=pissa)"
+                f"lora.init_lora_weights=pissa with weight_decay={self.weight_decay:g}: that would pull at the "
+                "base's own weights; set weight_decay=0 (preset=pissa)"
             )
         if not self.lora.enabled and (self.base_bf16 or self.lora_plus_ratio != 1):
             name = "base_bf16" if self.base_bf16 else "lora_plus_ratio"
@@ -247,11 +249,16 @@ def compose(overrides: list[str], folder: Path = FOLDER) -> TrainConfig:
     check_names(overrides, folder)
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            composed = hydra_compose(PRIMARY, overrides=overrides)
+            composed = hydra_compose(PRIMARY, overrides=with_new_keys(overrides))
             _refuse_hidden(overrides, composed)
             return to_config(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
+
+
+def with_new_keys(overrides: list[str]) -> list[str]:
+    """The overrides with Hydra's `++` before those of PATTERNS: without it, it takes no keys that it does not know."""
+    return [f"++{text}" if text.startswith(tuple(f"{name}=" for name in PATTERNS)) else text for text in overrides]
 
 
 def _refuse_hidden(overrides: list[str], composed: Any) -> None:

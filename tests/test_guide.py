@@ -20,13 +20,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmaudio.config import FOLDER, TrainConfig, compose
 from mmaudio.data.features import feature_set
+from mmaudio.errors import ConfigError
 from mmaudio.features.mel import build_mel
 from mmaudio.finetune.run import load_network, train_on
 from mmaudio.finetune.team import Team
-from mmaudio.model.lora import DEFAULT_TARGETS, LoRAConfig, expand_targets, parameter_counts
+from mmaudio.model.lora import (
+    DEFAULT_TARGETS,
+    LoRAConfig,
+    add_lora,
+    expand_targets,
+    parameter_counts,
+    progressive,
+)
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
 from mmaudio.model.merging import velocity_at_random
 from mmaudio.model.networks import build_network
+from mmaudio.model.peft_layers import lora_layers
 from mmaudio.model.spec import lengths, model_spec
 
 TARGETS = """\
@@ -327,11 +336,14 @@ def test_a_custom_configuration_adapts_what_it_names(guide):
     run(CUSTOM_CONFIGURATION, guide, found)
     chosen = found["config"]
     assert (chosen.rank, chosen.alpha, chosen.dropout) == (128, 256.0, 0.05)
-    lora_model = load_pretrained_with_lora(MODEL, lora_config=chosen, device="cpu")
-    spec = model_spec(MODEL).network
+    with pytest.raises(ConfigError, match=r"lora.rank=128: .*attn\.qkv is 96 wide"):
+        load_pretrained_with_lora(MODEL, lora_config=chosen, device="cpu")
+    with torch.device("meta"):
+        model = add_lora(build_network("small_16k"), chosen)
+    spec = model_spec("small_16k").network
     expected = [f"joint_blocks.{i}.latent_block.attn.qkv" for i in range(spec.joint_blocks)]
     expected += [f"fused_blocks.{i}.attn.qkv" for i in range(spec.fused_blocks)]
-    assert sorted(lora_model.peft_model.base_model.targeted_module_names) == sorted(expected)
+    assert sorted(lora_layers(model)) == sorted(expected)
 
 
 def test_a_merged_model_sounds_the_same(names, guide):
@@ -356,8 +368,14 @@ def test_a_merged_model_sounds_the_same(names, guide):
 def test_phases_of_progressive_training_are_settings(guide):
     found = {"LoRAConfig": LoRAConfig}
     run(PROGRESSIVE, guide, found)
-    phases = [TrainConfig(lora=phase) for phase in found["configs"]]
-    assert [(phase.lora.rank, phase.steps) for phase in phases] == [(32, 1000), (64, 2000), (128, 3000)]
+    config = TrainConfig(lora=progressive(found["configs"]))
+    ranks = [config.lora.in_phase(config.lora.phase_at(step)).rank for step in (0, 999, 1000, 2999, 3000, 5999)]
+    assert ranks == [32, 32, 64, 64, 128, 128] and config.steps == 6000
+    listed = ",".join(f"{{rank:{phase.rank},max_steps:{phase.max_steps}}}" for phase in found["configs"])
+    composed = compose([f"lora.phases=[{listed}]"])
+    assert composed.steps == 6000 and [phase.rank for phase in composed.lora.phases] == [32, 64, 128]
+    with torch.device("meta"):
+        add_lora(build_network("small_16k"), config.lora)
 
 
 def test_the_checks_show_every_adapted_layer_and_the_progress(names, guide):

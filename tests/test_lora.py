@@ -150,15 +150,6 @@ def test_strength_goes_from_none_to_half_as_much_again(strength):
     assert not torch.allclose(flow(network), before)
 
 
-def test_further_options_are_pefts_own():
-    plain = add_lora(mini(), LoRAConfig(**RANK_4))
-    model = add_lora(mini(), LoRAConfig(**RANK_4), options={"use_rslora": True, "rank_pattern": {"ffn.w1": 2}})
-    name = "base_model.model.fused_blocks.0"
-    assert plain.get_submodule(f"{name}.attn.qkv").scaling["default"] == 8 / 4
-    assert model.get_submodule(f"{name}.attn.qkv").scaling["default"] == 8 / 4**0.5
-    assert model.get_submodule(f"{name}.ffn.w1").r["default"] == 2
-
-
 def test_save_and_load_are_the_identity():
     _, model = adapted(filled_adapter=False)
     source, _ = adapted()

@@ -78,8 +78,8 @@ def test_keys_of_a_bare_state_dict_become_pefts():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        (f"{QKV}.lora_magnitude_vector", torch.ones(3), "magnitude_vector: an adapter of LoRA's A and B"),
-        (f"{QKV}.lora_B.bias", torch.ones(3), "without biases, DoRA or whole layers"),
+        (f"{QKV}.lora_magnitude_vector", torch.ones(3), "holds no weights"),
+        (f"{QKV}.lora_B.bias", torch.ones(3), "lora_B.bias: an adapter of LoRA's A and B matrices is expected"),
         ("final_layer.conv.weight", torch.ones(3), "holds final_layer.conv.weight"),
         (f"{QKV}.lora_A.weight", torch.tensor([float("nan")]), "not finite"),
         (f"{QKV}.lora_A.weight", torch.ones(2, 2), "without its other half"),
@@ -97,18 +97,19 @@ def settings(**changes):
 
 
 def test_pefts_settings_become_ours():
-    lora, options = lora_settings(settings(lora_dropout=0.2, use_rslora=True, rank_pattern={"qkv": 2}), [QKV])
-    assert lora == LoRAConfig(4, 6.0, 0.2, [QKV])
-    assert options == {"use_rslora": True, "rank_pattern": {"qkv": 2}}
+    named = settings(lora_dropout=0.2, use_rslora=True, rank_pattern={"qkv": 2, ".*ffn.*": 3}, bias="lora_only")
+    expected = LoRAConfig(4, 6.0, 0.2, [QKV], use_rslora=True, rank_pattern={QKV: 2}, bias="lora_only")
+    assert lora_settings(named, [QKV]) == expected
+    assert lora_settings(settings(use_dora=True), [QKV]) == LoRAConfig(4, 6.0, 0.0, [QKV], use_dora=True)
     assert lora_settings(settings(init_lora_weights="gaussian", layers_to_transform=[0], layers_pattern="a"), [QKV])
-    assert lora_settings({"peft_type": "LORA", "r": 4, "lora_alpha": 6, "of_a_later_peft": True}, [QKV])[1] == {}
+    later = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "of_a_later_peft": True}
+    assert lora_settings(later, [QKV]) == LoRAConfig(4, 6.0, 0.0, [QKV])
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (settings(use_dora=True), "use_dora is True; plain LoRA is read"),
-        (settings(bias="all"), "bias is 'all'"),
+        (settings(lora_bias=True), "lora_bias is True; of peft's settings, .*use_dora.* are read"),
         (settings(modules_to_save=["final_layer"]), "modules_to_save"),
         (settings(init_lora_weights="pissa"), "path_initial_model_for_weight_conversion"),
         (settings() | {"peft_type": "LOHA"}, "'LOHA'; only LORA"),

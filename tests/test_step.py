@@ -10,10 +10,10 @@ from test_lora import adapted
 from test_networks import mini, mini_inputs
 
 from mmaudio.data.features import Features, feature_set
-from mmaudio.errors import TrainingError
+from mmaudio.errors import ConfigError, TrainingError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.precision import seeded
+from mmaudio.finetune.precision import keep_in_bf16, seeded
 from mmaudio.finetune.state import Draws, new_state
 from mmaudio.finetune.team import Team
 from mmaudio.model.lora import LoRAConfig
@@ -204,3 +204,26 @@ def test_dropout_is_seeded_and_leaves_the_default_generator_alone():
 def test_loss_by_time():
     found = step.in_bins(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.99]))
     assert found == {"0.00-0.25": 2.0, "0.75-1.00": 5.0}
+
+
+def test_a_base_in_bf16_computes_what_autocast_does(tmp_path):
+    results = []
+    for halved in (False, True):
+        config, network = small_world.config(tmp_path, lora=LoRAConfig(rank=4, alpha=8.0, dropout=0.0)), mini()
+        state = new_state(network, config, 5)
+        clips = material(network, small_world.clips(5), torch.device("cpu"))
+        if halved:
+            keep_in_bf16([*network.joint_blocks, *network.fused_blocks], torch.bfloat16)
+            qkv = network.fused_blocks[0].attn.qkv
+            assert qkv.base_layer.weight.dtype == torch.bfloat16
+            assert qkv.lora_A["default"].weight.dtype == network.audio_input_proj[0].weight.dtype == torch.float32
+        draws = state.draw(4, 0.0, 0.0)
+        results.append(step.losses(network, clips, draws, torch.bfloat16))
+        results[-1].mean().backward()
+        assert all(weight.grad.isfinite().all() for weight in state.trained().values())
+    assert torch.equal(*results)
+
+
+def test_a_base_in_bf16_needs_bf16(tmp_path):
+    with pytest.raises(ConfigError, match="base_bf16=true needs amp=true"):
+        small_world.run(tmp_path, base_bf16=True, amp=False)

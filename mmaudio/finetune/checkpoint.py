@@ -24,14 +24,14 @@ from mmaudio.config import TrainConfig, flat
 from mmaudio.data.features import FeatureSet
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.state import TrainState
-from mmaudio.model.lora import adapter_state
+from mmaudio.model.lora import adapter_state, saved_config
 
 FORMAT = 2
 PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""
 FREE = (
     *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
-    "gradient_accumulation_steps", "amp", "gradient_checkpointing", "compile",
+    "gradient_accumulation_steps", "amp", "base_bf16", "gradient_checkpointing", "compile",
     "logging.", "early_stopping.",
 )  # fmt: skip
 """Settings (and groups of them) that may change when a run continues."""
@@ -134,7 +134,8 @@ class Checkpoints:
         stored = self._read()
         if stored is None:
             return False
-        old, new = stored["origin"], origin.described()
+        new = origin.described()
+        old = {name: value for name, value in flat(TrainConfig().plain()).items() if name in new} | stored["origin"]
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed:
             listed = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
@@ -165,7 +166,7 @@ class Checkpoints:
         with state.averaged(averaged):
             weights = adapter_state(state.model)
         adapter = AdapterFile(
-            origin.config.lora,
+            saved_config(state.model, origin.config.lora.in_phase(state.phase)),
             weights,
             origin.config.model,
             origin.base_sha256,

@@ -66,6 +66,8 @@ def fit(run: Run) -> Outcome:
             evaluate(run)
         stop = False
         while not (stop or finished(state, config)):
+            if state.phase_is_over:
+                next_phase(run)
             try:
                 metrics = train_step(state, run.clips, config, run.team)
             except NotFinite:  # the state is that of before the step
@@ -82,6 +84,13 @@ def fit(run: Run) -> Outcome:
         if not stop:
             run.tracker.finished(state.progress)
     return outcome(run, start, interrupts.asked if stop else None)
+
+
+def next_phase(run: Run) -> None:
+    """Let the adapter grow to the rank of the phase that the next step belongs to."""
+    state = run.state
+    state.enter_phase(state.lora.phase_at(state.step), state.generator)
+    run.tracker.say(f"step {state.step}: the rank is {state.lora.in_phase(state.phase).rank} from here")
 
 
 def every(interval: int, step: int) -> bool:

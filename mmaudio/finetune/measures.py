@@ -20,6 +20,8 @@ from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import losses
+from mmaudio.model import base_values
+from mmaudio.model.peft_layers import ADAPTER, lora_layers
 
 PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
 """Width of the square matrices whose product is timed."""
@@ -28,23 +30,29 @@ PROBE_SECONDS = 0.5
 
 @torch.no_grad()
 def update_norms(model: nn.Module) -> dict[str, float]:
-    """Frobenius norm of what the adapter adds to the weights, by block; zero for a fresh adapter."""
+    """Frobenius norm of what training has added to the weights, by block; zero for a fresh adapter.
+
+    Of DoRA that is the change of direction and, beside it, of the magnitudes.
+    """
     squares: dict[str, float] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            found = re.search(r"(joint|fused)_blocks\.\d+", name)
-            block = found.group() if found else "other"
-            squares[block] = squares.get(block, 0.0) + _squared_norm(layer)
+    kept, parameters = base_values.of(model), dict(model.named_parameters())
+    trained = {name: parameters[name] - value.to(parameters[name]) for name, value in kept.base.items()}
+    parts = [(name, float(change.square().sum())) for name, change in trained.items() if parameters[name].requires_grad]
+    parts += [(name, _squared_norm(layer, kept.taken_out.get(name))) for name, layer in lora_layers(model).items()]
+    for name, square in parts:
+        found = re.search(r"(joint|fused)_blocks\.\d+", name)
+        block = found.group() if found else "other"
+        squares[block] = squares.get(block, 0.0) + square
     return {name: math.sqrt(value) for name, value in squares.items()}
 
 
-def _squared_norm(layer: LoraLayer) -> float:
-    """Of scale * B A, from the products of A and B with themselves."""
-    total = 0.0
-    for name, branch in layer.lora_A.items():
-        a, b = branch.weight.flatten(1).float(), layer.lora_B[name].weight.flatten(1).float()  # (r, in), (out, r)
-        total += layer.scaling[name] ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
-    return max(0.0, total)
+def _squared_norm(layer: LoraLayer, taken_out: tuple[Tensor, Tensor] | None) -> float:
+    """Of scale * B A, less what PiSSA took out, from the products of the factors with themselves."""
+    a, b = (half[ADAPTER].weight.flatten(1).float() for half in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
+    b = layer.scaling[ADAPTER] * b
+    if taken_out is not None:
+        a, b = torch.cat([a, taken_out[0]]), torch.cat([b, -taken_out[1]], 1)
+    return max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
+from mmaudio.errors import ConfigError
 from mmaudio.generation.sampler import fast_dtype
 
 
@@ -21,6 +23,21 @@ def compute_dtype(device: torch.device, amp: bool) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context that the network runs in."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def keep_in_bf16(blocks: list[nn.Module], dtype: torch.dtype) -> None:
+    """Hold the frozen weights of linears and convolutions in bfloat16, as autocast rounds them at every use anyway.
+
+    Raises ConfigError where training computes in another `dtype`.
+    """
+    if dtype != torch.bfloat16:
+        raise ConfigError("base_bf16=true needs amp=true on a machine that computes in bfloat16; leave it false here")
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d)):
+                for weight in module.parameters(recurse=False):
+                    if not weight.requires_grad:
+                        weight.data = weight.data.to(dtype)
 
 
 @contextmanager

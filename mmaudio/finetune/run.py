@@ -18,7 +18,7 @@ from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
 from mmaudio.finetune.dataset import load_data, material
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
-from mmaudio.finetune.precision import compute_dtype
+from mmaudio.finetune.precision import compute_dtype, keep_in_bf16
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.summary import adapter_lines, data_lines, memory_line
@@ -62,6 +62,8 @@ def train_on(
         state.progress.videos = held_set.videos
     resumed = files.load(state, origin)
     team.wait()
+    if config.base_bf16:
+        keep_in_bf16([*network.joint_blocks, *network.fused_blocks], compute_dtype(team.device, config.amp))
     clips = material(network, train_set, team.device)
     held = None
     if held_set is not None:

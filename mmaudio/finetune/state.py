@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.optimizers import build_optimizer
 from mmaudio.finetune.progress import Progress
+from mmaudio.model import base_values, pissa
 from mmaudio.model.flow_matching import logit_normal_times
+from mmaudio.model.growing import Growth, grow
 from mmaudio.model.lora import adapted_network, add_lora
+from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.networks import MMAudio
+from mmaudio.model.peft_layers import lora_layers
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Order:
 class TrainState:
     """Adapter, optimizer, running average, generators, position in the data, progress."""
 
-    model: PeftModel
+    model: nn.Module
+    """The network as `add_lora` returns it."""
     network: MMAudio
     """The network inside `model`, the one to call."""
     optimizer: torch.optim.Optimizer
@@ -95,9 +99,13 @@ class TrainState:
     generator: torch.Generator
     average: dict[str, Tensor] | None
     """Running average of the trained parameters, by name; None where it is off."""
+    lora: LoRAConfig
+    """The adapter's settings, of all phases."""
     progress: Progress = field(default_factory=Progress)
     step: int = 0
     """Optimizer steps done."""
+    phase: int = 0
+    """Index of the phase whose rank the adapter has."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
@@ -105,8 +113,8 @@ class TrainState:
 
     @property
     def targets(self) -> list[str]:
-        """Names of the adapted layers, in the network's order (peft's own configuration abbreviates them)."""
-        return list(self.model.base_model.targeted_module_names)
+        """Names of the adapted layers, in the network's order; none where all weights are trained."""
+        return list(lora_layers(self.model))
 
     def draw(self, count: int, drop_video: float, drop_text: float) -> Draws:
         """The random part of the next step of `count` clips, dropping conditions with these probabilities."""
@@ -158,13 +166,38 @@ class TrainState:
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Within it the network computes what the base model does."""
-        with self.model.disable_adapter():
+        with base_values.without_adapter(self.model):
             yield
+
+    @property
+    def phase_is_over(self) -> bool:
+        """Whether the next step belongs to a later phase."""
+        return self.lora.phase_at(self.step) > self.phase
+
+    def enter_phase(self, number: int, generator: torch.Generator | None = None) -> None:
+        """Give the adapter the rank of a later phase; function and optimizer's state of the old part stay.
+
+        New rows of A are drawn from `generator`, zero without one.
+        """
+        before = self.trained()
+        grown = grow(self.model, self.lora.in_phase(number), self.targets, generator)
+        trained = self.trained()
+        for group in self.optimizer.param_groups:
+            now = {id(before[name]): trained[name] for name in grown}
+            group["params"] = [now.get(id(weight), weight) for weight in group["params"]]
+        for name, growth in grown.items():
+            moments = self.optimizer.state.pop(before[name], {})
+            self.optimizer.state[trained[name]] = _grown_moments(moments, growth)
+            if self.average is not None:
+                self.average[name] = growth.apply(self.average[name])
+        self.phase = number
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values, the base weights left out."""
         return {
             "step": self.step,
+            "phase": self.phase,
+            "taken_out": base_values.of(self.model).taken_out,
             "trained": {name: weight.detach() for name, weight in self.trained().items()},
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
@@ -175,10 +208,13 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave; TrainingError where the trained parameters are not the same."""
+        if state.get("phase", 0) > self.phase:
+            self.enter_phase(state["phase"])
         trained = self.trained()
         different = sorted(set(trained) ^ set(state["trained"]))
         if different:
             raise TrainingError(f"the saved state is of another adapter ({', '.join(different[:3])}, ...)")
+        pissa.take_out(self.model, state.get("taken_out", {}))
         _assign(trained, state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -196,15 +232,24 @@ def _assign(weights: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None
         weight.copy_(values[name])
 
 
+def _grown_moments(moments: dict[str, Any], growth: Growth) -> dict[str, Any]:
+    """AdamW's, of a parameter that has grown."""
+    powers = {"exp_avg": 1, "exp_avg_sq": 2}
+    return {
+        name: growth.apply_to_moment(value, powers[name]) if name in powers else value
+        for name, value in moments.items()
+    }
+
+
 def new_state(network: MMAudio, config: TrainConfig, clips: int) -> TrainState:
-    """The state at step 0: a fresh adapter on the loaded network. ConfigError for a target that matches nothing."""
+    """The state at step 0: a fresh adapter on the loaded network. ConfigError as `add_lora` raises it."""
     generators = [torch.Generator().manual_seed(config.seed + offset) for offset in range(3)]
     model = add_lora(network, config.lora, generators[0])
     inner = adapted_network(model)
     inner.gradient_checkpointing = config.gradient_checkpointing
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = build_optimizer(trained, config)
-    state = TrainState(model, inner, optimizer, Order(clips, generators[1]), generators[2], None)
+    state = TrainState(model, inner, optimizer, Order(clips, generators[1]), generators[2], None, config.lora)
     if config.ema_decay:
         state.average = {name: weight.detach().clone() for name, weight in state.trained().items()}
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.model.lora import parameter_counts
+from mmaudio.model.lora_config import LoRAConfig
 
 
 def adapter_lines(state: TrainState, config: TrainConfig) -> list[str]:
@@ -27,12 +29,25 @@ def adapter_lines(state: TrainState, config: TrainConfig) -> list[str]:
     counts = parameter_counts(state.model)
     blocks = ", ".join(f"{name} {readable(count)}" for name, count in counts.blocks.items())
     return [
-        f"adapter:    rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {len(names)} layers",
+        *kind_lines(config.lora, len(names)),
         *(f"            {count:3d} x {kind}" for kind, count in kinds.items()),
         f"parameters: {readable(counts.total)} in all, {readable(counts.trainable)} trained "
         f"({100 * counts.trainable / counts.total:.2f} %)",
         f"            {blocks}",
     ]
+
+
+def kind_lines(lora: LoRAConfig, layers: int) -> list[str]:
+    """Which kind of adapter it is, its rank, and how that grows."""
+    if not lora.enabled:
+        return ["adapter:    none, every weight of the network is trained"]
+    kind = "" if lora.kind == "LoRA" else f"{lora.kind}, "
+    own = "".join(f", {pattern} {rank}" for pattern, rank in lora.rank_pattern.items())
+    bias = {"none": "", "all": ", all biases", "lora_only": ", their biases"}[lora.bias]
+    lines = [f"adapter:    {kind}rank {lora.rank}{own}, alpha {lora.alpha:g}, on {layers} layers{bias}"]
+    steps = list(accumulate(phase.max_steps for phase in lora.phases))
+    grown = ", ".join(f"rank {phase.rank} to step {end}" for phase, end in zip(lora.phases, steps, strict=True))
+    return [*lines, f"phases:     {grown}"] if grown else lines
 
 
 def data_lines(train: FeatureSet, held_out: FeatureSet | None, config: TrainConfig) -> list[str]:

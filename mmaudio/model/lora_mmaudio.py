@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.features.encoders import PARTS, SEEING, Encoders, load_encoders
 from mmaudio.generation.generate import Wish, generate
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.model.lora import LoRAConfig, add_lora, expand_targets, parameter_counts, set_strength
+from mmaudio.model.lora import LoRAConfig, add_lora, fresh_targets, parameter_counts, set_strength
 from mmaudio.model.merging import merged_copy
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import model_spec
@@ -105,19 +104,21 @@ class Files:
     """The type of every value in the base's file, by released key."""
     adapter: Path | None
     """None: a fresh adapter."""
+    kind: str = "LoRA"
+    """What the adapter is called: rsLoRA, full fine-tuning and so on."""
 
 
 class LoRAMMAudio(Generator):
     """A base network with its adapter."""
 
-    def __init__(self, adapted: PeftModel, network: MMAudio, surroundings: Surroundings, files: Files) -> None:
+    def __init__(self, adapted: nn.Module, network: MMAudio, surroundings: Surroundings, files: Files) -> None:
         super().__init__(network, surroundings)
         self._adapted = [adapted]  # in a list: its modules are the network's own, not to be named twice
         self.files = files
 
     @property
-    def peft_model(self) -> PeftModel:
-        """The network as peft sees it."""
+    def peft_model(self) -> nn.Module:
+        """The network as peft sees it; the network itself where all its weights were trained."""
         return self._adapted[0]
 
     def parameter_info(self) -> str:
@@ -129,7 +130,7 @@ class LoRAMMAudio(Generator):
             disk, file = size_on_disk(self.files.adapter), f"in {self.files.adapter}"
         return "\n".join(
             [
-                f"{self.model_name} with LoRA:   {counts.total:>13,} parameters",
+                f"{f'{self.model_name} with {self.files.kind}:':<22}{counts.total:>13,} parameters",
                 f"  base, frozen:     {counts.total - counts.trainable:>13,}",
                 f"  trainable:        {counts.trainable:>13,}  ({100 * counts.trainable / counts.total:.2f} % of all)",
                 *(f"    {name:<16}{count:>13,}" for name, count in counts.blocks.items()),
@@ -214,7 +215,7 @@ def load_pretrained_with_lora(
         check_base(file, name)
         check_fit(file, network, name)
     else:
-        expand_targets(network, config.target_modules)
+        fresh_targets(network, config)
     alone = is_offline(offline)
     fetch(name, ("network",), folder, alone)
     base = load_part(name, "network", folder)
@@ -225,4 +226,5 @@ def load_pretrained_with_lora(
     else:
         adapted = attach(network, file, name, base.identity)
     network.to(place).eval()
-    return LoRAMMAudio(adapted, network, Surroundings(name, folder, place, alone), Files(base.path, dtypes, source))
+    files = Files(base.path, dtypes, source, (config if file is None else file.lora).kind)
+    return LoRAMMAudio(adapted, network, Surroundings(name, folder, place, alone), files)

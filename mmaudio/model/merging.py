@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaudio.errors import WeightsError
 from mmaudio.model.lora import adapted_network, merge
@@ -37,7 +36,7 @@ class Merged:
     """The coarsest type in `state`, whose rounding that is."""
 
 
-def merged_copy(model: PeftModel, dtypes: Mapping[str, torch.dtype]) -> Merged:
+def merged_copy(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Merged:
     """Merge a copy of `model` in float32, at the strength that is set, and round it to `dtypes`, by released key.
 
     Both compute the velocity at one random input on the CPU in float32. Raises WeightsError where it is not finite, or

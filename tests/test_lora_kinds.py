@@ -1,0 +1,227 @@
+"""rsLoRA, DoRA, PiSSA, ranks by layer, biases and full fine-tuning: the promises that each shares with plain LoRA."""
+
+import dataclasses
+
+import pytest
+import small_world
+import torch
+from peft import PeftModel
+from test_networks import mini, mini_inputs
+
+from mmaudio.adapters import AdapterFile, attach, read_adapter, write_adapter
+from mmaudio.config import compose
+from mmaudio.errors import ConfigError, WeightsError
+from mmaudio.finetune.state import new_state
+from mmaudio.model.base_values import without_adapter
+from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, merge, saved_config, set_strength
+from mmaudio.model.merging import merged_copy
+from mmaudio.model.peft_layers import lora_layers
+from mmaudio.model.targets import LINEAR_TARGETS
+
+LINEARS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": list(LINEAR_TARGETS)}
+KINDS = {
+    "rslora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, use_rslora=True),
+    "dora": LoRAConfig(**LINEARS, use_dora=True),
+    "pissa": LoRAConfig(**LINEARS, init_lora_weights="pissa"),
+    "pissa and rslora": LoRAConfig(
+        **LINEARS, init_lora_weights="pissa", use_rslora=True, rank_pattern={"text_block.ffn": 2}
+    ),
+    "ranks": LoRAConfig(
+        rank=4, alpha=8.0, dropout=0.0, rank_pattern={"attn.qkv": 8, "ffn.w1": 2}, alpha_pattern={"w1": 3.0}
+    ),
+    "all biases": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, bias="all"),
+    "own biases": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, bias="lora_only"),
+    "further": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, extra_targets=["linear1", "*_input_proj"]),
+    "full": LoRAConfig(enabled=False),
+}
+
+
+def flow(network):
+    with torch.no_grad():
+        return network(**mini_inputs())
+
+
+def near(one, other, share=1e-5):
+    return float((one - other).abs().max()) < share * float(other.abs().max())
+
+
+def trained(config):
+    """The miniature with an adapter whose trained weights have all moved, and the model."""
+    network = mini()
+    model = add_lora(network, config, torch.Generator().manual_seed(0)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.02 * torch.randn(weight.shape, generator=generator)
+    return network, model
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def saved(kind, tmp_path):
+    """The trained network's velocity, and the file of its adapter."""
+    network, model = trained(kind)
+    adapter = AdapterFile(
+        saved_config(model, kind), adapter_state(model), "tiny_16k", "", sorted(lora_layers(model)), 3
+    )
+    write_adapter(tmp_path / "best_lora.pt", adapter)
+    return flow(network), tmp_path / "best_lora.pt"
+
+
+def test_a_fresh_one_changes_nothing(kind):
+    network = mini()
+    add_lora(network, kind, torch.Generator().manual_seed(0)).eval()
+    assert near(flow(network), flow(mini()))
+
+
+def test_without_it_the_network_is_the_base(kind):
+    network, model = trained(kind)
+    expected, adapted = flow(mini()), flow(network)
+    assert not near(adapted, expected, 1e-2)
+    with without_adapter(model):
+        assert torch.equal(flow(network), expected)
+    assert torch.equal(flow(network), adapted)
+
+
+def test_a_graph_outlives_a_look_at_the_base(kind):
+    network, model = trained(kind)
+    loss = network(**mini_inputs()).square().mean()
+    with torch.no_grad(), without_adapter(model):
+        network(**mini_inputs())
+    loss.backward()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_its_file_is_its_effect_in_every_form(kind, saved):
+    expected, path = saved
+    forms = (
+        [path] if not kind.enabled else [path, path.with_suffix(""), path.with_suffix("") / "adapter_model.safetensors"]
+    )
+    for form in forms:
+        network, found = mini(), read_adapter(form)
+        attach(network, found, "tiny_16k")
+        assert near(flow(network), expected), form
+        assert found.lora.kind == kind.kind.replace("PiSSA + ", "").replace("PiSSA", "LoRA")
+
+
+def test_plain_peft_reads_the_folder(kind, saved):
+    expected, path = saved
+    if not kind.enabled:
+        assert not path.with_suffix("").exists(), "peft has no form for whole networks"
+        return
+    theirs = PeftModel.from_pretrained(mini(), str(path.with_suffix(""))).get_base_model().eval()
+    assert near(flow(theirs), expected)
+
+
+def test_merged_equals_unmerged(kind, saved):
+    expected, path = saved
+    network = mini()
+    model = attach(network, read_adapter(path), "tiny_16k")
+    dtypes = {key: value.dtype for key, value in mini().state_dict().items()}
+    copy = merged_copy(model, dtypes)
+    assert copy.state.keys() == dtypes.keys() and near(flow(copy.network), expected, 1e-4)
+    assert near(flow(merge(model)), expected, 1e-4) and list(network.state_dict()) == list(dtypes)
+
+
+def test_strength_goes_from_the_base_to_the_adapter(kind, saved):
+    expected, path = saved
+    network, base = mini(), flow(mini())
+    model = attach(network, read_adapter(path), "tiny_16k")
+    set_strength(model, 0.5)
+    half = flow(network)
+    assert not near(half, expected, 1e-3) and not near(half, base, 1e-3)
+    set_strength(model, 0.0)
+    assert near(flow(network), base)
+    set_strength(model, 1.0)
+    assert near(flow(network), expected)
+    set_strength(model, 0.5)
+    assert near(flow(merge(model)), half, 1e-4)
+
+
+def test_it_trains_resumes_and_saves(kind, tmp_path):
+    settings = {"lora": kind, "weight_decay": 0.0, "learning_rate": 1e-3, "ema_decay": 0.9, "preserve_base": 0.1}
+    whole = small_world.run(tmp_path / "whole", **settings)
+    assert whole.best < whole.base and whole.step == 6
+    small_world.run(tmp_path / "parts", max_steps=3, schedule="constant", **settings)
+    parts = small_world.run(tmp_path / "parts", max_steps=4, schedule="constant", **settings)
+    straight = small_world.run(tmp_path / "straight", max_steps=4, schedule="constant", **settings)
+    one, other = (read_adapter(run.folder / "lora_checkpoints/last_lora.pt") for run in (parts, straight))
+    assert parts.new_steps == 1 and all(torch.equal(one.state[key], value) for key, value in other.state.items())
+    attach(mini(), one, "tiny_16k")
+
+
+def test_layers_have_the_rank_of_the_first_pattern_that_matches():
+    model = add_lora(mini(), KINDS["ranks"])
+    found = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in lora_layers(model).items()}
+    assert found["fused_blocks.0.attn.qkv"] == (8, 1.0) and found["fused_blocks.0.ffn.w1"] == (2, 1.5)
+    assert found["fused_blocks.0.ffn.w2"] == (4, 2.0)
+    with pytest.raises(ConfigError, match=r"lora.rank_pattern: 'atn.qkv' matches nothing .*attn.qkv"):
+        add_lora(mini(), LoRAConfig(rank=4, rank_pattern={"atn.qkv": 8}))
+    assert compose(["lora.rank_pattern={attn.qkv:8,fused_blocks.*.ffn:2}"]).lora.rank_pattern == {
+        "attn.qkv": 8, "fused_blocks.*.ffn": 2,
+    }  # fmt: skip
+
+
+def test_rslora_scales_by_the_root_of_the_rank():
+    layer = next(iter(lora_layers(add_lora(mini(), KINDS["rslora"])).values()))
+    assert layer.scaling["default"] == 8 / 4**0.5
+
+
+@pytest.mark.parametrize("changed", [{"rank": 65}, {"rank": 4, "rank_pattern": {"fused_blocks[0].attn.qkv": 65}}])
+def test_a_rank_larger_than_the_layer_is_refused(changed):
+    with pytest.raises(ConfigError, match=r"lora.rank=65: \w+_blocks\.0\.(latent_block\.)?attn\.qkv is 64 wide"):
+        add_lora(mini(), LoRAConfig(**changed))
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa", "dropout": 0.0}])
+def test_convolutions_are_refused_where_the_kind_is_for_linears(settings):
+    with pytest.raises(ConfigError, match=r"is for linears, but joint_blocks.* are convolutions.*preset=\w+"):
+        add_lora(mini(), LoRAConfig(rank=4, **settings))
+
+
+@pytest.mark.parametrize("preset, kind", [("dora", "DoRA"), ("pissa", "PiSSA")])
+def test_the_presets_of_the_kinds_fit_the_network(preset, kind):
+    config = compose([f"preset={preset}", "rank=8"])
+    assert config.lora.kind == kind and list(config.lora.target_modules) == list(LINEAR_TARGETS)
+    add_lora(mini(), config.lora)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["lora.init_lora_weights=pissa"], "set lora.dropout=0"),
+        (["lora.init_lora_weights=pissa", "lora.dropout=0"], "set weight_decay=0"),
+        (["lora.init_lora_weights=olora"], "it is kaiming, pissa"),
+        (["lora.bias=some"], "it is none, all, lora_only"),
+        (["lora.enabled=false", "lora.use_rslora=true"], "lora.use_rslora means nothing there"),
+        (["lora.enabled=false", "lora_plus_ratio=16"], "lora_plus_ratio is for adapters alone"),
+        (["lora.rank_pattern={ffn:0}"], "ffn: 0: the rank is at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        compose(overrides)
+
+
+def test_biases_are_those_asked_for(tmp_path):
+    def trained_biases(bias):
+        config = small_world.config(tmp_path, lora=LoRAConfig(rank=4, bias=bias))
+        return {name for name in new_state(mini(), config, 5).trained() if name.endswith(".bias")}
+
+    everywhere, own = trained_biases("all"), trained_biases("lora_only")
+    assert not trained_biases("none") and own < everywhere
+    assert own and all(name.endswith("attn.qkv.base_layer.bias") for name in own)
+
+
+def test_a_fully_trained_file_of_another_model_is_refused(tmp_path):
+    _, model = trained(KINDS["full"])
+    state = {key: value for key, value in adapter_state(model).items() if "final_layer" not in key}
+    adapter = AdapterFile(KINDS["full"], state, "tiny_16k", "")
+    with pytest.raises(WeightsError, match=r"fully fine-tuned tiny_16k weights of another model.*missing"):
+        attach(mini(), adapter, "tiny_16k")
+    with pytest.raises(WeightsError, match="made for tiny_16k, not for small_16k"):
+        attach(mini(), dataclasses.replace(adapter, state={}), "small_16k")
