@@ -142,6 +142,7 @@ def test_strength_goes_from_the_base_to_the_adapter(kind, saved):
     assert near(flow(merge(model)), half, 1e-4)
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_saves(kind, tmp_path):
     settings = {"lora": kind, "weight_decay": 0.0, "learning_rate": 1e-3, "ema_decay": 0.9, "preserve_base": 0.1}
     whole = small_world.run(tmp_path / "whole", **settings)

@@ -84,6 +84,7 @@ class Killed(BaseException):
     """Stands for a SIGKILL."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "pissa"])
 @pytest.mark.parametrize("step", [3, 4, 5])
 def test_killed_around_the_border_and_continued_is_the_whole_run(tmp_path, monkeypatch, name, step):
