@@ -15,6 +15,8 @@ from mmaudio.data.clips import STRIDE, find_videos
 from mmaudio.data.settings import compose_split
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.model.lora import fresh_targets
+from mmaudio.model.networks import build_network
 from mmaudio.model.spec import SECONDS, ModelSpec, model_spec
 from mmaudio.pipeline import SPLIT_KEYS, Job, training_overrides
 from mmaudio.progress import amount
@@ -31,9 +33,12 @@ SPARE_BYTES = 2e9
 
 
 def check_settings(job: Job) -> None:
-    """ConfigError for overrides that splitting or training would refuse."""
+    """ConfigError for overrides that splitting or training would refuse, an adapter that does not fit included."""
     compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
-    compose(training_overrides(job))
+    config = compose(training_overrides(job))
+    with torch.device("meta"):
+        network = build_network(config.model)
+    fresh_targets(network, config.lora)
 
 
 def plan(job: Job, go_on: bool) -> bool:

@@ -126,15 +126,20 @@ def done(place):
 def test_metrics_json_keeps_its_contract(done):
     results = json.loads((done / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 4, 3)
-    assert set(results["metrics"]) == {"velocity_loss", "mel_l1", "mel_l1_loud", "onset_f1"}
+    assert set(results["metrics"]) == {
+        "velocity_loss", "mel_l1", "mel_l1_loud", "onset_f1", "onset_precision", "onset_recall", "onset_lag",
+        "stft_distance", "loudness_difference", "centroid_difference", "bandwidth_difference", "near_silent",
+    }  # fmt: skip
     for name, metric in results["metrics"].items():
         assert metric["difference"] == pytest.approx(metric["adapted"] - metric["base"])
         low, high = metric["interval"]
         assert low <= metric["difference"] <= high
-        assert metric["better"] == ("higher" if name == "onset_f1" else "lower")
+        assert metric["better"] == ("higher" if name in {"onset_f1", "onset_precision", "onset_recall"} else "lower")
         assert metric["verdict"] in ("better", "worse", "cannot tell")
     loss = results["metrics"]["velocity_loss"]
     assert loss["base"] != loss["adapted"]
+    codec = {name: metric["codec"] for name, metric in results["metrics"].items()}
+    assert codec.pop("velocity_loss") is None and all(value is not None for value in codec.values())
     assert results["forgetting"] == {}
 
 
@@ -155,7 +160,7 @@ def test_the_report_stands_alone_and_names_everything(done):
     html = (done / "report" / "index.html").read_text()
     links = re.findall(r'(?:src|href|poster)="([^"#][^"]*)"', html)
     files = {link for link in links if not link.startswith("data:")}
-    assert len(files) == 4 * 4
+    assert len(files) == 4 * 5  # the picture, the original, the codec's, both models'
     for file in files:
         assert (done / "report" / file).stat().st_size > 500
     assert not re.search(r"https?://(?!www\.w3\.org)", html)
@@ -178,6 +183,7 @@ def test_a_second_run_does_nothing_and_another_seed_does(done, place, capsys):
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (done, again))
     assert (second["clips"], second["videos"]) == (3, 3)
     assert second["inputs"] != first["inputs"]
+    assert second["metrics"].keys() - first["metrics"].keys() == {"duplicates", "diversity"}
 
 
 def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):

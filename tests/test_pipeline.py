@@ -161,6 +161,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
         (["--demo", "--modle", "tiny_16k"], "did you mean"),
         (["--demo", "--model", "tiny_16"], "tiny_16k"),
         (["--demo", "--", "lora.ranc=4"], "rank"),
+        (["--demo", "--", "lora.rank=1000"], "take at most 96"),
     ],
 )
 def test_wrong_use_is_status_2_before_any_work(tmp_path, arguments, said):

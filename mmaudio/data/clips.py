@@ -130,7 +130,7 @@ def _files(root: Path, recursive: bool) -> list[Path]:
 
 def _broken(path: Path) -> bool:
     """Whether it is a link to nothing, or to itself."""
-    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110, Path's own raises for a loop
+    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110, Path's own raises where a folder forbids a look
 
 
 def _hidden(path: Path) -> bool:

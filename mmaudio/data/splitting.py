@@ -143,7 +143,7 @@ def _scans(
     new = [path for path, scan in known.items() if scan is None]
     with Guarded(scan_video, quiet=not settings.debug) as guarded:
         for path in progress(new):
-            size = path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110, Path's own raises for a loop
+            size = path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110, Path's own raises where a folder forbids a look
             limit = settings.timeout or TIMEOUT + TIMEOUT_PER_MB * size / 1e6
             try:
                 known[path] = scan = guarded((path, settings.scan, names[path]), limit)

@@ -83,7 +83,7 @@ def page_data(results: Results, made: Sequence[dict[str, Any]], model: str, date
 
     `made`: the cards of the same clips.
     """
-    names = [name for name, metric in METRICS.items() if not metric.of_set and _known(results, name)]
+    names = [name for name, metric in METRICS.items() if not metric.of_set and results.knows(name)]
     keys = [source["key"] for source in sources(results)]
     values = {name: {key: [_strict(v) for v in results.values(key, name)] for key in keys} for name in names}
     ids = [result.clip.id for result in results.clips]
@@ -107,7 +107,7 @@ def page_data(results: Results, made: Sequence[dict[str, Any]], model: str, date
 
 def clip_table(results: Results) -> dict[str, Any]:
     """The table by clip: the metrics to choose from, and the lines of the first one shown."""
-    known = {name: metric for name, metric in METRICS.items() if not metric.of_set and _known(results, name)}
+    known = {name: metric for name, metric in METRICS.items() if not metric.of_set and results.knows(name)}
     first = PRIMARY if PRIMARY in known else next(iter(known), "")
     lines = []
     for index, result in enumerate(results.clips, 1):
@@ -142,10 +142,6 @@ def frequency_marks(rate: int) -> list[dict[str, Any]]:
 
 def _mel(hertz: float) -> float:
     return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
-
-
-def _known(results: Results, name: str) -> bool:
-    return any(math.isfinite(value) for key in (BASE, ADAPTED) for value in results.values(key, name))
 
 
 def _value(result: ClipResult, key: str, name: str) -> float:

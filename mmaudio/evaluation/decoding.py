@@ -6,7 +6,7 @@ M mel bands, T mel frames, N latent tokens, C latent channels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from mmaudio.data.features import FeatureSet
 from mmaudio.evaluation import media
 from mmaudio.evaluation.charts import mel_picture
-from mmaudio.evaluation.measure import Sound, averaged, sound_values
-from mmaudio.evaluation.results import ADAPTED, BASE, ORIGINAL, ClipResult, Results
+from mmaudio.evaluation.measure import Sound, averaged, between_takes, sound_values
+from mmaudio.evaluation.results import ADAPTED, BASE, CODEC, ORIGINAL, ClipResult, Results
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.spec import ModelSpec
@@ -42,7 +42,7 @@ class Material:
 
 @dataclass
 class Heard:
-    """One clip in sound, by name (original, base, adapted): waveforms (takes, samples) and mels (takes, M, T)."""
+    """One clip in sound, by the names in `results`: waveforms (takes, samples) and mels (takes, M, T)."""
 
     waveforms: dict[str, Tensor]
     mels: dict[str, Tensor]
@@ -59,7 +59,7 @@ def decode(sampler: Sampler, material: Material, report: Path | None) -> Results
         chosen = [clips[row] for row in rows]
         originals = media.original_sounds(material.root, chosen, spec.codec.rate, samples)
         for row, original in zip(rows, originals, strict=True):
-            latents = {model: material.latents[model][row] for model in MODELS}
+            latents = {CODEC: material.features.mean[row][None], **{m: material.latents[m][row] for m in MODELS}}
             heard = hear(sampler, to_mel, original.to(sampler.device), latents)
             result = ClipResult(clips[row], measure(heard, spec))
             for model in MODELS:
@@ -81,16 +81,21 @@ def media_name(row: int) -> str:
 
 
 def hear(sampler: Sampler, to_mel: MelSpectrogram, original: Tensor, latents: dict[str, Tensor]) -> Heard:
-    """Decode the takes (takes, N, C) of each model and compute all spectrograms."""
-    takes = sampler.decode(torch.cat([latents[model] for model in MODELS])).chunk(len(MODELS))
-    waveforms = {ORIGINAL: original[None], **dict(zip(MODELS, takes, strict=True))}
+    """Decode the latents (takes, N, C) of each sound and compute all spectrograms."""
+    sizes = [len(part) for part in latents.values()]
+    decoded = torch.split(sampler.decode(torch.cat(list(latents.values()))), sizes)
+    waveforms = {ORIGINAL: original[None], **dict(zip(latents, decoded, strict=True))}
     return Heard(waveforms, {name: to_mel(waveform) for name, waveform in waveforms.items()})
 
 
 def measure(heard: Heard, spec: ModelSpec) -> dict[str, Sound]:
     """What was measured of each sound against the original; values are means over takes."""
-    reference = heard.mels[ORIGINAL][0]
-    return {name: averaged(sound_values(mels, reference, spec.codec)) for name, mels in heard.mels.items()}
+    wave, mel = heard.waveforms[ORIGINAL][0], heard.mels[ORIGINAL][0]
+    found = {}
+    for name, mels in heard.mels.items():
+        sound = averaged(sound_values(heard.waveforms[name], mels, wave, mel, spec.codec))
+        found[name] = replace(sound, values=sound.values | between_takes(mels, spec.codec))
+    return found
 
 
 def show(result: ClipResult, heard: Heard, spec: ModelSpec, report: Path, stem: str) -> None:

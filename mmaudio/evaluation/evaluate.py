@@ -35,7 +35,7 @@ from mmaudio.model.lora import merge
 from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.released import PARTS
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same inputs give other results."""
 
 

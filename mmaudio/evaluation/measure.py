@@ -20,8 +20,10 @@ from torch import Tensor
 
 from mmaudio.data.features import FeatureSet
 from mmaudio.data.untitled import with_empty_text
-from mmaudio.evaluation.onsets import onset_f1, onsets
-from mmaudio.evaluation.spectra import mel_l1, mel_l1_loud
+from mmaudio.evaluation.loudness import loudness, near_silent
+from mmaudio.evaluation.onsets import onset_envelope, onset_f1, onset_lag, onsets, precision_and_recall
+from mmaudio.evaluation.spectra import centroid_and_bandwidth, mel_l1, mel_l1_loud, stft_distance
+from mmaudio.evaluation.takes import diversity, duplicates, take_distances
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import sample_posterior, velocity_loss
 from mmaudio.model.spec import CodecSpec
@@ -53,8 +55,6 @@ class Sound:
     """By metric; of several takes the mean."""
     onsets: list[float] = field(default_factory=list)
     """Seconds from the clip's start; of the first take."""
-    takes: list[dict[str, float]] = field(default_factory=list)
-    """The values of every take, by metric; empty where there is one."""
 
 
 def clip_seed(seed: int, clip: str, what: str) -> int:
@@ -102,21 +102,38 @@ def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: s
     return rearrange(torch.cat(made), "(clips samples) n c -> clips samples n c", samples=draws.samples)
 
 
-def sound_values(mels: Tensor, reference: Tensor, codec: CodecSpec) -> list[Sound]:
-    """Each of the mel spectrograms (B, M, T) against the original's (M, T)."""
-    original = reference.expand_as(mels)
-    distances = mel_l1(mels, original).tolist()
-    loud = mel_l1_loud(mels, original, codec.log_base).tolist()
-    wanted = onsets(reference[None], codec)[0]
+def sound_values(waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec) -> list[Sound]:
+    """Each of the sounds (B, samples), with their spectrograms (B, M, T), against the original's `wave` and `mel`."""
+    wanted, columns = onsets(mel[None], codec)[0], _distances(waveforms, mels, wave, mel, codec)
     sounds = []
     for row, found in enumerate(onsets(mels, codec)):
-        values = {
-            "mel_l1_loud": loud[row],
-            "mel_l1": distances[row],
-            "onset_f1": onset_f1(found, wanted),
-        }
-        sounds.append(Sound(values, found.tolist()))
+        precision, recall = precision_and_recall(found, wanted)
+        own = {"onset_f1": onset_f1(found, wanted), "onset_precision": precision, "onset_recall": recall}
+        sounds.append(Sound({name: float(column[row]) for name, column in columns.items()} | own, found.tolist()))
     return sounds
+
+
+def _distances(waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
+    """What is computed for all sounds at once: a column (B,) by metric."""
+    original = mel.expand_as(mels)
+    envelopes, own = onset_envelope(mels, codec), onset_envelope(mel[None], codec)[0]
+    (centroids, widths), (centroid, width) = (centroid_and_bandwidth(w, codec.rate) for w in (waveforms, wave[None]))
+    return {
+        "mel_l1_loud": mel_l1_loud(mels, original, codec.log_base),
+        "mel_l1": mel_l1(mels, original),
+        "stft_distance": stft_distance(waveforms, wave.expand_as(waveforms)),
+        "loudness_difference": (loudness(waveforms, codec.rate) - loudness(wave[None], codec.rate)).abs(),
+        "onset_lag": onset_lag(envelopes, own, codec.hop / codec.rate).abs(),
+        "centroid_difference": (centroids - centroid).abs(),
+        "bandwidth_difference": (widths - width).abs(),
+        "near_silent": near_silent(waveforms, wave, codec.rate),
+    }
+
+
+def between_takes(mels: Tensor, codec: CodecSpec) -> dict[str, float]:
+    """How different the takes of a clip (takes, M, T) are; NaN for one take."""
+    distances = take_distances(mels, codec.log_base)
+    return {"duplicates": duplicates(distances), "diversity": diversity(distances)}
 
 
 def averaged(sounds: Sequence[Sound]) -> Sound:

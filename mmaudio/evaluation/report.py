@@ -77,7 +77,7 @@ def context(held_out: Results, general: Results | None, background: Background) 
         "tables": _tables(held_out, general, background),
         "clip_table": cards.clip_table(held_out),
         "method": wording.METHOD,
-        "notes": list(METRICS.values()),
+        "notes": [METRICS[name] for name in held_out.comparisons()],
         "not_computed": [
             {"title": METRICS[name].title if name in METRICS else name, "why": why}
             for name, why in held_out.not_computed.items()

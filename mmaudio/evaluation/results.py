@@ -24,7 +24,7 @@ ORIGINAL, CODEC, BASE, ADAPTED = "original", "codec", "base", "adapted"
 class ClipResult:
     """One clip: its sounds by name (original, codec, base, adapted), and what the report shows of it.
 
-    A sound's values are means over its takes (`Sound.takes` has each); what is played and drawn is the first take.
+    A sound's values are means over its takes; what is played and drawn is the first take.
     """
 
     clip: Clip
@@ -72,6 +72,10 @@ class Results:
             for result in self.clips
         ]
 
+    def knows(self, metric: str) -> bool:
+        """Whether any clip has a value of the metric for what a model made."""
+        return any(value == value for model in (BASE, ADAPTED) for value in self.values(model, metric))
+
     def comparisons(self) -> dict[str, Comparison]:
         """Every metric that has a value on at least one clip, in the report's order."""
         videos = [result.clip.video for result in self.clips]
@@ -117,12 +121,13 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
-    """One line per clip: which set, id, video, start, then base and adapted of every metric (empty: no value)."""
-    columns = [f"{model}_{name}" for name in METRICS for model in (BASE, ADAPTED)]
+    """One line per clip: which set, id, video, start, then base and adapted of every metric that has values."""
+    names = [name for name in METRICS if any(results.knows(name) for results in sets.values())]
+    columns = [f"{model}_{name}" for name in names for model in (BASE, ADAPTED)]
     rows: list[Sequence[object]] = [["set", "id", "video", "start", *columns]]
     for name, results in sets.items():
         for result in results.clips:
-            sounds = [(result.sounds[model], metric) for metric in METRICS for model in (BASE, ADAPTED)]
+            sounds = [(result.sounds[model], metric) for metric in names for model in (BASE, ADAPTED)]
             values = [sound.values.get(metric, math.nan) for sound, metric in sounds]
             clip = result.clip
             rows.append([name, clip.id, clip.video, clip.start, *("" if v != v else f"{v:.6g}" for v in values)])
