@@ -37,7 +37,7 @@ METHOD = (
     "within each video, and the 95 % interval is Student's t over the videos. Better or worse is said where the "
     f"interval excludes zero and there are at least {FEWEST_VIDEOS} videos; otherwise nobody can tell with this many. "
     f"The verdict at the top is that of the {METRICS[PRIMARY].title.lower()}, or mixed where another metric that "
-    "counts says the opposite."
+    "counts says the opposite. Codec is the original through the model's codec and back: what the codec alone loses."
 )
 TWICE = (
     "There were too few videos for two held-out parts: the clips compared here also chose the best step of training, "
