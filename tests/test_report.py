@@ -56,9 +56,13 @@ def test_blind_votes_count_and_survive_a_reload(reader):
     reader.wait("return !panel.votes[0].disabled")
     reader.click("[data-vote=b]")
     assert reader.run("return Object.keys(blind.state.votes).length") == 1
-    time.sleep(0.5)  # the browser hands on what is stored in the background; a reader is slower than a driver
     reader.reload()
-    reader.wait("return byId('blind-kept').textContent.includes('1 of 6')")
+    end = time.monotonic() + 30  # the browser hands on what is stored in the background
+    while "1 of 6" not in (said := reader.run("return byId('blind-kept').textContent")):
+        kept = reader.run("return [blind.key, {...localStorage}]")
+        assert time.monotonic() < end, f"the vote is not kept: {said!r}, {kept}"
+        time.sleep(0.5)
+        reader.reload()
 
 
 @pytest.mark.parametrize(("wins", "votes"), [(0, 9), (12, 15), (5, 5), (1, 2), (40, 100)])
