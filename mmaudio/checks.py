@@ -11,8 +11,11 @@ import torch
 
 from mmaudio import hub, planning, weights
 from mmaudio.config import compose
+from mmaudio.data.captions import read_captions
 from mmaudio.data.clips import STRIDE, find_videos
+from mmaudio.data.scenes import check_scenes
 from mmaudio.data.settings import compose_split
+from mmaudio.data.speech import check_flags
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.lora import fresh_targets
@@ -33,7 +36,16 @@ SPARE_BYTES = 2e9
 
 
 def check_settings(job: Job) -> None:
-    """ConfigError for overrides that splitting or training would refuse, an adapter that does not fit included."""
+    """The error that splitting or training would end with, before anything is fetched or looked at.
+
+    ConfigError for settings, an extra that is not installed, an adapter that does not fit; DataError for captions.
+    """
+    if "--scenes" in job.split:
+        check_scenes()
+    if "--flags" in job.split:
+        check_flags()
+    if "--captions" in job.split:
+        read_captions(Path(job.split[job.split.index("--captions") + 1]))
     compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
     config = compose(training_overrides(job))
     with torch.device("meta"):

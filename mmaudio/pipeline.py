@@ -30,6 +30,8 @@ STAGES = ("split", "extract", "train", "evaluate")
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout that holds the stages' scripts."""
 MODES = {"16k": "small_16k", "44k": "small_44k"}
+PRECISIONS = ("auto", "bf16", "float32")
+"""What extraction's encoders may compute in."""
 DEMO_OUTPUT = Path("demo_output")
 DEMO_SPLIT = ("--test_ratio", "0.3")
 """The demo holds out more videos than a user's folder, so that its intervals are short."""
@@ -58,6 +60,8 @@ class Job:
     demo: bool = False
     prompt: str | None = None
     gpus: int = 1
+    precision: str = PRECISIONS[0]
+    """What extraction's encoders compute in."""
     weights: Path | None = None
     offline: bool = False
     """Whether absent weights are an error, rather than fetched."""
@@ -108,6 +112,10 @@ def parser() -> cli.Parser:
     made.add_argument("--gpus", type=int, default=1, help="how many GPUs extraction and training use")
     made.add_argument("--output", type=Path, help="the folder for clips, features and results")
     made.add_argument("--prompt", help="the caption of videos that have none of their own")
+    made.add_argument(
+        "--precision", choices=PRECISIONS, default=PRECISIONS[0],
+        help="of the encoders in extraction; auto: bf16 on a GPU, float32 on a CPU",
+    )  # fmt: skip
     made.add_weights_flags()
     for flag, options in SPLIT_FLAGS.items():
         made.add_argument(flag, **options)
@@ -146,6 +154,7 @@ def read_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         demo=arguments.demo,
         prompt=arguments.prompt,
         gpus=arguments.gpus,
+        precision=arguments.precision,
         weights=arguments.weights,
         offline=cli.is_offline(arguments.offline),
         first=arguments.first,
@@ -173,6 +182,7 @@ def commands(job: Job) -> dict[str, list[str]]:
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     weights += ["--offline"] if job.offline else []
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
+    precision = [] if job.precision == PRECISIONS[0] else ["--precision", job.precision]
     debug = ["--debug"] if job.debug else []
     data = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
     split = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
@@ -182,7 +192,8 @@ def commands(job: Job) -> dict[str, list[str]]:
             sys.executable, _script("training/split_videos_for_finetuning.py"), *split, *prompt, *job.split, *debug,
         ],
         "extract": [
-            *python, _script("training/extract_features_finetuning.py"), *data, "--model", job.model, *weights, *debug,
+            *python, _script("training/extract_features_finetuning.py"), *data, "--model", job.model, *precision,
+            *weights, *debug,
         ],
         "train": [*python, _script("train_lora.py"), *training_overrides(job), *debug],
         "evaluate": [

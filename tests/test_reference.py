@@ -63,6 +63,15 @@ def test_one_set_without_a_split_holds_out_a_tenth_by_id(tmp_path):
     assert len(load_reference(tmp_path / "mine", "val", "small_16k")) == 1
 
 
+def test_windows_of_one_source_are_held_out_together(tmp_path):
+    write_set(tmp_path / "mine", 40, label="caption")
+    rows = [f"video{n // 4}_{4 * (n % 4)}.00\ta sound" for n in range(40)]
+    (tmp_path / "mine.tsv").write_text("\n".join(["id\tcaption", *rows, ""]))
+    train, held = (load_reference(tmp_path / "mine", split, "small_16k") for split in ("train", "val"))
+    assert (len(train), len(held)) == (36, 4)
+    assert len(set(held.videos)) == 1 and not set(train.videos) & set(held.videos)
+
+
 def test_several_sets_of_a_split_are_joined(tmp_path):
     first, second = write_set(tmp_path / "a_train", 2), write_set(tmp_path / "b_train", 1, seed=1)
     loaded = load_reference(tmp_path, "train", "small_16k")

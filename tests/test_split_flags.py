@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmaudio.checks import check_settings
-from mmaudio.errors import ConfigError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.pipeline import commands, parser, read_job, training_overrides
 
 
@@ -14,19 +14,15 @@ def job(tmp_path, flags=(), overrides=()):
 
 
 def test_flags_and_settings_go_to_splitting(tmp_path):
+    words = tmp_path / "words.tsv"
+    words.write_text("video\tcaption\na.mp4\ta bell\n")
     flags = (
-        "--recursive",
-        "--captions",
-        "words.tsv",
-        "--audio-track",
-        "1",
-        "--keep-all",
-        "--timeout-per-video",
-        "60.0",
-    )
+        "--recursive", "--captions", str(words), "--audio-track", "1", "--scenes", "--flags", "--keep-all", "--report",
+        "--timeout-per-video", "60.0",
+    )  # fmt: skip
     made = job(tmp_path, flags, ["split.stride=8", "max_steps=5", "validation.split_ratio=0.2"])
     split = commands(made)["split"]
-    assert split[split.index("--recursive") :][:8] == list(flags)
+    assert split[split.index("--recursive") :][: len(flags)] == list(flags)
     assert split[-2:] == ["split.stride=8", "validation.split_ratio=0.2"]
     training = training_overrides(made)
     assert "max_steps=5" in training and "validation.split_ratio=0.2" in training
@@ -41,3 +37,23 @@ def test_without_flags_splitting_gets_none(tmp_path):
 def test_a_wrong_setting_of_splitting_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match=r"did you mean 'split\.stride'"):
         check_settings(job(tmp_path, overrides=["split.strid=8"]))
+
+
+@pytest.mark.parametrize(("flag", "module"), [("--scenes", "scenes"), ("--flags", "speech")])
+def test_an_absent_extra_is_said_before_any_work(tmp_path, monkeypatch, flag, module):
+    monkeypatch.setattr(f"mmaudio.data.{module}.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=f"{flag} needs"):
+        check_settings(job(tmp_path, [flag]))
+
+
+def test_an_unusable_table_of_captions_is_said_before_any_work(tmp_path):
+    with pytest.raises(DataError, match=r"words\.tsv"):
+        check_settings(job(tmp_path, ["--captions", str(tmp_path / "words.tsv")]))
+
+
+def test_the_videos_and_the_precision_are_handed_on(tmp_path):
+    made = job(tmp_path, ["--precision", "bf16"])
+    assert f"video_root={tmp_path}" in training_overrides(made)
+    extract = commands(made)["extract"]
+    assert extract[extract.index("--precision") + 1] == "bf16"
+    assert "--precision" not in commands(job(tmp_path))["extract"]

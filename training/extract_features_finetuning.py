@@ -26,9 +26,13 @@ from mmaudio.features.extraction import Extraction, extract
 from mmaudio.features.jobs import Job
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import MODELS, model_spec
-from mmaudio.pipeline import MODES
+from mmaudio.pipeline import MODES, PRECISIONS
+from mmaudio.planning import extraction_flops
 from mmaudio.progress import progress
 from mmaudio.weights import fetch
+
+LIGHT = 1e12
+"""Operations per clip below which a processor spends about as long on decoding as on encoding."""
 
 
 def parser() -> cli.Parser:
@@ -42,7 +46,7 @@ def parser() -> cli.Parser:
     made.add_weights_flags()
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument(
-        "--precision", choices=("auto", "bf16", "float32"), default="auto",
+        "--precision", choices=PRECISIONS, default=PRECISIONS[0],
         help="of CLIP and Synchformer; auto: bf16 on a GPU, float32 on a CPU, and features of either stay valid",
     )  # fmt: skip
     made.add_argument("--verify", action="store_true", help="list stale, missing and non-finite entries and mend them")
@@ -75,7 +79,7 @@ def main(arguments: list[str]) -> int:
     device = cli.pick_device(args.device)
     if device.type == "cuda" and device.index is None and share[1] > 1:
         device = cli.pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    if device.type == "cpu":
+    if device.type == "cpu" and extraction_flops(model_spec(model)) < LIGHT:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core decodes meanwhile
     how = Extraction(
         model, args.weights, device, precision(args.precision, device), args.precision != "auto", share, args.verify

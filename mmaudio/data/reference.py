@@ -29,7 +29,11 @@ from mmaudio.model.spec import CLIP_FPS, MODELS, ModelSpec, lengths, model_spec
 
 META = "meta.json"
 HELD_OUT = 10
-"""Where no folder is named for a split, one clip in so many is held out, those with the lowest hashes of their ids."""
+"""Where no folder is named for a split, one clip in so many is held out, by the lowest hashes of their sources."""
+NUMBERED = re.compile(r"[_-]\d+(\.\d+)?$")
+"""How the ids of windows of one source end: with a number, or the window's start."""
+FEWEST_SOURCES = 3
+"""With fewer sources than that, clips are held out one by one."""
 CHECKED_AT_ONCE = 64
 """Clips that are looked through together for values that are not finite."""
 
@@ -52,9 +56,9 @@ def load_reference(folder: Path, split: str, model: str) -> FeatureSet:
     """The clips of `split` (train, val or test) in `folder`, a memory map or a folder of some, for `model`.
 
     Folders whose names state a split (`vgg-train`, `vgg-val`) are that split's; where none does, a tenth of the clips
-    is held out. With no clips for val those for test stand in, and the other way round. The tensors stay on disk until
-    they are used, those that are no float32 excepted. Raises DataError for what cannot be read, does not fit `model`
-    or is not finite.
+    is held out, all of a source (ids that differ in a number at their end) or none. With no clips for val those for
+    test stand in, and the other way round. The tensors stay on disk until they are used, those that are no float32
+    excepted. Raises DataError for what cannot be read, does not fit `model` or is not finite.
     """
     maps = find_maps(folder)
     read = [(found, _clips(found)) for found in maps]
@@ -104,20 +108,29 @@ def _clips(found: MemoryMap) -> list[Clip]:
     seconds = shapes["clip_features"][1] / CLIP_FPS
     return [
         Clip(
-            id=row["id"], video=row["id"], start=0.0, end=seconds, caption=row.get("caption") or row.get("label") or "",
-            split=found.split or "train", peak_db=0.0, rms_db=0.0, silence=0.0,
+            id=row["id"], video=NUMBERED.sub("", row["id"]), start=0.0, end=seconds,
+            caption=row.get("caption") or row.get("label") or "", split=found.split or "train",
+            peak_db=0.0, rms_db=0.0, silence=0.0,
         )
         for row in rows
     ]  # fmt: skip
 
 
 def _held_out(read: list[tuple[MemoryMap, list[Clip]]]) -> list[tuple[MemoryMap, list[Clip]]]:
-    """The same with a tenth of the clips, one at least, for val."""
-    ids = {clip.id for _, clips in read for clip in clips}
-    ranked = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    held = set(ranked[: max(1, len(ranked) // HELD_OUT)]) if len(ranked) > 1 else set()
-    return [(found, [replace(clip, split="val") if clip.id in held else clip for clip in clips])
-            for found, clips in read]  # fmt: skip
+    """The same with a tenth of the clips, one at least and never all, for val."""
+    clips = {clip.id: clip for _, own in read for clip in own}
+    by_source: dict[str, set[str]] = {}
+    for clip in clips.values():
+        by_source.setdefault(clip.video, set()).add(clip.id)
+    if len(by_source) < FEWEST_SOURCES:
+        by_source = {name: {name} for name in clips}
+    ranked = sorted(by_source, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    held: set[str] = set()
+    for name in ranked[:-1]:
+        held |= by_source[name]
+        if len(held) >= max(1, len(clips) // HELD_OUT):
+            break
+    return [(found, [replace(clip, split="val") if clip.id in held else clip for clip in own]) for found, own in read]
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
 from mmaudio.data.clips import Clip
 from mmaudio.data.mux import write_video
+from mmaudio.data.sounds import read_sounds
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
 from mmaudio.evaluation.charts import image_uri
@@ -30,10 +30,10 @@ STILL = 55
 
 def original_sounds(root: Path, clips: Sequence[Clip], rate: int, samples: int) -> list[Tensor]:
     """The original sound (samples,) of each clip of one video as training hears it: mono, at `rate`, peak 0.95."""
-    path = root / clips[0].video
-    waveform, own_rate = read_audio(path, probe(path, clips[0].track))
-    waveform = resample_audio(waveform, own_rate, rate)
-    return [audio_window(waveform, rate, clip.start, samples) for clip in clips]
+    order = sorted(range(len(clips)), key=lambda index: clips[index].start)
+    info = probe(root / clips[0].video, clips[0].track)
+    sounds = read_sounds(info, [clips[index].start for index in order], rate, samples)
+    return [sound for _, sound in sorted(zip(order, sounds, strict=True), key=lambda pair: pair[0])]
 
 
 def write_pictures(

@@ -1,0 +1,131 @@
+"""The released models at their full size, on this machine: how long they take and how much memory.
+
+    .venv/bin/python tests/full_size.py FOLDER VIDEOS
+
+Writes files of the released names, formats and sizes with arbitrary numbers into FOLDER (12 GB; kept for the next run),
+then runs the whole pipeline with small_16k on VIDEOS, and ten training steps of large_44k_v2 on features of its shapes.
+Each command's time and largest resident size are printed. It is no test: it takes half an hour without a GPU.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import small_world
+import torch
+from conftest import fill, manifest
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmaudio.data.clips import write_clips
+from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
+from mmaudio.generation.benchmark import machine
+from mmaudio.model.spec import model_spec
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    "mmaudio_small_16k.pth": "network_small_16k",
+    "mmaudio_large_44k_v2.pth": "network_large_44k_v2",
+    "v1-16.pth": "vae_16k",
+    "best_netG.pt": "vocoder_16k",
+    "synchformer_state_dict.pth": "synchformer",
+    "open_clip_model.safetensors": "clip_vit_h_14_384",
+}
+"""The manifest of each file's keys and shapes."""
+TRAINING = ("preset=quick", "max_steps=10", "warmup_steps=2", "eval_every=5")
+LARGE = (
+    "batch_size=2", "gradient_accumulation_steps=1", "max_steps=10", "warmup_steps=2", "eval_every=10",
+    "validation.levels=2", "logging.sample_every=0", "logging.log_every=1", "lora.rank=64",
+)  # fmt: skip
+
+
+def make_weights(folder: Path) -> None:
+    """Write every file of FILES that is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, keys in FILES.items():
+        path = folder / name
+        if path.exists():
+            continue
+        print(f"making {path}", flush=True)
+        state = {key: _values(key, tuple(shape)) for key, (_, shape) in manifest(keys).items()}
+        temporary = path.with_suffix(".part")
+        _writer(name)(state, temporary)
+        temporary.rename(path)
+
+
+def _values(key: str, shape: tuple[int, ...]) -> Tensor:
+    values = torch.from_numpy(np.asarray(fill.fill_values(key, shape)))
+    return values.abs() + 0.5 if key == "data_std" else values
+
+
+def _writer(name: str) -> Callable[[dict[str, Tensor], Path], None]:
+    if name.endswith(".safetensors"):
+        return lambda state, path: save_file(state, path)
+    if name == "best_netG.pt":
+        return lambda state, path: torch.save({"generator": state}, path)
+    return lambda state, path: torch.save(state, path)
+
+
+def make_features(folder: Path, model: str) -> None:
+    """A table of eight clips of four videos, and their feature shards of the shapes of `model`."""
+    spec = model_spec(model)
+    rows = small_world.clip_rows(6, videos=3) + small_world.clip_rows(2, "val", videos=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_clips(folder / "clips.tsv", rows)
+    for number, video in enumerate(sorted({row.video for row in rows})):
+        own = [row for row in rows if row.video == video]
+        encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
+        header = Header(
+            video, [row.id for row in own], [row.caption for row in own], model, 8.0, encoders, "0", "0", "0", "",
+            VERSION,
+        )  # fmt: skip
+        features = small_world.random_features(len(own), spec.network, number)
+        write_shard(shard_path(folder / "features", video), header, features)
+
+
+def measure(name: str, command: list[str]) -> None:
+    """Run a command, and print its time and its largest process; SystemExit where it fails."""
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT)
+    _, status, used = os.wait4(process.pid, 0)
+    peak = max(used.ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 2**20
+    print(f"#### {name}: {time.monotonic() - start:.0f} s, at most {peak:.1f} GiB in one process", flush=True)
+    if status:
+        sys.exit(f"{name} failed")
+
+
+def main() -> None:
+    """Make the files, run both jobs."""
+    made = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("folder", type=Path)
+    made.add_argument("videos", type=Path)
+    made.add_argument("--only", choices=("pipeline", "large"), help="one of the two jobs")
+    args = made.parse_args()
+    folder = args.folder.resolve()
+    make_weights(folder / "weights")
+    print(machine(torch.device("cpu")), flush=True)
+    weights = folder / "weights"
+    if args.only != "large":
+        pipeline = [
+            sys.executable, "-m", "mmaudio.pipeline", str(args.videos.resolve()), "--model", "small_16k", "--yes",
+            "--offline", "--weights", str(weights), "--output", str(folder / "small_16k"), "--", *TRAINING,
+        ]  # fmt: skip
+        measure("small_16k, the whole pipeline", pipeline)
+    if args.only != "pipeline":
+        make_features(folder / "large", "large_44k_v2")
+        large = [
+            sys.executable, "train_lora.py", "exp_id=large", "model=large_44k_v2", f"weights={weights}", "offline=true",
+            f"clips_tsv={folder / 'large' / 'clips.tsv'}", f"features_dir={folder / 'large' / 'features'}",
+            f"output_dir={folder / 'large' / 'output'}", "resume=false", *LARGE,
+        ]  # fmt: skip
+        measure("large_44k_v2, ten training steps", large)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The benchmark of reading videos: its contestants make the same of a video, and its command says what it measured."""
+
+import re
+
+import pytest
+import torch
+from media import make_video
+
+from mmaudio.data.video import probe
+from mmaudio.features import benchmark, clip, synchformer
+from mmaudio.features.encoding import read_material
+from mmaudio.model.spec import SECONDS
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("videos") / "a.mp4", 9.0)
+
+
+def test_one_pass_and_one_clip_at_a_time_read_the_same(video):
+    info = probe(video)
+    window, sound = next(read_material(info, [0.0], SECONDS, benchmark.MODEL.codec, benchmark.grids()))
+    stills, motion = (torch.stack(frames) for frames in window.frames)
+    plain_stills, plain_motion, plain_sound = benchmark.plain(info, 0.0)
+    torch.testing.assert_close(clip.normalise(stills), plain_stills, atol=1e-5, rtol=0)
+    torch.testing.assert_close(synchformer.normalise(motion), plain_motion, atol=1e-5, rtol=0)
+    assert torch.corrcoef(torch.stack([sound, plain_sound[: len(sound)]]))[0, 1] > 0.999
+    assert benchmark.ours(info, [0.0, 1.0]) == 2
+
+
+def test_the_command_says_what_each_part_takes(video, capsys):
+    assert benchmark.main([str(video)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("64 x 64, 25 fps, h264")
+    shares = [int(share) for share in re.findall(r"processor time, +(\d+) %", printed)]
+    assert len(shares) == 5 and sum(shares) == pytest.approx(100, abs=3)
+    assert re.search(r"8 s: [\d.]+ s \(\d+ frames/s, [\d.]+ clips/s\); one clip at a time: [\d.]+ s", printed)
+
+
+def test_the_command_compares_precisions(video, capsys):
+    assert benchmark.main([str(video), "--precision", "tiny_16k"]) == 0
+    errors = [float(error) for error in re.findall(r"mean ([\d.]+), largest", capsys.readouterr().out)]
+    assert len(errors) == 2 and all(0 < error < 0.05 for error in errors)
+
+
+@pytest.mark.slow
+def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path):
+    """All frames of the long one would be 2.4 GB, and 1.8 GB as Synchformer takes them."""
+    short, long = (make_video(tmp_path / f"{seconds}.mp4", seconds, side=256) for seconds in (60, 480))
+    sizes = [benchmark.peak_memory(video, tmp_path) for video in (short, long)]
+    assert sizes[1] - sizes[0] < 300
