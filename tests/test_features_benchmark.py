@@ -11,6 +11,7 @@ from mmaudio.features import benchmark, clip, synchformer
 from mmaudio.features.encoding import read_material
 from mmaudio.model.spec import SECONDS
 
+
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     return make_video(tmp_path_factory.mktemp("videos") / "a.mp4", 9.0)
