@@ -17,6 +17,7 @@ ENTRIES = (
     "generation.__main__",
     "generation.benchmark",
     "features.benchmark",
+    "finetune.benchmark",
     "model.lora_mmaudio",
     "pretraining",
 )

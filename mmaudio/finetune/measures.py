@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmaudio.config import TrainConfig
@@ -80,7 +81,7 @@ def flops_per_clip(state: TrainState, clips: Material, config: TrainConfig) -> f
     kept, state.network.gradient_checkpointing = state.network.gradient_checkpointing, False
     state.model.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products
             one = losses(state.network, clips, sample_draws(clips, 1), compute_dtype(clips.mean.device, config.amp))
             torch.autograd.backward(one.sum())
     finally:

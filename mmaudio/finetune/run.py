@@ -20,7 +20,7 @@ from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
 from mmaudio.finetune.precision import compute_dtype, keep_in_bf16
 from mmaudio.finetune.samples import Samples
-from mmaudio.finetune.state import new_state
+from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.summary import adapter_lines, data_lines, memory_line
 from mmaudio.finetune.team import Team
 from mmaudio.finetune.tracking import Tracker
@@ -62,15 +62,11 @@ def train_on(
         state.progress.videos = held_set.videos
     resumed = files.load(state, origin)
     team.wait()
-    if config.base_bf16:
-        keep_in_bf16([*network.joint_blocks, *network.fused_blocks], compute_dtype(team.device, config.amp))
+    ready(state, config, team.device)
     clips = material(network, train_set, team.device)
     held = None
     if held_set is not None:
         held = draw_held_out(material(network, held_set, team.device), held_set.ids, config.validation.levels)
-    if config.compile:
-        for block in (*network.joint_blocks, *network.fused_blocks):
-            block.compile()
     tracker = Tracker(files.root if team.leads else None, config, state.step)
     run = Run(state, clips, held, origin, files, tracker, team)
     if team.leads:
@@ -79,6 +75,16 @@ def train_on(
     if team.leads:
         end(run, result)
     return result
+
+
+def ready(state: TrainState, config: TrainConfig, device: torch.device) -> None:
+    """Settle how the steps are computed, once the adapter has the values that it starts from."""
+    blocks = [*state.network.joint_blocks, *state.network.fused_blocks]
+    if config.base_bf16:
+        keep_in_bf16(blocks, compute_dtype(device, config.amp))
+    if config.compile:
+        for block in blocks:
+            block.compile()
 
 
 def begin(run: Run, resumed: bool) -> None:

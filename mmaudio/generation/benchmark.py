@@ -74,8 +74,7 @@ def build_contestants(
     network = random_network(model).to(device)
     network.set_duration(seconds)
     plain = PlainNetwork(network.spec).to(device)
-    own = plain.state_dict()
-    plain.load_state_dict({key: value for key, value in network.state_dict().items() if key in own})
+    plain.load_state_dict(network.state_dict())
     plain.eval().requires_grad_(False)
     given, empty = random_conditions(network, batch)
     guidance = model_spec(model).guidance
@@ -104,8 +103,9 @@ def build_contestants(
 
 
 def random_network(model: str) -> MMAudio:
-    """The network of `model` with random weights whose every layer counts."""
+    """The network of `model` with random weights whose every layer counts; the same ones every time."""
     network, generator = build_network(model), _generator(0)
+    network.initialise(generator)
     for parameter in network.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     return network.eval().requires_grad_(False)

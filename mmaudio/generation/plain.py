@@ -1,18 +1,21 @@
-"""The MMAudio network written plainly, of `nn.Linear` and `nn.Conv1d`, with the released keys: what the benchmark
-compares the product's network with, in time and in value.
+"""The MMAudio network written plainly, of `nn.Linear` and `nn.Conv1d`, with the released keys: what the benchmarks
+compare the product's network with, in time and in value.
 
-B batch, N latent tokens, D width.
+B batch, N latent tokens, S sync tokens, D width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmaudio.model.networks import Conditions
-from mmaudio.model.spec import NetworkSpec
+from mmaudio.model.spec import TOKENS_PER_SEGMENT, NetworkSpec
 
 THETA = 10_000.0
 Streams = tuple[Tensor, Tensor, Tensor]
@@ -82,10 +85,10 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
-def angles(tokens: int, width: int, scale: float) -> Tensor:
+def angles(tokens: int, width: int, scale: float, device: torch.device) -> Tensor:
     """Unit complex numbers (tokens, d / 2)."""
-    frequencies = THETA ** -(torch.arange(0, width, 2) / width) * scale
-    turns = torch.arange(tokens)[:, None] * frequencies
+    frequencies = THETA ** -(torch.arange(0, width, 2, device=device) / width) * scale
+    turns = torch.arange(tokens, device=device)[:, None] * frequencies
     return torch.polar(torch.ones_like(turns), turns)
 
 
@@ -160,14 +163,30 @@ class Joint(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """The part of the network that every solver step runs, for projected conditions."""
+    """The whole network; `checkpointing` recomputes every block in the backward pass."""
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, spec: NetworkSpec, checkpointing: bool = False) -> None:
         super().__init__()
-        self.spec, width = spec, spec.width
+        self.spec, self.checkpointing, width = spec, checkpointing, spec.width
+        self.sync_pos_emb = nn.Parameter(torch.zeros(1, 1, TOKENS_PER_SEGMENT, spec.sync_dim))
+        self.empty_string_feat = nn.Parameter(torch.zeros(spec.text_tokens, spec.text_dim))
+        self.empty_clip_feat = nn.Parameter(torch.zeros(1, spec.clip_dim))
+        self.empty_sync_feat = nn.Parameter(torch.zeros(1, spec.sync_dim))
+        self.register_buffer("latent_mean", torch.zeros(1, 1, spec.latent_dim))
+        self.register_buffer("latent_std", torch.ones(1, 1, spec.latent_dim))
+        first = nn.SiLU if spec.v2 else nn.SELU
+        between = (nn.SiLU(),) if spec.v2 else ()
         self.audio_input_proj = nn.Sequential(
-            Conv(spec.latent_dim, width, 7, padding=3), nn.SiLU() if spec.v2 else nn.SELU(), FeedForward(width, 7)
+            Conv(spec.latent_dim, width, 7, padding=3), first(), FeedForward(width, 7)
         )
+        self.clip_input_proj = nn.Sequential(nn.Linear(spec.clip_dim, width), *between, FeedForward(width, 3))
+        self.sync_input_proj = nn.Sequential(Conv(spec.sync_dim, width, 7, padding=3), first(), FeedForward(width, 3))
+        self.text_input_proj = nn.Sequential(nn.Linear(spec.text_dim, width), *between, FeedForward(width, 1))
+        self.clip_cond_proj = nn.Linear(width, width)
+        self.text_cond_proj = nn.Linear(width, width)
         self.features = width if spec.v2 else 256
         self.t_embed = nn.ModuleDict(
             {"mlp": nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))}
@@ -184,9 +203,18 @@ class PlainNetwork(nn.Module):
             }
         )
 
+    def projected(self, clip_f: Tensor, sync_f: Tensor, text_f: Tensor) -> Conditions:
+        """Raw features (B, V, clip_dim), (B, S, sync_dim), (B, L, text_dim) through the input projections."""
+        clip_f, text_f = self.clip_input_proj(clip_f), self.text_input_proj(text_f)
+        segments = rearrange(sync_f, "b (s k) c -> b s k c", k=TOKENS_PER_SEGMENT) + self.sync_pos_emb
+        sync_f = self.sync_input_proj(segments.flatten(1, 2)).transpose(1, 2)
+        sync_f = F.interpolate(sync_f, self.spec.latent_tokens, mode="nearest-exact").transpose(1, 2)
+        clip_c, text_c = self.clip_cond_proj(clip_f.mean(1)), self.text_cond_proj(text_f.mean(1))
+        return Conditions(clip_f, sync_f, text_f, clip_c, text_c)
+
     def time(self, t: Tensor) -> Tensor:
         """The time embedding (B, D) of t (B,)."""
-        frequencies = 1 / THETA ** (torch.arange(0, self.features, 2) / self.features)
+        frequencies = 1 / THETA ** (torch.arange(0, self.features, 2, device=t.device) / self.features)
         turns = t[:, None] * (frequencies * (THETA if self.spec.v2 else 1.0))
         out: Tensor = self.t_embed["mlp"](torch.cat([turns.cos(), turns.sin()], dim=-1))
         return out
@@ -195,15 +223,23 @@ class PlainNetwork(nn.Module):
         """Velocity (B, N, C), as the product's network computes it."""
         size, head = latent.shape[1], self.spec.width // self.spec.heads
         clips = conditions.clip_f.shape[1]
-        turns = angles(size, head, 1.0), angles(clips, head, size / clips)
+        turns = angles(size, head, 1.0, t.device), angles(clips, head, size / clips, t.device)
         c = (self.time(t.expand(len(latent))) + self.global_cond_mlp(conditions.clip_c + conditions.text_c))[:, None]
         per_token = c + conditions.sync_f
         streams = (self.audio_input_proj(latent), conditions.clip_f, conditions.text_f)
         for block in self.joint_blocks:
-            streams = block(streams, c, per_token, turns)
+            streams = self.run(block, streams, c, per_token, turns)
         x = streams[0]
         for block in self.fused_blocks:
-            x = block(x, per_token, turns[0])
+            x = self.run(block, x, per_token, turns[0])
         shift, scale = self.final_layer["adaLN_modulation"](c).chunk(2, dim=-1)
         velocity: Tensor = self.final_layer["conv"](F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
         return velocity
+
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """The block's output."""
+        return checkpoint(block, *inputs, use_reentrant=False) if self.checkpointing else block(*inputs)
+
+    def forward(self, latent: Tensor, t: Tensor, clip_f: Tensor, sync_f: Tensor, text_f: Tensor) -> Tensor:
+        """Velocity (B, N, C) from the latent, times (B,) and raw features."""
+        return self.predict_velocity(latent, t, self.projected(clip_f, sync_f, text_f))

@@ -1,0 +1,73 @@
+"""The training benchmark's contestants compute the same loss and gradients; its command says what it measured."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import assert_close, fill
+
+from mmaudio.config import TrainConfig
+from mmaudio.errors import ConfigError
+from mmaudio.finetune.benchmark import main, random_features
+from mmaudio.finetune.dataset import material
+from mmaudio.finetune.plain import PlainTraining
+from mmaudio.finetune.run import ready
+from mmaudio.finetune.state import new_state
+from mmaudio.finetune.step import losses
+from mmaudio.generation.benchmark import random_network
+from mmaudio.model.lora import LoRAConfig, adapter_state, load_adapter_state
+
+CPU = torch.device("cpu")
+
+
+def both(dtype=torch.float32, **settings):
+    """Losses (B,) and gradients by name, of plain peft and of the trainer, at the same filled adapter and draws."""
+    lora = LoRAConfig(rank=4, alpha=8.0, dropout=0.0, enabled=settings.pop("enabled", True))
+    amp = dtype == torch.bfloat16
+    config = TrainConfig(model="tiny_16k", batch_size=3, gradient_accumulation_steps=1, lora=lora, amp=amp, **settings)
+    features = random_features("tiny_16k", 3)
+    state = new_state(random_network("tiny_16k"), config, len(features))
+    plain = PlainTraining(random_network("tiny_16k"), features, config, CPU, dtype)
+    if lora.enabled:
+        shapes = {key: tuple(value.shape) for key, value in adapter_state(state.model).items()}
+        adapter = {key: torch.as_tensor(fill.fill_values(key, shape)).float() for key, shape in shapes.items()}
+        load_adapter_state(state.model, adapter)
+        plain.load_adapter(adapter)
+    clips = material(state.network, features, CPU)
+    ready(state, config, CPU)
+    draws = state.draw(3, 0.0, 0.0)
+    draws = dataclasses.replace(draws, no_video=draws.index == 0, no_text=draws.index == 1)
+    found = []
+    for model, loss in ((plain.model, plain.losses(draws)), (state.model, losses(state.network, clips, draws, dtype))):
+        loss.mean().backward()
+        found.append((loss, {n: w.grad for n, w in model.named_parameters() if w.grad is not None}))
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"enabled": False}], ids=str)
+def test_contestants_have_the_same_losses_and_gradients(settings):
+    (plain_losses, plain), (our_losses, ours) = both(**settings)
+    assert_close(our_losses, plain_losses, 1e-5)
+    unread = {name for name in plain if name not in ours}  # queries that nothing attends with
+    assert not ours.keys() - plain.keys() and all(not plain[name].any() for name in unread)
+    assert len(ours) == 60 or settings.get("enabled") is False
+    for name, gradient in ours.items():
+        assert_close(gradient, plain[name], 1e-4)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--full", "--checkpointing", "--float32"]], ids=str)
+def test_the_table_names_what_was_measured(arguments, capsys):
+    assert main(["--model", "tiny_16k", "--batch", "2", "--rank", "8", "--rounds", "1", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    kind = "full fine-tuning, float32, gradient_checkpointing" if arguments else "LoRA rank 8, dropout 0.1, "
+    assert lines[0].startswith(f"tiny_16k, batch 2, {kind}")
+    assert "a step needs" in lines[2] and "Tflop/s" in lines[2]
+    for line, name in zip(lines[3:5], ("plain peft", "this trainer"), strict=True):
+        assert line.startswith(name)
+        assert all(word in line for word in ("steps/s", "samples/s", "% of the ceiling", "GB at most"))
+    assert lines[5].startswith("this trainer takes ") and len(lines) == 6
+
+
+def test_no_rounds_are_refused():
+    with pytest.raises(ConfigError, match="--rounds 0: at least 1"):
+        main(["--rounds", "0"])
