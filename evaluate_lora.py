@@ -17,7 +17,9 @@ from mmaudio.errors import ConfigError
 from mmaudio.evaluation.evaluate import evaluate
 from mmaudio.evaluation.measure import Draws
 from mmaudio.evaluation.request import Request
+from mmaudio.evaluation.strengths import USUAL, chosen_strengths
 from mmaudio.generation.sampler import fast_dtype
+from mmaudio.model.spec import MODELS
 
 
 def parser() -> cli.Parser:
@@ -28,11 +30,21 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--compare_original", action="store_true", help="compare with the original model and sound: always done"
     )
+    made.add_argument("--model", choices=list(MODELS), help="the base model, for an adapter that names none")
     made.add_argument("--clips", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
     made.add_argument("--features", type=Path, default=Path("lora_data/features"), help="the folder of features")
     made.add_argument("--output", type=Path, help="where results go; the experiment's folder where not given")
     made.add_argument("--general_videos", type=Path, help="videos of other things, to show what was forgotten")
     made.add_argument("--samples", type=int, default=1, help="sounds per clip, each from other noise")
+    made.add_argument(
+        "--strengths", default=",".join(map(str, USUAL)), metavar="S,S,...",
+        help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default %(default)s)",
+    )  # fmt: skip
+    made.add_argument(
+        "--include-training",
+        action="store_true",
+        help="compare clips of videos that were trained on, too, and mark them",
+    )
     made.add_argument("--seed", type=int, default=0, help="what all noise is drawn from")
     made.add_argument("--guidance", type=float, help="strength of guidance; the model's own where not given")
     made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
@@ -61,6 +73,9 @@ def main(arguments: list[str]) -> int:
         weights=args.weights,
         offline=cli.is_offline(args.offline),
         general_videos=args.general_videos,
+        model=args.model,
+        strengths=strengths(args.strengths),
+        include_training=args.include_training,
         max_clips=args.max_clips,
         device=device,
         dtype=fast_dtype(device),
@@ -69,6 +84,15 @@ def main(arguments: list[str]) -> int:
     report = evaluate(request)
     print(f"report: {report} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0
+
+
+def strengths(text: str) -> tuple[float, ...]:
+    """The strengths in a list such as `0.5,0.75`; ConfigError for anything else."""
+    try:
+        values = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--strengths {text}: numbers with commas between them, such as 0.5,0.75") from None
+    return chosen_strengths(values)
 
 
 def experiment(checkpoint: Path) -> Path:

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,18 @@ import pytest
 import torch
 from random_base import MODEL, make_base, make_video
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate_lora
 from mmaudio import adapters
-from mmaudio.data.clips import Clip, LeftOut, left_out_path, write_clips, write_left_out
+from mmaudio.config import TrainConfig, compose
+from mmaudio.data.clips import Clip, LeftOut, left_out_path, read_clips, write_clips, write_left_out
 from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.evaluation import general, measure
-from mmaudio.evaluation.evaluate import refuse_trained
+from mmaudio.evaluation import general, measure, running
+from mmaudio.evaluation.background import commands
 from mmaudio.evaluation.general import spread
+from mmaudio.evaluation.request import Request
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.model.networks import build_network
@@ -113,7 +118,7 @@ def command(root: Path, *more: str) -> list[str]:
     return [
         "--lora_checkpoint", str(checkpoint), "--test_videos", str(root / "videos"), "--compare_original",
         "--clips", str(root / "clips.tsv"), "--features", str(root / "features"), "--weights", str(root / "weights"),
-        "--steps", "2", "--device", "cpu", "--max_clips", "4", *more,
+        "--steps", "2", "--device", "cpu", "--max_clips", "4", "--strengths", "0.5,1", *more,
     ]  # fmt: skip
 
 
@@ -198,7 +203,7 @@ def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
         evaluate_lora.main(command(place, "--output", str(output)))
     assert not (output / "metrics.json").exists()
     monkeypatch.setitem(evaluate_lora.evaluate.__globals__, "decode", real)
-    monkeypatch.setitem(evaluate_lora.evaluate.__globals__, "sample_latents", interrupted)
+    monkeypatch.setattr(running, "sample_latents", interrupted)
     evaluate_lora.main(command(place, "--output", str(output)))
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (done, output))
     assert first["metrics"] == second["metrics"]
@@ -261,11 +266,83 @@ def test_few_clips_are_spread_over_the_videos():
     assert spread(videos, None) == list(range(8))
 
 
-def test_clips_that_were_trained_on_are_refused(place):
-    features = load_features(place / "clips.tsv", place / "features", "train", MODEL)
+def test_the_adapter_at_half_strength_is_one_of_half_its_alpha(place, tmp_path, monkeypatch):
+    """In float32: a merged adapter and one beside the weights round otherwise."""
+    monkeypatch.setattr(evaluate_lora, "fast_dtype", lambda device: torch.float32)
+    checkpoint = place / "exp" / "lora_checkpoints" / "best_lora.pt"
+    adapter = adapters.read_adapter(checkpoint)
+    half = replace(adapter, lora=replace(adapter.lora, alpha=adapter.lora.alpha / 2))
+    adapters.write_adapter(tmp_path / "half.pt", half)
+    where = ["--lora_checkpoint", str(tmp_path / "half.pt"), "--output", str(tmp_path / "half"), "--strengths", ""]
+    evaluate_lora.main(command(place, *where))
+    evaluate_lora.main(command(place, "--output", str(tmp_path / "whole")))
+    whole, halved = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "half"))
+    assert list(whole["strengths"]) == ["0", "0.5", "1"] and halved["strengths"] == {}
+    assert whole["recommended_strength"] in (None, 0.5, 1.0)
+    for name, metric in halved["metrics"].items():
+        tried = {strength: whole["strengths"][strength][name] for strength in whole["strengths"]}
+        if not name.startswith("onset"):  # whether a peak is one may turn on the last digit
+            assert tried["0.5"]["adapted"] == pytest.approx(metric["adapted"], rel=1e-3, abs=1e-3)
+        assert tried["0"]["difference"] == 0
+        assert tried["1"]["adapted"] == pytest.approx(whole["metrics"][name]["adapted"])
+    assert len({whole["strengths"][strength]["mel_l1"]["adapted"] for strength in whole["strengths"]}) == 3
+    assert "At which strength?" in (tmp_path / "whole" / "report" / "index.html").read_text()
+
+
+def test_clips_of_videos_that_were_trained_on_are_refused_or_marked(place, tmp_path):
+    clips = read_clips(place / "clips.tsv")
+    write_clips(tmp_path / "clips.tsv", [replace(clip, split="test") for clip in clips])
+    where = ["--clips", str(tmp_path / "clips.tsv"), "--output", str(tmp_path / "out"), "--max_clips", "8"]
+    with pytest.raises(DataError, match=r"2 held-out clips are of videos that were trained on \(four_0.0, four_2.0"):
+        evaluate_lora.main(command(place, *where))
+    evaluate_lora.main(command(place, *where, "--include-training", "--strengths", ""))
+    html = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "2 of these 8 clips are of videos that the adapter was trained on" in html
+
+
+def test_a_video_that_is_divided_by_time_is_known_and_not_refused(place, tmp_path):
+    clips = [clip for clip in read_clips(place / "clips.tsv") if clip.video == "four.mp4"]
+    write_clips(tmp_path / "clips.tsv", [clips[0], replace(clips[1], split="test")])
     adapter = adapters.read_adapter(place / "exp" / "lora_checkpoints" / "best_lora.pt")
-    with pytest.raises(DataError, match="trained on"):
-        refuse_trained(features, adapter)
+    data = {"train": {"clips": 1, "videos": ["four.mp4"], "ids": [clips[0].id]}}
+    adapters.write_adapter(tmp_path / "time.pt", replace(adapter, data=data))
+    where = ["--clips", str(tmp_path / "clips.tsv"), "--output", str(tmp_path / "out"), "--strengths", ""]
+    evaluate_lora.main(command(place, *where, "--lora_checkpoint", str(tmp_path / "time.pt")))
+    assert "1 of these 1 clip are of videos" in (tmp_path / "out" / "report" / "index.html").read_text()
+
+
+def test_an_adapter_that_names_no_base_takes_it_from_the_command(place, tmp_path):
+    adapter = adapters.read_adapter(place / "exp" / "lora_checkpoints" / "best_lora.pt")
+    adapters.write_adapter(tmp_path / "a.pt", replace(adapter, base_model="", base_sha256=""))
+    where = ["--lora_checkpoint", str(tmp_path / "a.pt"), "--output", str(tmp_path / "out"), "--max_clips", "1"]
+    with pytest.raises(WeightsError, match=r"names no base model.*--model"):
+        evaluate_lora.main(command(place, *where))
+    evaluate_lora.main(command(place, *where, "--model", MODEL))
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == MODEL
+
+
+def test_tensorboard_has_the_results_at_the_adapters_step(done):
+    events = EventAccumulator(str(done / "evaluation")).Reload()
+    results = json.loads((done / "metrics.json").read_text())
+    for name, metric in results["metrics"].items():
+        for what in ("base", "adapted", "difference"):
+            (scalar,) = events.Scalars(f"evaluation held-out/{name}/{what}")
+            assert (scalar.step, scalar.value) == (10, pytest.approx(metric[what], rel=1e-5, abs=1e-6))
+    tried = events.Scalars("strength in per cent/mel_l1")
+    assert [scalar.step for scalar in tried] == [0, 50, 100]
+
+
+def test_the_command_that_trains_again_states_the_settings():
+    lora = LoRAConfig(rank=8, target_modules=["fused_blocks[*].ffn"], rank_pattern={"ffn": 4})
+    config = TrainConfig(exp_id="x", model=MODEL, learning_rate=1e-3, preserve_base=0.5, lora=lora, amp=False)
+    adapter = adapters.AdapterFile(lora, {}, MODEL, "", config=config.plain())
+    request = Request(Path("a.pt"), Path("v"), Path("c.tsv"), Path("f"), Path("o"))
+    text = dict(commands(request, model_spec(MODEL), adapter))["Train again"]
+    python, script, *overrides = shlex.split(text)
+    assert (python, script) == ("python", "train_lora.py")
+    again = compose(overrides).plain()
+    places = {"exp_id": "again", "clips_tsv": "c.tsv", "features_dir": "f"}
+    assert again == {**config.plain(), **places}
 
 
 def test_a_folder_without_the_videos_is_named(place, tmp_path):

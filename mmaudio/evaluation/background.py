@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio.adapters import AdapterFile
+from mmaudio.config import TrainConfig
 from mmaudio.data.clips import left_out_path, read_clips, read_left_out
 from mmaudio.data.features import left_out
 from mmaudio.evaluation.general import General
@@ -24,9 +25,14 @@ SHOWN = 8
 
 
 def about(
-    request: Request, adapter: AdapterFile, spec: ModelSpec, general: General | None, why_none: str
+    request: Request,
+    adapter: AdapterFile,
+    spec: ModelSpec,
+    general: General | None,
+    why_none: str,
+    times: Mapping[str, float],
 ) -> Background:
-    """Everything about the adapter, its training and its data that stands in its files."""
+    """Everything about the adapter, its training and its data that stands in its files; `times` in seconds."""
     experiment = request.checkpoint.parent.parent
     unused = read_left_out(left_out_path(request.clips)) + left_out(request.clips, request.features)
     return Background(
@@ -41,8 +47,9 @@ def about(
             ("The adapter", _adapter(request.checkpoint, adapter)),
             ("Its training", flat(adapter.config)),
             ("Versions", versions()),
+            ("Times", {what: f"{seconds:.0f} s" for what, seconds in times.items()}),
         ],
-        commands=_commands(request, spec),
+        commands=commands(request, spec, adapter),
         no_forgetting=why_none,
         general="" if general is None else general.what,
     )
@@ -56,6 +63,7 @@ def _evaluation(request: Request, spec: ModelSpec) -> dict[str, object]:
         "solver steps": spec.steps if draws.steps is None else draws.steps,
         "guidance": spec.guidance if draws.guidance is None else draws.guidance,
         "device": f"{request.device}, {str(request.dtype).removeprefix('torch.')}",
+        "strengths tried": ", ".join(f"{strength:g}" for strength in request.strengths) or "none but 0 and 1",
         "clips": "all held out" if request.max_clips is None else f"at most {request.max_clips}",
         "table of clips": request.clips,
         "features": request.features,
@@ -97,28 +105,69 @@ def versions() -> dict[str, object]:
     return found
 
 
-def _commands(request: Request, spec: ModelSpec) -> list[tuple[str, str]]:
+def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tuple[str, str]]:
+    """What can be run again, titles and command lines: this report, the features, the training, and the use."""
     draws = request.draws
     again = [
         "python", "evaluate_lora.py", "--lora_checkpoint", str(request.checkpoint),
         "--test_videos", str(request.videos),
         "--compare_original", "--clips", str(request.clips), "--features", str(request.features),
-        "--output", str(request.output), "--samples", str(draws.samples), "--seed", str(draws.seed),
+        "--output", str(request.output), "--strengths", ",".join(map(str, request.strengths)),
+        "--samples", str(draws.samples), "--seed", str(draws.seed),
     ]  # fmt: skip
     optional = {
         "--steps": draws.steps,
         "--guidance": draws.guidance,
         "--max_clips": request.max_clips,
         "--weights": request.weights,
+        "--model": request.model,
         "--general_videos": request.general_videos,
     }
     for flag, value in optional.items():
         again += [] if value is None else [flag, str(value)]
+    again += ["--include-training"] if request.include_training else []
     use = [
         "python", "-m", "mmaudio.generation", "--video", "VIDEO.mp4", "--prompt", "what is heard",
         "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound",
     ]  # fmt: skip
+    extract = [
+        "python", "training/extract_features_finetuning.py", "--input_tsv", str(request.clips),
+        "--video_root", str(request.videos), "--output_dir", str(request.features), "--model", spec.name,
+    ]  # fmt: skip
     return [
         ("Make this report again", shlex.join(again)),
+        ("Extract the features again", shlex.join(extract)),
+        *([("Train again", shlex.join(_training(request, spec, adapter)))] if adapter.config else []),
         ("Make a sound for a video with the adapter", shlex.join(use)),
     ]
+
+
+def _training(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[str]:
+    """The command that trains such an adapter: every setting that is not the default's."""
+    places = {"exp_id": "again", "model": spec.name, "clips_tsv": request.clips, "features_dir": request.features}
+    given = {name: value for name, value in adapter.config.items() if name not in places}
+    own = _differing(given, TrainConfig().plain())
+    return ["python", "train_lora.py", *(f"{name}={value}" for name, value in {**places, **own}.items())]
+
+
+def _differing(config: Mapping[str, Any], usual: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Overrides, by dotted name, for the settings in `config` that `usual` has otherwise; groups are gone into."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        default = usual.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping) and default:
+            found |= _differing(value, default, f"{prefix}{name}.")
+        elif name in usual and value != default:
+            found[f"{prefix}{name}"] = _override(value)
+    return found
+
+
+def _override(value: object, inside: bool = False) -> str:
+    """A value in Hydra's grammar; texts within lists are quoted, keys never."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_override(own, True)}" for key, own in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_override(own, True) for own in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"'{value}'" if inside and isinstance(value, str) else str(value)

@@ -38,6 +38,19 @@ class Material:
     losses: dict[str, list[float]] = field(default_factory=dict)
     latents: dict[str, Tensor] = field(default_factory=dict)
     """(clips, samples, N, C) by model, on the codec's scale."""
+    strengths: dict[float, Tried] = field(default_factory=dict)
+    """What the adapter makes at other strengths than 1."""
+    trained: frozenset[str] = frozenset()
+    """Ids of the clips whose source videos were trained on."""
+
+
+@dataclass
+class Tried:
+    """What the adapter makes at one strength of some of the clips, by the number of each."""
+
+    latents: dict[int, Tensor]
+    """(samples, N, C) each."""
+    losses: dict[int, float]
 
 
 @dataclass
@@ -60,10 +73,15 @@ def decode(sampler: Sampler, material: Material, report: Path | None) -> Results
         originals = media.original_sounds(material.root, chosen, spec.codec.rate, samples)
         for row, original in zip(rows, originals, strict=True):
             latents = {CODEC: material.features.mean[row][None], **{m: material.latents[m][row] for m in MODELS}}
+            tried = {strength: part for strength, part in material.strengths.items() if row in part.latents}
+            latents |= {f"{ADAPTED} x {strength:g}": part.latents[row] for strength, part in tried.items()}
             heard = hear(sampler, to_mel, original.to(sampler.device), latents)
-            result = ClipResult(clips[row], measure(heard, spec))
+            result = ClipResult(clips[row], measure(heard, spec), trained=clips[row].id in material.trained)
             for model in MODELS:
                 result.sounds[model].values["velocity_loss"] = material.losses[model][row]
+            for strength, part in tried.items():
+                sound = result.sounds.pop(f"{ADAPTED} x {strength:g}")
+                result.strengths[strength] = replace(sound, values=sound.values | {"velocity_loss": part.losses[row]})
             if report is not None:
                 show(result, heard, spec, report, media_name(row))
             results.append(result)
@@ -102,7 +120,7 @@ def show(result: ClipResult, heard: Heard, spec: ModelSpec, report: Path, stem: 
     """Write the first take's sounds and draw its spectrograms, on one scale of colours for all."""
     decades = math.log(spec.codec.log_base) / math.log(10)
     top = float(heard.mels[ORIGINAL].max()) * decades
-    first = {name: waveforms[0] for name, waveforms in heard.waveforms.items()}
+    first = {name: heard.waveforms[name][0] for name in result.sounds}
     names = media.write_sounds(report / MEDIA, stem, first, spec)
     result.media = {name: f"{MEDIA}/{file}" for name, file in {**names, "video": f"{stem}.mp4"}.items()}
-    result.mels = {name: mel_picture(mels[0], spec.codec.log_base, top) for name, mels in heard.mels.items()}
+    result.mels = {name: mel_picture(heard.mels[name][0], spec.codec.log_base, top) for name in result.sounds}

@@ -11,31 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from mmaudio import weights
-from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, attach, check_base, read_adapter
+from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, check_base, read_adapter
+from mmaudio.data.clips import read_clips
 from mmaudio.data.features import FeatureSet, load_features, read_header, shard_path
-from mmaudio.errors import DataError
+from mmaudio.errors import DataError, WeightsError
 from mmaudio.evaluation import wording
 from mmaudio.evaluation.background import about
-from mmaudio.evaluation.decoding import MODELS, Material, decode
+from mmaudio.evaluation.decoding import Material, decode
 from mmaudio.evaluation.general import General, general_set, spread
-from mmaudio.evaluation.measure import Draws, sample_latents, velocity_losses
 from mmaudio.evaluation.report import write_report
 from mmaudio.evaluation.request import Request
-from mmaudio.evaluation.results import ADAPTED, summary, write_json, write_tsv
-from mmaudio.generation.sampler import Sampler, load_sampler
-from mmaudio.model.lora import merge
+from mmaudio.evaluation.results import summary, write_json, write_tsv
+from mmaudio.evaluation.running import run_models
+from mmaudio.evaluation.scalars import write_scalars
+from mmaudio.evaluation.strengths import compare_strengths
+from mmaudio.generation.sampler import load_sampler
+from mmaudio.model.recognition import shapes_of
 from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.released import PARTS
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same inputs give other results."""
 
 
@@ -44,14 +45,15 @@ def evaluate(request: Request) -> Path:
 
     Raises DataError for clips that are missing or were trained on, WeightsError for an adapter that does not fit.
     """
+    start = time.monotonic()
     adapter = read_adapter(request.checkpoint)
-    spec = model_spec(adapter.base_model)
+    spec = model_spec(base_model(request, adapter))
     parts = PARTS if request.general_videos is not None else ("network", "vae", "vocoder")
     weights.fetch(spec.name, parts, request.weights, request.offline)
     base_sha256 = weights.identity(spec.name, "network", request.weights)
     check_base(adapter, spec.name, base_sha256)
     held_out = load_features(request.clips, request.features, "test", spec.name)
-    refuse_trained(held_out, adapter)
+    trained = trained_on(held_out, adapter, request)
     refuse_absent(request.videos, held_out)
     held_out = held_out.subset(spread(held_out.videos, request.max_clips))
     general, why_none = general_set(
@@ -63,20 +65,24 @@ def evaluate(request: Request) -> Path:
         print(f"evaluation: {report} is still valid, nothing to do")
         return report
 
-    sets = {"held-out": Material(request.videos, held_out)}
+    sets = {"held-out": Material(request.videos, held_out, trained=trained)}
     if general is not None:
         sets["general"] = Material(general.root, general.features)
     sampler = load_sampler(spec.name, request.weights, request.device, dtype=request.dtype)
     kept = request.output / ".evaluation"
-    run_models(sampler, adapter, base_sha256, sets, request.draws, kept / key[:16])
+    run_models(sampler, adapter, base_sha256, sets, request, kept / key[:16])
+    sampled = time.monotonic()
     results = {
         name: decode(sampler, part, report.parent if name == "held-out" else None) for name, part in sets.items()
     }
-    background = about(request, adapter, spec, general, why_none)
+    compare_strengths(results["held-out"])
+    times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
+    background = about(request, adapter, spec, general, why_none, times)
     write_report(report, results["held-out"], results.get("general"), background)
     write_tsv(request.output / "metrics.tsv", results)
     shutil.rmtree(kept)
     extra = {"inputs": key, "model": spec.name, "adapter": str(request.checkpoint), "draws": asdict(request.draws)}
+    write_scalars(request.output / "evaluation", results, adapter.step)
     write_json(request.output / "metrics.json", summary(results["held-out"], results.get("general"), extra))
     for line in wording.terminal(results["held-out"].comparisons()):
         print(line)
@@ -93,40 +99,34 @@ def refuse_absent(root: Path, features: FeatureSet) -> None:
         )
 
 
-def refuse_trained(features: FeatureSet, adapter: AdapterFile) -> None:
-    """DataError where a held-out clip is one that the adapter was trained on."""
-    seen = sorted(set(features.ids) & set(adapter.data.get("train", {}).get("ids", [])))
-    if seen:
-        raise DataError(
-            f"{len(seen)} held-out clips were trained on ({', '.join(seen[:3])} ...): comparing on them says nothing. "
-            "Give the table of clips that the adapter was trained with (--clips)"
+def base_model(request: Request, adapter: AdapterFile) -> str:
+    """The base model's name; WeightsError where neither the adapter nor the request names it."""
+    named = request.model or adapter.base_model
+    if not named:
+        raise WeightsError(
+            f"{request.checkpoint}: it names no base model, and {shapes_of(adapter.likely)}: say which (--model)"
         )
+    return named
 
 
-def run_models(
-    sampler: Sampler, adapter: AdapterFile, base_sha256: str, sets: dict[str, Material], draws: Draws, kept: Path
-) -> None:
-    """Losses and latents of the base, then of the adapted model, whose adapter is merged into the same network.
+def trained_on(features: FeatureSet, adapter: AdapterFile, request: Request) -> frozenset[str]:
+    """Ids of the clips whose source videos the adapter was trained on.
 
-    What is done is kept in the folder `kept`, and read from there by a run that goes on.
+    DataError where there are any and the request does not include them. With one or two videos the table of clips
+    itself divides a video by time: such clips are known, but not refused.
     """
-    for model in MODELS:
-        if model == ADAPTED:
-            adapted = attach(sampler.network, adapter, sampler.spec.name, base_sha256)
-            sampler.network = merge(adapted).eval().requires_grad_(False)
-        for name, material in sets.items():
-            file = kept / f"{model}-{name}.safetensors"
-            if not file.is_file():
-                sampler.network.set_duration(material.features.seconds)
-                what = f"{model} model, {name} clips"
-                losses = velocity_losses(sampler, material.features, draws, f"{what}: loss")
-                latents = sample_latents(sampler, material.features, draws, f"{what}: sounds")
-                kept.mkdir(parents=True, exist_ok=True)
-                part = file.with_suffix(".part")
-                save_file({"losses": torch.tensor(losses), "latents": latents.contiguous()}, part)
-                part.replace(file)
-            done = load_file(file)
-            material.losses[model], material.latents[model] = done["losses"].tolist(), done["latents"]
+    seen = adapter.data.get("train", {})
+    ids, videos = set(seen.get("ids", [])), set(seen.get("videos", []))
+    known = [clip for clip in features.clips if clip.id in ids or clip.video in videos]
+    by_time = {clip.video for clip in read_clips(request.clips) if clip.split == "train"}
+    wrong = [clip.id for clip in known if clip.id in ids or clip.video not in by_time]
+    if wrong and not request.include_training:
+        raise DataError(
+            f"{len(wrong)} held-out clips are of videos that were trained on ({', '.join(sorted(wrong)[:3])} ...): "
+            "comparing on them says nothing. Give the table of clips that the adapter was trained with (--clips), or "
+            "take them in, marked (--include-training)"
+        )
+    return frozenset(clip.id for clip in known)
 
 
 def is_valid(path: Path, key: str) -> bool:
@@ -144,6 +144,7 @@ def inputs_key(request: Request, spec: ModelSpec, held_out: FeatureSet, general:
         "adapter": adapter_hash(request.checkpoint),
         "base": {part: weights.identity(spec.name, part, request.weights) for part in ("network", "vae", "vocoder")},
         "draws": asdict(request.draws),
+        "strengths": request.strengths,
         "device": [request.device.type, str(request.dtype)],
         "clips": [asdict(clip) for clip in held_out.clips],
         "features": _keys(request.features, held_out.videos),

@@ -27,6 +27,12 @@ class Request:
     """Whether absent weights are an error rather than fetched."""
     general_videos: Path | None = None
     """Videos of the base's own domain; None: those that ship with the model, if any."""
+    model: str | None = None
+    """The base model, for an adapter that names none."""
+    strengths: tuple[float, ...] = ()
+    """Strengths of the adapter to try besides 0 and 1, on a few of the clips."""
+    include_training: bool = False
+    """Whether clips of source videos that were trained on are compared too, and marked."""
     max_clips: int | None = None
     """At most so many held-out clips, evenly over the videos; None: all."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

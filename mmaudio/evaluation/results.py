@@ -29,6 +29,8 @@ class ClipResult:
 
     clip: Clip
     sounds: dict[str, Sound]
+    strengths: dict[float, Sound] = field(default_factory=dict)
+    """What the adapter made at other strengths than 1, where they were tried on this clip."""
     trained: bool = False
     """Whether its source video was trained on: only `--include-training` lets such a clip in."""
     media: dict[str, str] = field(default_factory=dict)

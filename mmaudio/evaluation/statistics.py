@@ -81,13 +81,19 @@ def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[st
     )
 
 
-def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | None:
-    """The mean over videos, each the mean of its clips that have a finite value; None where none has."""
+def video_means(values: Sequence[float], videos: Sequence[str]) -> dict[str, float]:
+    """The mean of each video's clips, those with a finite value; a video where none has is not in it."""
     by_video: dict[str, list[float]] = {}
     for video, value in zip(videos, values, strict=True):
         if math.isfinite(value):
             by_video.setdefault(video, []).append(value)
-    return float(np.mean([np.mean(own) for own in by_video.values()])) if by_video else None
+    return {video: float(np.mean(own)) for video, own in by_video.items()}
+
+
+def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | None:
+    """The mean over videos, each the mean of its clips that have a finite value; None where none has."""
+    means = video_means(values, videos)
+    return float(np.mean(list(means.values()))) if means else None
 
 
 def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:

@@ -31,14 +31,12 @@ from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.model.casting import cast_weights
 from mmaudio.model.flow_matching import SOLVERS
-from mmaudio.model.lora import merge, set_strength
+from mmaudio.model.lora import MAX_STRENGTH, merge, set_strength
 from mmaudio.model.spec import SECONDS
 from mmaudio.progress import progress
 from mmaudio.weights import fetch, identity
 
 DEFAULT_MODEL = "small_16k"
-STRONGEST = 1.5
-"""Largest strength of an adapter."""
 
 
 def parser() -> cli.Parser:
@@ -56,7 +54,7 @@ def parser() -> cli.Parser:
     made.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
     made.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
     made.add_argument(
-        "--strength", type=float, help=f"the adapter's, 0 (the base model) to {STRONGEST}; 1 where not given"
+        "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
     )
     made.add_argument(
         "--seconds", type=float, help=f"duration, {SHORTEST:g} to {LONGEST:g}, at most to the video's end; "
@@ -113,8 +111,8 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--samples {args.samples}: at least 1")
     if args.strength is not None and args.adapter is None:
         raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
-    if args.strength is not None and not 0 <= args.strength <= STRONGEST:
-        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {STRONGEST}; 1 is as trained")
+    if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
+        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {MAX_STRENGTH}; 1 is as trained")
 
 
 def plan_for(args: argparse.Namespace) -> Plan:
