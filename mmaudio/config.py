@@ -155,6 +155,9 @@ class TrainConfig:
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False
     """torch.compile for each block: minutes at the start, faster steps on a GPU."""
+    features_in_memory: bool | None = None
+    """true: all features on the device, for speed. false: read from disk for every batch, to the same numbers, where
+    there are too many. null: true where they fit into half of the device's free memory."""
     eval_every: int = 100
     save_every: int = 100
 

@@ -22,7 +22,7 @@ ENTRIES = (
     "pretraining",
 )
 LAYERS = (
-    ("errors", "progress"),
+    ("errors", "progress", "memory"),
     ("model",),
     ("config", "weights", "released", "hub", "download", "checksums", "adapters", "data", "synthetic"),
     ("features",),

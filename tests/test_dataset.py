@@ -16,7 +16,7 @@ def test_splitting_anew_is_by_video_and_loses_nothing():
     assert sorted(first.ids + second.ids) == sorted(train.ids + held.ids)
     source = {name: row for part in (train, held) for name, row in zip(part.ids, part.mean, strict=True)}
     for part in (first, second):
-        assert all(torch.equal(row, source[name]) for name, row in zip(part.ids, part.mean, strict=True))
+        assert all(torch.equal(row, source[name]) for name, row in zip(part.ids, part.load().mean, strict=True))
 
 
 def test_test_clips_that_stand_in_stay_out():
@@ -41,7 +41,8 @@ def test_features_of_the_reference_stand_in_for_ones_own(tmp_path):
                (("train", 3), ("val", 2))}  # fmt: skip
     config = small_world.config(tmp_path, custom_finetune=False, features_dir=str(tmp_path), clips_tsv="none.tsv")
     train, held = load_data(config)
-    assert torch.equal(train.mean, written["train"]["mean"]) and torch.equal(held.std, written["val"]["std"])
+    assert torch.equal(train.load().mean, written["train"]["mean"])
+    assert torch.equal(held.load().std, written["val"]["std"])
     assert (train.captions[2], held.ids) == ("a sound, number 2", ["vgg-val0", "vgg-val1"])
     config.features_dir = str(tmp_path / "none")
     with pytest.raises(DataError, match="no memory map in it"):

@@ -1,4 +1,4 @@
-"""The feature store: one safetensors shard per source video, and the clips of a split as tensors in memory.
+"""The feature store: one safetensors shard per source video, and the clips of a split, in memory or left in the shards.
 
 A shard is written to a temporary name and renamed: one that exists is whole. Its header says what it was made from. A
 video that extraction had to leave out has a shard without tensors, whose header gives the reason.
@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmaudio.data.clips import Clip, LeftOut, read_clips
+from mmaudio.data.columns import Column
 from mmaudio.data.shards import ShardWriter
 from mmaudio.errors import DataError
 from mmaudio.model.spec import ModelSpec, model_spec
@@ -94,13 +95,11 @@ class Features:
         return {field.name: getattr(self, field.name) for field in fields(Features)}
 
 
-@dataclass(frozen=True)
-class FeatureSet(Features):
-    """The clips of one split in memory, in the table's order."""
+class ClipTable:
+    """What the clips of a split say of themselves, wherever their features are."""
 
     clips: list[Clip]
     model: str
-    """The model that extraction was run for; others with the same codec and encoders take these features too."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -125,6 +124,15 @@ class FeatureSet(Features):
         """Duration of each clip."""
         return self.clips[0].seconds
 
+
+@dataclass(frozen=True)
+class FeatureSet(ClipTable, Features):
+    """The clips of one split in memory, in the table's order."""
+
+    clips: list[Clip]
+    model: str
+    """The model that extraction was run for; others with the same codec and encoders take these features too."""
+
     def to(self, device: torch.device | str) -> FeatureSet:
         """The same clips with their tensors on `device`."""
         return feature_set(self.map(lambda tensor: tensor.to(device)), self.clips, self.model)
@@ -138,6 +146,14 @@ class FeatureSet(Features):
         rows = torch.as_tensor(list(index), device=self.mean.device)
         return feature_set(self.rows(rows), [self.clips[i] for i in index], self.model)
 
+    def load(self) -> FeatureSet:
+        """The set itself."""
+        return self
+
+    def stored(self) -> StoredSet:
+        """The same as a set whose only part is this one."""
+        return stored_set([self], [range(len(self))], self.clips, self.model)
+
 
 def feature_set(rows: Features, clips: list[Clip], model: str) -> FeatureSet:
     """The set of `clips` with their features `rows`."""
@@ -148,6 +164,62 @@ def feature_set(rows: Features, clips: list[Clip], model: str) -> FeatureSet:
 
 TENSORS = tuple(field.name for field in fields(Features))
 """Names of a shard's tensors."""
+
+
+@dataclass(frozen=True)
+class StoredSet(ClipTable):
+    """The clips of one split, in the table's order, their features where they are stored: read when asked for."""
+
+    parts: list[Features]
+    """Of every file, memory-mapped."""
+    places: Tensor
+    """(K, 2), int64: the part of every clip, and its row there."""
+    clips: list[Clip]
+    model: str
+    """As FeatureSet's."""
+
+    def column(self, name: str) -> Column:
+        """The tensor `name` of TENSORS of all clips."""
+        return Column([getattr(part, name) for part in self.parts], self.places)
+
+    def rows(self, index: Tensor) -> Features:
+        """The features of the clips number `index` (B,), int64, read into memory."""
+        return Features(*(self.column(name)[index] for name in TENSORS))
+
+    def subset(self, index: Sequence[int]) -> StoredSet:
+        """A set of the clips number `index`, in that order."""
+        return replace(self, places=self.places[list(index)], clips=[self.clips[i] for i in index])
+
+    def joined(self, other: StoredSet) -> StoredSet:
+        """The clips of both, those of `other` last."""
+        places = torch.cat([self.places, other.places + torch.tensor([len(self.parts), 0])])
+        return StoredSet([*self.parts, *other.parts], places, self.clips + other.clips, self.model)
+
+    def load(self) -> FeatureSet:
+        """The same in memory."""
+        return feature_set(Features(*(self.column(name).whole() for name in TENSORS)), self.clips, self.model)
+
+    def stored(self) -> StoredSet:
+        """The set itself."""
+        return self
+
+
+ClipSet = FeatureSet | StoredSet
+"""Clips with their features, in memory or not."""
+
+
+def stored_set(parts: Sequence[Features], rows: Sequence[Sequence[int]], clips: list[Clip], model: str) -> StoredSet:
+    """The set of `clips` that are the `rows` of every part, part by part; DataError where shapes differ."""
+    shapes = [[tuple(tensor.shape[1:]) for tensor in part.tensors().values()] for part in parts]
+    different = next((number for number, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if different is not None:
+        last = sum(len(own) for own in rows[:different])
+        raise DataError(
+            f"{clips[last].video}: features of another size than {clips[0].video}'s; clips of one length train "
+            "together. Split and extract again with one duration"
+        )
+    places = [(number, row) for number, own in enumerate(rows) for row in own]
+    return StoredSet(list(parts), torch.tensor(places, dtype=torch.int64), clips, model)
 
 
 def shard_path(folder: Path, video: str) -> Path:
@@ -184,7 +256,10 @@ def read_header(path: Path) -> Header | None:
 
 
 def read_shard(path: Path) -> tuple[Header, Features | None]:
-    """A shard's header and features (None for a video that is left out); DataError where it cannot be read."""
+    """A shard's header and features (None for a video that is left out); DataError where it cannot be read.
+
+    The tensors are the file's pages: those that nobody looks at take no memory.
+    """
     header = read_header(path)
     if header is None:
         raise DataError(f"{path}: no feature shard of this version; extract again")
@@ -195,7 +270,12 @@ def read_shard(path: Path) -> tuple[Header, Features | None]:
 
 
 def load_features(clips_tsv: Path, folder: Path, split: str, model: str | None = None) -> FeatureSet:
-    """All clips of `split` (train, val or test) of the table, with their features from `folder`.
+    """As `open_features`, in memory."""
+    return open_features(clips_tsv, folder, split, model).load()
+
+
+def open_features(clips_tsv: Path, folder: Path, split: str, model: str | None = None) -> StoredSet:
+    """All clips of `split` (train, val or test) of the table, with their features in `folder`, which stay there.
 
     Where the table has no clips for val, those for test stand in, and the other way round. Clips of videos that
     extraction left out (see `left_out`) are not in it. Raises DataError for shards that are missing, stale, not finite
@@ -208,9 +288,9 @@ def load_features(clips_tsv: Path, folder: Path, split: str, model: str | None =
     by_video: dict[str, list[Clip]] = {}
     for clip in chosen:
         by_video.setdefault(clip.video, []).append(clip)
-    parts = [_load(shard_path(folder, video), clips, model) for video, clips in by_video.items()]
-    joined = Features(*(torch.cat([getattr(rows, name) for _, rows in parts]) for name in TENSORS))
-    return feature_set(joined, [clip for clips in by_video.values() for clip in clips], parts[0][0].model)
+    opened = [_open(shard_path(folder, video), clips, model) for video, clips in by_video.items()]
+    headers, parts, rows = zip(*opened, strict=True)
+    return stored_set(parts, rows, [clip for clips in by_video.values() for clip in clips], headers[0].model)
 
 
 def held_out_or(clips: list[Clip], split: str) -> list[Clip]:
@@ -227,8 +307,8 @@ def left_out(clips_tsv: Path, folder: Path) -> list[LeftOut]:
     return [LeftOut(header.video, header.left_out) for header in headers if header is not None and header.left_out]
 
 
-def _load(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Features]:
-    """The features of one video's `clips`, checked."""
+def _open(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Features, list[int]]:
+    """The features of one video, memory-mapped, and the rows of `clips` in them, checked."""
     if not path.is_file():
         raise DataError(f"{path}: not there; extract features first (training/extract_features_finetuning.py)")
     header, features = read_shard(path)
@@ -238,11 +318,11 @@ def _load(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Fea
         raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")
     if model is not None and encoder_names(model_spec(model)) != header.encoder_names:
         raise DataError(f"{path}: features for {header.model}, not for {model}; extract again for it")
-    rows = features.rows(torch.tensor([header.clip_ids.index(clip.id) for clip in clips]))
-    for name, tensor in rows.tensors().items():
-        if not torch.isfinite(tensor).all():
+    rows = [header.clip_ids.index(clip.id) for clip in clips]
+    for name, tensor in features.tensors().items():
+        if not all(bool(torch.isfinite(tensor[row]).all()) for row in rows):
             raise DataError(f"{path}: {name} holds values that are not finite; delete it and extract again")
-    return header, rows
+    return header, features, rows
 
 
 def encoder_names(model: ModelSpec) -> dict[str, str]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.data.clips import SPLITS, Clip
-from mmaudio.data.features import TENSORS, Features, FeatureSet, feature_set, held_out_or
+from mmaudio.data.features import TENSORS, Features, FeatureSet, StoredSet, held_out_or, stored_set
 from mmaudio.errors import DataError
 from mmaudio.model.spec import CLIP_FPS, MODELS, ModelSpec, lengths, model_spec
 
@@ -53,12 +53,17 @@ class MemoryMap:
 
 
 def load_reference(folder: Path, split: str, model: str) -> FeatureSet:
+    """As `open_reference`, in memory; the tensors of a single memory map that is taken whole are that map itself."""
+    return open_reference(folder, split, model).load()
+
+
+def open_reference(folder: Path, split: str, model: str) -> StoredSet:
     """The clips of `split` (train, val or test) in `folder`, a memory map or a folder of some, for `model`.
 
     Folders whose names state a split (`vgg-train`, `vgg-val`) are that split's; where none does, a tenth of the clips
     is held out, all of a source (ids that differ in a number at their end) or none. With no clips for val those for
-    test stand in, and the other way round. The tensors stay on disk until they are used, those that are no float32
-    excepted. Raises DataError for what cannot be read, does not fit `model` or is not finite.
+    test stand in, and the other way round. The tensors stay on disk until they are used. Raises DataError for what
+    cannot be read, does not fit `model` or is not finite.
     """
     maps = find_maps(folder)
     read = [(found, _clips(found)) for found in maps]
@@ -67,13 +72,12 @@ def load_reference(folder: Path, split: str, model: str) -> FeatureSet:
     chosen = held_out_or([clip for _, clips in read for clip in clips], split)
     if not chosen:
         raise DataError(f"{folder}: no {split} clip in it ({', '.join(found.folder.name for found in maps)})")
-    parts = [_rows(found, clips, chosen[0].split, model_spec(model)) for found, clips in read]
-    features = [rows for rows in parts if rows is not None]
-    joined = features[0]
-    if len(features) > 1:
-        joined = Features(*(torch.cat([getattr(rows, name) for rows in features]) for name in TENSORS))
-    _check_finite(joined, folder)
-    return feature_set(joined, chosen, model)
+    rows = [[number for number, clip in enumerate(clips) if clip.split == chosen[0].split] for _, clips in read]
+    used = [(found, own) for (found, _), own in zip(read, rows, strict=True) if own]
+    parts = [_mapped_features(found.folder, model_spec(model)) for found, _ in used]
+    stored = stored_set(parts, [own for _, own in used], chosen, model)
+    _check_finite(stored, folder)
+    return stored
 
 
 def find_maps(folder: Path) -> list[MemoryMap]:
@@ -153,16 +157,11 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     return {name: entry["shape"] for name, entry in _meta(folder).items()}
 
 
-def _rows(found: MemoryMap, clips: list[Clip], split: str, model: ModelSpec) -> Features | None:
-    """The features of the map's clips of `split`, None where it has none."""
-    index = [number for number, clip in enumerate(clips) if clip.split == split]
-    if not index:
-        return None
-    _check_shapes(found.folder, model)
-    meta = _meta(found.folder)
-    whole = Features(*(_mapped(found.folder / f"{name}.memmap", meta[name]) for name in TENSORS))
-    rows = whole if len(index) == len(clips) else whole.rows(torch.tensor(index))
-    return rows.map(Tensor.float)
+def _mapped_features(folder: Path, model: ModelSpec) -> Features:
+    """All features of a memory map; DataError where they do not fit `model`."""
+    _check_shapes(folder, model)
+    meta = _meta(folder)
+    return Features(*(_mapped(folder / f"{name}.memmap", meta[name]) for name in TENSORS))
 
 
 def _check_shapes(folder: Path, model: ModelSpec) -> None:
@@ -204,8 +203,10 @@ def _mapped(path: Path, entry: dict[str, Any]) -> Tensor:
     return torch.from_file(str(path), shared=False, size=count, dtype=dtype).reshape(entry["shape"])
 
 
-def _check_finite(features: Features, folder: Path) -> None:
-    for name, tensor in features.tensors().items():
-        for first in range(0, len(tensor), CHECKED_AT_ONCE):
-            if not torch.isfinite(tensor[first : first + CHECKED_AT_ONCE]).all():
+def _check_finite(stored: StoredSet, folder: Path) -> None:
+    for name in TENSORS:
+        column = stored.column(name)
+        for first in range(0, len(stored), CHECKED_AT_ONCE):
+            rows = torch.arange(first, min(first + CHECKED_AT_ONCE, len(stored)))
+            if not torch.isfinite(column[rows]).all():
                 raise DataError(f"{folder}: {name} holds values that are not finite, from clip {first} on")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.errors import MMAudioError
+from mmaudio.memory import free_memory
 
 CPU_ROWS = 16
 """Rows at once on a CPU, where more are not faster."""
@@ -55,7 +56,7 @@ class Batches:
             torch.cuda.empty_cache()
         elif self.size is None:
             taken = torch.cuda.max_memory_allocated(self.device) - before
-            self.size = fitting(self._free(), taken / len(part))
+            self.size = fitting(free_memory(self.device), taken / len(part))
         return done
 
     def _allocated(self) -> int:
@@ -63,11 +64,6 @@ class Batches:
             return 0
         torch.cuda.reset_peak_memory_stats(self.device)
         return torch.cuda.memory_allocated(self.device)
-
-    def _free(self) -> int:
-        """Bytes that the GPU or torch's own cache has left."""
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
 
 def fitting(free: int, per_row: float) -> int:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from mmaudio.adapters import AdapterFile, write_adapter, write_whole
 from mmaudio.config import TrainConfig, flat
-from mmaudio.data.features import FeatureSet
+from mmaudio.data.features import ClipSet
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.state import TrainState
 from mmaudio.model.lora import adapter_state, saved_config
@@ -32,7 +32,7 @@ PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "vide
 FREE = (
     *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
     "gradient_accumulation_steps", "amp", "base_bf16", "gradient_checkpointing", "compile",
-    "logging.", "early_stopping.",
+    "features_in_memory", "logging.", "early_stopping.",
 )  # fmt: skip
 """Settings (and groups of them) that may change when a run continues."""
 
@@ -43,8 +43,8 @@ class Origin:
 
     config: TrainConfig
     base_sha256: str
-    train: FeatureSet
-    held_out: FeatureSet | None
+    train: ClipSet
+    held_out: ClipSet | None
 
     def described(self) -> dict[str, Any]:
         """Everything that a state depends on, by name, as plain values."""
@@ -65,10 +65,11 @@ class Origin:
         return found
 
 
-def fingerprint(clips: FeatureSet) -> str:
+def fingerprint(clips: ClipSet) -> str:
     """The number of clips and a hash of their ids, captions and latents."""
-    digest = hashlib.sha256(repr((clips.ids, clips.captions)).encode())
-    digest.update(clips.mean.cpu().numpy().tobytes())
+    digest, latents = hashlib.sha256(repr((clips.ids, clips.captions)).encode()), clips.stored().column("mean")
+    for number in range(len(clips)):
+        digest.update(latents[torch.tensor([number])].cpu().numpy().tobytes())
     return f"{len(clips)} ({digest.hexdigest()[:12]})"
 
 

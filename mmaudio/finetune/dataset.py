@@ -1,11 +1,16 @@
 """The clips of a run: which train, which are held out, and their features as the loop needs them.
 
+Features that fit go onto the device whole, their conditions projected once; larger sets stay in their files, and every
+batch is read and projected, to the same numbers.
+
 K clips, B batch, N latent tokens, C latent channels.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,48 +18,50 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.data.features import TENSORS, Features, FeatureSet, feature_set, load_features
-from mmaudio.data.reference import load_reference
-from mmaudio.data.untitled import with_empty_text
+from mmaudio.data.columns import Column
+from mmaudio.data.features import TENSORS, ClipSet, Features, StoredSet, open_features
+from mmaudio.data.reference import open_reference
+from mmaudio.data.untitled import filled, untitled
 from mmaudio.errors import DataError
+from mmaudio.memory import free_memory
 from mmaudio.model.networks import Conditions, MMAudio
 
 PROJECTED_AT_ONCE = 16
 """Clips that go through the input projections together."""
 PROJECTIONS = ("clip_input_proj", "sync_input_proj", "text_input_proj", "clip_cond_proj", "text_cond_proj")
+MEMORY_SHARE = 0.5
+"""Of a device's free memory, what features may take: activations, gradients and the optimizer need the rest."""
 
 
-def load_data(config: TrainConfig) -> tuple[FeatureSet, FeatureSet | None]:
+def load_data(config: TrainConfig) -> tuple[StoredSet, StoredSet | None]:
     """Training and validation clips; the latter None where validation is off.
 
-    DataError as `load_features` and, for `custom_finetune=false`, `load_reference` raise it.
+    DataError as `open_features` and, for `custom_finetune=false`, `open_reference` raise it.
     """
-    train = _load(config, "train")
+    train = _open(config, "train")
     if not config.validation.enabled:
         return train, None
-    held_out = _load(config, "val")
+    held_out = _open(config, "val")
     ratio = config.validation.split_ratio
     return (train, held_out) if ratio is None else split_anew(train, held_out, ratio)
 
 
-def _load(config: TrainConfig, split: str) -> FeatureSet:
+def _open(config: TrainConfig, split: str) -> StoredSet:
     folder = Path(config.features_dir)
     if config.custom_finetune:
-        return load_features(Path(config.clips_tsv), folder, split, config.model)
-    return load_reference(folder, split, config.model)
+        return open_features(Path(config.clips_tsv), folder, split, config.model)
+    return open_reference(folder, split, config.model)
 
 
-def split_anew(train: FeatureSet, held_out: FeatureSet, ratio: float) -> tuple[FeatureSet, FeatureSet]:
+def split_anew(train: ClipSet, held_out: ClipSet, ratio: float) -> tuple[StoredSet, StoredSet]:
     """Split training and validation clips again, by source video: `ratio` of the videos, one at least, is held out.
 
     Test clips that stand in for validation stay out. Raises DataError where all clips are from one video.
     """
-    clips = list(train.clips)
-    rows: Features = train
+    everything = train.stored()
     if held_out.clips[0].split == "val":
-        clips += held_out.clips
-        rows = Features(*(torch.cat([getattr(train, name), getattr(held_out, name)]) for name in TENSORS))
-    everything = feature_set(rows, clips, train.model)
+        everything = everything.joined(held_out.stored())
+    clips = everything.clips
     ranked = sorted({clip.video for clip in clips}, key=lambda video: hashlib.sha256(video.encode()).hexdigest())
     if len(ranked) < 2:
         raise DataError(f"validation.split_ratio={ratio:g}: there is one source video; leave the ratio null")
@@ -66,31 +73,38 @@ def split_anew(train: FeatureSet, held_out: FeatureSet, ratio: float) -> tuple[F
 
 @dataclass(frozen=True)
 class Material:
-    """Clips on the device: posteriors, and conditions projected once where the projections do not change."""
+    """Clips as the loop asks for them: on the device where they fit, else read for every batch."""
 
-    mean: Tensor  # (K, N, C)
-    std: Tensor  # (K, N, C)
+    mean: Tensor | Column  # (K, N, C)
+    std: Tensor | Column  # (K, N, C)
     projected: Conditions | None
-    """Of every clip (K, ...); None where the projections are trained, so that every step projects anew."""
+    """Of every clip (K, ...); None where the projections are trained or the clips do not fit."""
     empty: Conditions | None
-    """Of the learned empty rows (1, ...), projected."""
-    features: Features | None
+    """Of the learned empty rows (1, ...), projected; None where the projections are trained."""
+    source: ClipSet | None
     """Raw features, where `projected` is None."""
+    untitled: Tensor  # (K,) bool
+    no_text: Tensor  # (L, text width), what clips without a caption have
 
     def __len__(self) -> int:
         return self.mean.shape[0]
 
+    @property
+    def resident(self) -> bool:
+        """Whether the features are in the device's memory."""
+        return isinstance(self.mean, Tensor)
+
     def nbytes(self) -> int:
-        """Size of all tensors."""
-        tensors = [self.mean, self.std]
+        """Size of all tensors in memory."""
+        tensors = [tensor for tensor in (self.mean, self.std) if isinstance(tensor, Tensor)]
         tensors += [] if self.projected is None else self.projected.tensors()
-        tensors += [] if self.features is None else self.features.tensors().values()
+        tensors += self.source.tensors().values() if isinstance(self.source, Features) else []
         return sum(tensor.nbytes for tensor in tensors)
 
     def conditions(self, network: MMAudio, index: Tensor, no_video: Tensor, no_text: Tensor) -> Conditions:
         """Conditions of the clips `index` (B,); the empty rows where the masks (B,) say so."""
-        if self.projected is not None and self.empty is not None:
-            own, empty = self.projected.index(index), self.empty
+        if self.empty is not None:
+            own, empty = self._projected(network, index), self.empty
             return Conditions(
                 _pick(no_video, empty.clip_f, own.clip_f),
                 _pick(no_video, empty.sync_f, own.sync_f),
@@ -98,34 +112,109 @@ class Material:
                 _pick(no_video, empty.clip_c, own.clip_c),
                 _pick(no_text, empty.text_c, own.text_c),
             )
-        assert self.features is not None
-        raw = self.features.rows(index)
+        raw = self.raw(index)
         return network.preprocess_conditions(
             _pick(no_video, network.empty_clip(1), raw.clip_features),
             _pick(no_video, network.empty_sync(1), raw.sync_features),
             _pick(no_text, network.empty_text(1), raw.text_features),
         )
 
+    def _projected(self, network: MMAudio, index: Tensor) -> Conditions:
+        if self.projected is not None:
+            return self.projected.index(index)
+        clips, places = torch.unique(index, return_inverse=True)  # validation has every clip at several times
+        return project(network, self.raw(clips)).index(places)
+
+    def raw(self, index: Tensor) -> Features:
+        """Raw features of the clips `index` (B,), on its device."""
+        assert self.source is not None
+        rows = self.source.rows(index).map(lambda tensor: tensor.to(index.device))
+        return filled(rows, self.untitled[index], self.no_text)
+
 
 def _pick(mask: Tensor, empty: Tensor, own: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (own.ndim - 1)), empty.to(own.dtype), own)
 
 
-def material(network: MMAudio, features: FeatureSet, device: torch.device) -> Material:
-    """The clips on `device`. An empty row takes the way of every other, so dropout may choose after projecting."""
-    features = with_empty_text(features, network.empty_text(1)[0])
-    mean, std = features.mean.to(device), features.std.to(device)
-    trained = any(
+@torch.no_grad()
+def project(network: MMAudio, raw: Features) -> Conditions:
+    """Through the frozen projections, in float32 wherever it is called."""
+    with torch.autocast(raw.mean.device.type, enabled=False):
+        return network.preprocess_conditions(raw.clip_features, raw.sync_features, raw.text_features)
+
+
+def material(network: MMAudio, features: ClipSet, device: torch.device, resident: bool = True) -> Material:
+    """The clips for training on `device`; with `resident` in its memory.
+
+    An empty row takes the way of every other, so dropout may choose after projecting.
+    """
+    stored, frozen = features.stored(), not trains_projections(network)
+    mean, std = (stored.column(name).to(device) for name in ("mean", "std"))
+    missing, no_text = untitled(stored.captions).to(device), network.empty_text(1)[0].detach().clone()
+    empty = None
+    if frozen:
+        with torch.no_grad():
+            empty = network.empty_conditions(1)
+    if not resident:
+        return Material(mean, std, None, empty, stored, missing, no_text)
+    if not frozen:
+        loaded = stored.load().to(device)
+        return Material(loaded.mean, loaded.std, None, None, loaded, missing, no_text)
+    reading = Material(mean, std, None, empty, stored, missing, no_text)
+    projected = _projected_all(network, reading, device)
+    return Material(mean.whole(), std.whole(), projected, empty, None, missing, no_text)
+
+
+def _projected_all(network: MMAudio, clips: Material, device: torch.device) -> Conditions:
+    """Of every clip, a few at a time into tensors that are made once."""
+    whole: tuple[Tensor, ...] = ()
+    for first in range(0, len(clips), PROJECTED_AT_ONCE):
+        rows = torch.arange(first, min(first + PROJECTED_AT_ONCE, len(clips)), device=device)
+        part = project(network, clips.raw(rows)).tensors()
+        whole = whole or tuple(tensor.new_empty(len(clips), *tensor.shape[1:]) for tensor in part)
+        for all_rows, own in zip(whole, part, strict=True):
+            all_rows[rows] = own
+    return Conditions(*whole)
+
+
+def trains_projections(network: MMAudio) -> bool:
+    """Whether training changes what makes conditions of features."""
+    return any(
         parameter.requires_grad and name.startswith((*PROJECTIONS, "empty_", "sync_pos_emb"))
         for name, parameter in network.named_parameters()
     )
-    if trained:
-        return Material(mean, std, None, None, features.to(device))
-    with torch.no_grad():
-        parts = []
-        for rows in torch.split(torch.arange(len(features)), PROJECTED_AT_ONCE):
-            raw = features.rows(rows).map(lambda tensor: tensor.to(device))
-            parts.append(network.preprocess_conditions(raw.clip_features, raw.sync_features, raw.text_features))
-        columns = zip(*(part.tensors() for part in parts), strict=True)
-        projected = Conditions(*(torch.cat(column) for column in columns))
-        return Material(mean, std, projected, network.empty_conditions(1), None)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Whether features fit into a device's memory."""
+
+    needed: int
+    """Bytes of all clips, their conditions projected where that is done once."""
+    free: int
+    """Bytes that the device has left for this process."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether MEMORY_SHARE of what is free takes them."""
+        return self.needed <= MEMORY_SHARE * self.free
+
+    def __str__(self) -> str:
+        return f"{self.needed / 1e9:.2f} GB for {self.free / 1e9:.2f} GB of free memory"
+
+
+def room(network: MMAudio, sets: Sequence[ClipSet], device: torch.device, processes: int = 1) -> Room:
+    """For all clips of `sets`; on a CPU, `processes` share the memory."""
+    free = free_memory(device)
+    needed = sum(len(clips) * _bytes_per_clip(network, clips.stored()) for clips in sets)
+    return Room(needed, free if device.type == "cuda" else free // processes)
+
+
+def _bytes_per_clip(network: MMAudio, clips: StoredSet) -> int:
+    """In float32."""
+    numbers = {name: math.prod(clips.column(name).shape[1:]) for name in TENSORS}
+    if trains_projections(network):
+        return 4 * sum(numbers.values())
+    size, spec = network.lengths, network.spec
+    tokens = size.clip + size.latent + spec.text_tokens + 2  # the last two: one row each for CLIP and text
+    return 4 * (numbers["mean"] + numbers["std"] + tokens * spec.width)

@@ -11,11 +11,11 @@ import torch
 
 from mmaudio import weights
 from mmaudio.config import TrainConfig
-from mmaudio.data.features import FeatureSet
+from mmaudio.data.features import ClipSet, FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.features.loading import load_frozen
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
-from mmaudio.finetune.dataset import load_data, material
+from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
 from mmaudio.finetune.precision import compute_dtype, keep_in_bf16
@@ -49,11 +49,11 @@ def train_on(
     network: MMAudio,
     base_sha256: str,
     config: TrainConfig,
-    train_set: FeatureSet,
-    held_set: FeatureSet | None,
+    train_set: ClipSet,
+    held_set: ClipSet | None,
     team: Team,
 ) -> Outcome:
-    """Train an adapter for a loaded network on clips in memory; the network is adapted in place."""
+    """Train an adapter for a loaded network, which is adapted in place."""
     team.share(config.effective_batch)  # refuses what does not divide, before any work
     files = Checkpoints(experiment_folder(config))
     origin = Origin(config, base_sha256, train_set, held_set)
@@ -63,14 +63,16 @@ def train_on(
     resumed = files.load(state, origin)
     team.wait()
     ready(state, config, team.device)
-    clips = material(network, train_set, team.device)
+    space = room(network, [train_set, *([] if held_set is None else [held_set])], team.device, team.size)
+    resident = not team.any(not space.enough) if config.features_in_memory is None else config.features_in_memory
+    clips = material(network, train_set, team.device, resident)
     held = None
     if held_set is not None:
-        held = draw_held_out(material(network, held_set, team.device), held_set.ids, config.validation.levels)
+        held = draw_held_out(material(network, held_set, team.device, resident), held_set.ids, config.validation.levels)
     tracker = Tracker(files.root if team.leads else None, config, state.step)
     run = Run(state, clips, held, origin, files, tracker, team)
     if team.leads:
-        begin(run, resumed)
+        begin(run, resumed, space)
     result = fit(run)
     if team.leads:
         end(run, result)
@@ -87,7 +89,7 @@ def ready(state: TrainState, config: TrainConfig, device: torch.device) -> None:
             block.compile()
 
 
-def begin(run: Run, resumed: bool) -> None:
+def begin(run: Run, resumed: bool, space: Room) -> None:
     """Write the configuration, prepare the pictures and print what is going to happen."""
     config, say, state = run.config, run.tracker.say, run.state
     say(f"experiment: {run.files.root}")
@@ -97,6 +99,8 @@ def begin(run: Run, resumed: bool) -> None:
     dtype = compute_dtype(run.team.device, config.amp)
     for line in [*adapter_lines(state, config), *data_lines(run.origin.train, run.origin.held_out, config)]:
         say(line)
+    if not run.clips.resident:
+        say(f"features:   stay on disk, {space} (features_in_memory); every batch is read and projected")
     say(memory_line(state, run.clips, None if run.held is None else run.held.clips, config))
     say(f"computing:  on {run.team.device} in {str(dtype).removeprefix('torch.')}, processes: {run.team.size}")
     if config.warmup_steps >= config.steps:
@@ -121,7 +125,7 @@ def samples(run: Run, dtype: torch.dtype) -> Samples | None:
         return None
     count = min(config.logging.sample_clips, len(shown))
     spread = [round(number * (len(shown) - 1) / max(1, count - 1)) for number in range(count)]
-    chosen = shown.subset(spread)
+    chosen = shown.subset(spread).load()
     return Samples(sampler, chosen, videos(run, chosen))
 
 

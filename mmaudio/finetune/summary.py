@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.data.features import FeatureSet
+from mmaudio.data.features import ClipSet
 from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.loop import Outcome
 from mmaudio.finetune.measures import sample_draws
@@ -50,7 +50,7 @@ def kind_lines(lora: LoRAConfig, layers: int) -> list[str]:
     return [*lines, f"phases:     {grown}"] if grown else lines
 
 
-def data_lines(train: FeatureSet, held_out: FeatureSet | None, config: TrainConfig) -> list[str]:
+def data_lines(train: ClipSet, held_out: ClipSet | None, config: TrainConfig) -> list[str]:
     """Clips, videos and hours of each part."""
     lines = [f"training:   {_amount(train)}; a step takes {config.effective_batch} clips"]
     if held_out is None:
@@ -59,7 +59,7 @@ def data_lines(train: FeatureSet, held_out: FeatureSet | None, config: TrainConf
     return [*lines, f"validation: {_amount(held_out)}, {config.validation.levels} flow times each{note}"]
 
 
-def _amount(clips: FeatureSet) -> str:
+def _amount(clips: ClipSet) -> str:
     hours = len(clips) * clips.seconds / 3600
     return f"{len(clips)} clips of {len(set(clips.videos))} videos, {hours:.2f} h"
 
