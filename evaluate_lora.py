@@ -35,6 +35,7 @@ def parser() -> cli.Parser:
     made.add_argument("--features", type=Path, default=Path("lora_data/features"), help="the folder of features")
     made.add_argument("--output", type=Path, help="where results go; the experiment's folder where not given")
     made.add_argument("--general_videos", type=Path, help="videos of other things, to show what was forgotten")
+    made.add_argument("--metrics", type=names_of, help="only these, comma separated; all that can be where not given")
     made.add_argument("--samples", type=int, default=1, help="sounds per clip, each from other noise")
     made.add_argument(
         "--strengths", default=",".join(map(str, USUAL)), metavar="S,S,...",
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> int:
         strengths=strengths(args.strengths),
         include_training=args.include_training,
         max_clips=args.max_clips,
+        metrics=args.metrics,
         device=device,
         dtype=fast_dtype(device),
     )
@@ -93,6 +95,11 @@ def strengths(text: str) -> tuple[float, ...]:
     except ValueError:
         raise ConfigError(f"--strengths {text}: numbers with commas between them, such as 0.5,0.75") from None
     return chosen_strengths(values)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def experiment(checkpoint: Path) -> Path:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from mmaudio.data.mux import write_video
 from mmaudio.features.clip import build_clip
+from mmaudio.features.desync import build_desync
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
 from mmaudio.model.networks import build_network
@@ -33,6 +34,20 @@ def make_base(folder: Path, encoders: bool = True) -> None:
     for name, module in parts.items():
         state = {key: value.contiguous() for key, value in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
+
+
+def add_classifier(folder: Path) -> None:
+    """Put Synchformer's audio branch and classifier with random values beside its visual branch in `folder`."""
+    spec = model_spec(MODEL)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        parts = build_synchformer(spec.sync.name), build_desync(spec.sync.name)
+        state = {
+            key: (value + 0.1 * torch.randn(value.shape)).contiguous()  # a fresh classifier hears nothing
+            for part in parts
+            for key, value in part.state_dict().items()
+        }
+    save_file(state, folder / "synchformer.safetensors")
 
 
 def make_video(path: Path, seed: int, seconds: float) -> None:

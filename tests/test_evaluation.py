@@ -36,9 +36,9 @@ SPLITS = ("test", "test", "test", "train")
 ENCODERS = {"codec": f"{MODEL}:0", "clip": f"{MODEL}:0", "sync": f"{MODEL}:0"}
 
 
-def random_features(clips: int, generator: torch.Generator) -> Features:
+def random_features(clips: int, generator: torch.Generator, seconds: float = SECONDS) -> Features:
     spec = model_spec(MODEL)
-    size, network = lengths(spec.codec, SECONDS), spec.network
+    size, network = lengths(spec.codec, seconds), spec.network
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(clips, *shape, generator=generator)

@@ -119,6 +119,7 @@ def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tu
         "--steps": draws.steps,
         "--guidance": draws.guidance,
         "--max_clips": request.max_clips,
+        "--metrics": None if request.metrics is None else ",".join(request.metrics),
         "--weights": request.weights,
         "--model": request.model,
         "--general_videos": request.general_videos,

@@ -6,6 +6,7 @@ M mel bands, T mel frames, N latent tokens, C latent channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 from mmaudio.data.features import FeatureSet
 from mmaudio.evaluation import media
 from mmaudio.evaluation.charts import mel_picture
+from mmaudio.evaluation.gaps import not_computed
+from mmaudio.evaluation.judges import Played, Wanted
 from mmaudio.evaluation.measure import Sound, averaged, between_takes, sound_values
 from mmaudio.evaluation.results import ADAPTED, BASE, CODEC, ORIGINAL, ClipResult, Results
 from mmaudio.features.mel import MelSpectrogram, build_mel
@@ -24,6 +27,8 @@ from mmaudio.model.spec import ModelSpec
 from mmaudio.progress import progress
 
 MODELS = (BASE, ADAPTED)
+ALL = Wanted()
+"""Every metric that needs no judge."""
 MEDIA = "media"
 """The folder of a report's videos and sounds, beside it."""
 
@@ -61,7 +66,7 @@ class Heard:
     mels: dict[str, Tensor]
 
 
-def decode(sampler: Sampler, material: Material, report: Path | None) -> Results:
+def decode(sampler: Sampler, material: Material, report: Path | None, wanted: Wanted = ALL) -> Results:
     """Decode and measure every clip; where `report` is a folder, also write there what the report plays."""
     clips, spec = material.features.clips, sampler.spec
     to_mel = build_mel(spec.codec.name).to(sampler.device)
@@ -76,12 +81,15 @@ def decode(sampler: Sampler, material: Material, report: Path | None) -> Results
             tried = {strength: part for strength, part in material.strengths.items() if row in part.latents}
             latents |= {f"{ADAPTED} x {strength:g}": part.latents[row] for strength, part in tried.items()}
             heard = hear(sampler, to_mel, original.to(sampler.device), latents)
-            result = ClipResult(clips[row], measure(heard, spec), trained=clips[row].id in material.trained)
-            for model in MODELS:
-                result.sounds[model].values["velocity_loss"] = material.losses[model][row]
-            for strength, part in tried.items():
-                sound = result.sounds.pop(f"{ADAPTED} x {strength:g}")
-                result.strengths[strength] = replace(sound, values=sound.values | {"velocity_loss": part.losses[row]})
+            sounds = measure(heard, spec, wanted.names)
+            result = ClipResult(clips[row], sounds, trained=clips[row].id in material.trained)
+            losses = {model: material.losses[model][row] for model in MODELS}
+            losses |= {f"{ADAPTED} x {strength:g}": part.losses[row] for strength, part in tried.items()}
+            for name, loss in losses.items() if "velocity_loss" in wanted.names else ():
+                sounds[name].values["velocity_loss"] = loss
+            seen = material.features.sync_features[row]
+            judge(sounds, Played(heard.waveforms, spec.codec.rate, seen, clips[row].caption), wanted)
+            result.strengths = {strength: sounds.pop(f"{ADAPTED} x {strength:g}") for strength in tried}
             if report is not None:
                 show(result, heard, spec, report, media_name(row))
             results.append(result)
@@ -90,7 +98,9 @@ def decode(sampler: Sampler, material: Material, report: Path | None) -> Results
             posters = media.write_pictures(material.root, chosen, originals, spec.codec.rate, paths)
             for result, poster in zip(results[-len(rows) :], posters, strict=True):
                 result.poster = poster
-    return Results(results)
+    made = Results(results)
+    made.not_computed = not_computed(made, wanted, takes=material.latents[BASE].shape[1])
+    return made
 
 
 def media_name(row: int) -> str:
@@ -106,14 +116,22 @@ def hear(sampler: Sampler, to_mel: MelSpectrogram, original: Tensor, latents: di
     return Heard(waveforms, {name: to_mel(waveform) for name, waveform in waveforms.items()})
 
 
-def measure(heard: Heard, spec: ModelSpec) -> dict[str, Sound]:
-    """What was measured of each sound against the original; values are means over takes."""
+def measure(heard: Heard, spec: ModelSpec, names: Collection[str]) -> dict[str, Sound]:
+    """What was measured of each sound against the original, the metrics `names`; values are means over takes."""
     wave, mel = heard.waveforms[ORIGINAL][0], heard.mels[ORIGINAL][0]
     found = {}
     for name, mels in heard.mels.items():
-        sound = averaged(sound_values(heard.waveforms[name], mels, wave, mel, spec.codec))
-        found[name] = replace(sound, values=sound.values | between_takes(mels, spec.codec))
+        sound = averaged(sound_values(heard.waveforms[name], mels, wave, mel, spec.codec, names))
+        takes = {key: value for key, value in between_takes(mels, spec.codec).items() if key in names}
+        found[name] = replace(sound, values=sound.values | takes)
     return found
+
+
+def judge(sounds: dict[str, Sound], played: Played, wanted: Wanted) -> None:
+    """Add what each judge says of the clip's sounds."""
+    for opinion in (one.hear(played) for one in wanted.judges):
+        for name, values in opinion.values.items():
+            sounds[name].values.update({key: value for key, value in values.items() if key in wanted.names})
 
 
 def show(result: ClipResult, heard: Heard, spec: ModelSpec, report: Path, stem: str) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,18 +25,21 @@ from mmaudio.evaluation import wording
 from mmaudio.evaluation.background import about
 from mmaudio.evaluation.decoding import Material, decode
 from mmaudio.evaluation.general import General, general_set, spread
+from mmaudio.evaluation.metrics import chosen_metrics
+from mmaudio.evaluation.panel import find_judges
 from mmaudio.evaluation.report import write_report
 from mmaudio.evaluation.request import Request
 from mmaudio.evaluation.results import summary, write_json, write_tsv
 from mmaudio.evaluation.running import run_models
 from mmaudio.evaluation.scalars import write_scalars
+from mmaudio.evaluation.search import Search
 from mmaudio.evaluation.strengths import compare_strengths
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.recognition import shapes_of
 from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.released import PARTS
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same inputs give other results."""
 
 
@@ -46,12 +49,15 @@ def evaluate(request: Request) -> Path:
     Raises DataError for clips that are missing or were trained on, WeightsError for an adapter that does not fit.
     """
     start = time.monotonic()
+    names = chosen_metrics(request.metrics)
     adapter = read_adapter(request.checkpoint)
     spec = model_spec(base_model(request, adapter))
     parts = PARTS if request.general_videos is not None else ("network", "vae", "vocoder")
     weights.fetch(spec.name, parts, request.weights, request.offline)
     base_sha256 = weights.identity(spec.name, "network", request.weights)
     check_base(adapter, spec.name, base_sha256)
+    search = Search(spec.name, request.weights, request.offline, request.metrics or (), request.device)
+    judges = find_judges(search, names)
     held_out = load_features(request.clips, request.features, "test", spec.name)
     trained = trained_on(held_out, adapter, request)
     refuse_absent(request.videos, held_out)
@@ -59,7 +65,7 @@ def evaluate(request: Request) -> Path:
     general, why_none = general_set(
         spec, request.general_videos, request.output / "general", request.weights, request.device
     )
-    key = inputs_key(request, spec, held_out, general)
+    key = inputs_key(request, spec, held_out, general, {"metrics": names, "judges": judges.identity})
     report = request.output / "report" / "index.html"
     if is_valid(request.output / "metrics.json", key) and report.is_file():
         print(f"evaluation: {report} is still valid, nothing to do")
@@ -72,8 +78,10 @@ def evaluate(request: Request) -> Path:
     kept = request.output / ".evaluation"
     run_models(sampler, adapter, base_sha256, sets, request, kept / key[:16])
     sampled = time.monotonic()
+    wanted = judges.load(names)
     results = {
-        name: decode(sampler, part, report.parent if name == "held-out" else None) for name, part in sets.items()
+        name: decode(sampler, part, report.parent if name == "held-out" else None, wanted)
+        for name, part in sets.items()
     }
     compare_strengths(results["held-out"])
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
@@ -137,9 +145,12 @@ def is_valid(path: Path, key: str) -> bool:
         return False
 
 
-def inputs_key(request: Request, spec: ModelSpec, held_out: FeatureSet, general: General | None) -> str:
+def inputs_key(
+    request: Request, spec: ModelSpec, held_out: FeatureSet, general: General | None, more: Mapping[str, object]
+) -> str:
     """A hash of everything that the results depend on."""
     known: dict[str, object] = {
+        **more,
         "version": VERSION,
         "adapter": adapter_hash(request.checkpoint),
         "base": {part: weights.identity(spec.name, part, request.weights) for part in ("network", "vae", "vocoder")},

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from einops import rearrange
@@ -21,6 +22,7 @@ from torch import Tensor
 from mmaudio.data.features import FeatureSet
 from mmaudio.data.untitled import with_empty_text
 from mmaudio.evaluation.loudness import loudness, near_silent
+from mmaudio.evaluation.metrics import METRICS
 from mmaudio.evaluation.onsets import onset_envelope, onset_f1, onset_lag, onsets, precision_and_recall
 from mmaudio.evaluation.spectra import centroid_and_bandwidth, mel_l1, mel_l1_loud, stft_distance
 from mmaudio.evaluation.takes import diversity, duplicates, take_distances
@@ -102,32 +104,49 @@ def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: s
     return rearrange(torch.cat(made), "(clips samples) n c -> clips samples n c", samples=draws.samples)
 
 
-def sound_values(waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec) -> list[Sound]:
-    """Each of the sounds (B, samples), with their spectrograms (B, M, T), against the original's `wave` and `mel`."""
-    wanted, columns = onsets(mel[None], codec)[0], _distances(waveforms, mels, wave, mel, codec)
+def sound_values(
+    waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec, names: Collection[str] = METRICS
+) -> list[Sound]:
+    """Each of the sounds (B, samples), with their spectrograms (B, M, T), against the original's `wave` and `mel`.
+
+    `names`: the metrics to compute.
+    """
+    wanted, columns = onsets(mel[None], codec)[0], _distances(waveforms, mels, wave, mel, codec, names)
     sounds = []
     for row, found in enumerate(onsets(mels, codec)):
         precision, recall = precision_and_recall(found, wanted)
         own = {"onset_f1": onset_f1(found, wanted), "onset_precision": precision, "onset_recall": recall}
-        sounds.append(Sound({name: float(column[row]) for name, column in columns.items()} | own, found.tolist()))
+        values = {name: float(column[row]) for name, column in columns.items()}
+        sounds.append(Sound(values | {name: own[name] for name in own if name in names}, found.tolist()))
     return sounds
 
 
-def _distances(waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec) -> dict[str, Tensor]:
+def _distances(
+    waveforms: Tensor, mels: Tensor, wave: Tensor, mel: Tensor, codec: CodecSpec, names: Collection[str]
+) -> dict[str, Tensor]:
     """What is computed for all sounds at once: a column (B,) by metric."""
-    original = mel.expand_as(mels)
-    envelopes, own = onset_envelope(mels, codec), onset_envelope(mel[None], codec)[0]
-    (centroids, widths), (centroid, width) = (centroid_and_bandwidth(w, codec.rate) for w in (waveforms, wave[None]))
-    return {
-        "mel_l1_loud": mel_l1_loud(mels, original, codec.log_base),
-        "mel_l1": mel_l1(mels, original),
-        "stft_distance": stft_distance(waveforms, wave.expand_as(waveforms)),
-        "loudness_difference": (loudness(waveforms, codec.rate) - loudness(wave[None], codec.rate)).abs(),
-        "onset_lag": onset_lag(envelopes, own, codec.hop / codec.rate).abs(),
-        "centroid_difference": (centroids - centroid).abs(),
-        "bandwidth_difference": (widths - width).abs(),
-        "near_silent": near_silent(waveforms, wave, codec.rate),
+    original, rate = mel.expand_as(mels), codec.rate
+
+    def lag() -> Tensor:
+        envelopes, own = onset_envelope(mels, codec), onset_envelope(mel[None], codec)[0]
+        return onset_lag(envelopes, own, codec.hop / rate).abs()
+
+    @cache
+    def shapes() -> list[Tensor]:
+        pairs = zip(*(centroid_and_bandwidth(part, rate) for part in (waveforms, wave[None])), strict=True)
+        return [(own - wanted).abs() for own, wanted in pairs]
+
+    columns: dict[str, Callable[[], Tensor]] = {
+        "mel_l1_loud": lambda: mel_l1_loud(mels, original, codec.log_base),
+        "mel_l1": lambda: mel_l1(mels, original),
+        "stft_distance": lambda: stft_distance(waveforms, wave.expand_as(waveforms)),
+        "loudness_difference": lambda: (loudness(waveforms, rate) - loudness(wave[None], rate)).abs(),
+        "onset_lag": lag,
+        "centroid_difference": lambda: shapes()[0],
+        "bandwidth_difference": lambda: shapes()[1],
+        "near_silent": lambda: near_silent(waveforms, wave, rate),
     }
+    return {name: compute() for name, compute in columns.items() if name in names}
 
 
 def between_takes(mels: Tensor, codec: CodecSpec) -> dict[str, float]:

@@ -30,6 +30,8 @@ class Metric:
     """Empty for a number without one."""
     of_set: bool = False
     """True: it has a value for a set of sounds, not for a clip."""
+    alone: bool = False
+    """True: a sound has a value without the original, whose own value is then worth knowing."""
     counts: bool = False
     """Whether the overall verdict listens to it: see `statistics.overall`."""
 
@@ -69,6 +71,7 @@ METRICS = {
         "How far the sound is from the picture in time, as Synchformer hears and sees it (from 0 to 2 s).",
         "What the sound is; a steady sound has no right time, and its value is then chance.",
         "s",
+        alone=True,
         counts=True,
     ),
     "stft_distance": Metric(
@@ -140,6 +143,7 @@ METRICS = {
         HIGHER,
         "How well the sound fits the clip's caption, as CLAP hears it (cosine, -1 to 1).",
         "When anything happens; captions that say little say little here. Clips without one have no value.",
+        alone=True,
     ),
     "kl": Metric(
         "KL divergence of sound classes",

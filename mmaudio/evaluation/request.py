@@ -35,5 +35,7 @@ class Request:
     """Whether clips of source videos that were trained on are compared too, and marked."""
     max_clips: int | None = None
     """At most so many held-out clips, evenly over the videos; None: all."""
+    metrics: tuple[str, ...] | None = None
+    """Names of the only metrics to compute (`metrics.METRICS`); None: all that can be."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32

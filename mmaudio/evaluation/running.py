@@ -5,6 +5,7 @@ N latent tokens, C latent channels.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from mmaudio.adapters import AdapterFile, attach
 from mmaudio.data.features import FeatureSet
 from mmaudio.evaluation.decoding import MODELS, Material, Tried
 from mmaudio.evaluation.general import spread
-from mmaudio.evaluation.measure import Draws, sample_latents, velocity_losses
+from mmaudio.evaluation.measure import sample_latents, velocity_losses
+from mmaudio.evaluation.metrics import chosen_metrics
 from mmaudio.evaluation.request import Request
 from mmaudio.evaluation.results import ADAPTED
 from mmaudio.evaluation.strengths import MOST_CLIPS, TRAINED
@@ -44,7 +46,7 @@ def run_models(
         for name, material in sets.items():
             file, what = kept / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
             material.losses[model], material.latents[model] = run_model(
-                sampler, material.features, request.draws, file, what
+                sampler, material.features, request, file, what
             )
 
 
@@ -54,7 +56,7 @@ def try_strengths(sampler: Sampler, adapted: nn.Module, material: Material, requ
     for strength in request.strengths:
         set_strength(adapted, strength)
         file, what = kept / f"{ADAPTED}-{strength:g}.safetensors", f"adapter at {strength:g}, {len(rows)} clips"
-        losses, latents = run_model(sampler, material.features.subset(rows), request.draws, file, what)
+        losses, latents = run_model(sampler, material.features.subset(rows), request, file, what)
         made = Tried(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
         material.strengths[strength] = made
     if request.strengths:
@@ -62,13 +64,18 @@ def try_strengths(sampler: Sampler, adapted: nn.Module, material: Material, requ
 
 
 def run_model(
-    sampler: Sampler, features: FeatureSet, draws: Draws, file: Path, what: str
+    sampler: Sampler, features: FeatureSet, request: Request, file: Path, what: str
 ) -> tuple[list[float], Tensor]:
-    """Losses and latents of the sampler's network on some clips, from `file` where they are kept there."""
+    """Losses and latents of the sampler's network on some clips, from `file` where they are kept there.
+
+    Losses that were not asked for are NaN.
+    """
     if not file.is_file():
         sampler.network.set_duration(features.seconds)
-        losses = velocity_losses(sampler, features, draws, f"{what}: loss")
-        latents = sample_latents(sampler, features, draws, f"{what}: sounds")
+        losses = [math.nan] * len(features)
+        if "velocity_loss" in chosen_metrics(request.metrics):
+            losses = velocity_losses(sampler, features, request.draws, f"{what}: loss")
+        latents = sample_latents(sampler, features, request.draws, f"{what}: sounds")
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         save_file({"losses": torch.tensor(losses), "latents": latents.contiguous()}, part)

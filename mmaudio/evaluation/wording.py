@@ -208,6 +208,7 @@ def _row(name: str, metric: Comparison) -> dict[str, Any]:
         "share": f"{metric.share_better:.9g}",
         "clips": metric.clips,
         "of_set": about.of_set,
+        "alone": about.alone,
     }
 
 

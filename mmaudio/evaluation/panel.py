@@ -1,0 +1,28 @@
+"""Which judges there are for the metrics that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from mmaudio.evaluation.judges import Candidate, Judges
+from mmaudio.evaluation.search import Search
+from mmaudio.evaluation.synchrony import find_synchrony
+
+FINDERS: Mapping[tuple[str, ...], Callable[[Search], Candidate | str]] = {("desync",): find_synchrony}
+"""What looks for the judge of some metrics: the judge, or why there is none."""
+LATER = ("clap", "kl", "kad", "fd", "isc")
+
+
+def find_judges(search: Search, names: Sequence[str]) -> Judges:
+    """The judges of the metrics called `names`, and why others are not there; nothing is loaded."""
+    candidates: list[Candidate] = []
+    missing = dict.fromkeys(LATER, "this version has no judge for it")
+    for metrics, find in FINDERS.items():
+        if not set(metrics) & set(names):
+            continue
+        found = find(search)
+        if isinstance(found, str):
+            missing |= dict.fromkeys(metrics, found)
+        else:
+            candidates.append(found)
+    return Judges(candidates, missing)
