@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from random_base import MODEL, add_classifier, make_base, make_video
+from random_clap import make_clap
 from test_evaluation import ENCODERS, command, make_adapter, random_features
 
 import evaluate_lora
@@ -46,6 +47,7 @@ def place(tmp_path_factory):
     write_clips(root / "clips.tsv", clips)
     make_base(root / "weights", encoders=False)
     add_classifier(root / "weights")
+    make_clap(root / "weights" / "clap")
     folder = root / "exp" / "lora_checkpoints"
     folder.mkdir(parents=True)
     make_adapter(folder / "best_lora.pt", root / "weights")
@@ -69,6 +71,11 @@ def test_desync_of_every_sound_is_the_model_s_own(place, done):
     assert found["original"] == pytest.approx(sum(scores) / 2)
     assert all(0 <= found[sound] <= 2 for sound in ("original", "codec", "base", "adapted"))
     assert (found["clips"], found["videos"]) == (2, 2)
+
+
+def test_clap_hears_the_clips_that_have_a_caption(done):
+    found = done["metrics"]["clap"]
+    assert found["clips"] == 1 and -1 <= found["original"] <= 1
 
 
 def test_every_metric_has_a_value_or_a_reason(place, done):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from mmaudio.evaluation.clap import find_clap
 from mmaudio.evaluation.judges import Candidate, Judges
 from mmaudio.evaluation.search import Search
 from mmaudio.evaluation.synchrony import find_synchrony
 
-FINDERS: Mapping[tuple[str, ...], Callable[[Search], Candidate | str]] = {("desync",): find_synchrony}
+FINDERS: Mapping[tuple[str, ...], Callable[[Search], Candidate | str]] = {
+    ("desync",): find_synchrony,
+    ("clap",): find_clap,
+}
 """What looks for the judge of some metrics: the judge, or why there is none."""
-LATER = ("clap", "kl", "kad", "fd", "isc")
+LATER = ("kl", "kad", "fd", "isc")
 
 
 def find_judges(search: Search, names: Sequence[str]) -> Judges:
