@@ -45,9 +45,7 @@ def run_models(
             sampler.network = merge(adapted).eval().requires_grad_(False)
         for name, material in sets.items():
             file, what = kept / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
-            material.losses[model], material.latents[model] = run_model(
-                sampler, material.features, request, file, what
-            )
+            material.losses[model], material.latents[model] = run_model(sampler, material.features, request, file, what)
 
 
 def try_strengths(sampler: Sampler, adapted: nn.Module, material: Material, request: Request, kept: Path) -> None:
