@@ -102,3 +102,45 @@ def test_the_table_by_clip_sorts(reader):
 def test_a_phone_shows_the_whole_width(reader, dark):
     reader.look(390, 844, dark)
     assert reader.run("return document.documentElement.scrollWidth") <= 390
+
+
+CONTRAST = """
+const colour = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return { rgb: [r, g, b], a }; };
+const over = (top, under) => top.rgb.map((value, i) => value * top.a + under[i] * (1 - top.a));
+const linear = value => value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+const light = rgb => 0.2126 * linear(rgb[0]) + 0.7152 * linear(rgb[1]) + 0.0722 * linear(rgb[2]);
+const behind = node => {
+  const layers = [];
+  for (let at = node; at; at = at.parentElement) {
+    const paint = colour(getComputedStyle(at).backgroundColor);
+    if (paint.a) layers.push(paint);
+    if (paint.a === 1) break;
+  }
+  return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
+};
+const found = [];
+for (const node of document.querySelectorAll("body *")) {
+  const words = [...node.childNodes].some(part => part.nodeType === 3 && part.textContent.trim());
+  if (!words || !node.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+  const style = getComputedStyle(node), svg = node instanceof SVGElement;
+  const under = behind(node), ink = over(colour(svg ? style.fill : style.color), under);
+  const [high, low] = [light(ink), light(under)].sort((a, b) => b - a), ratio = (high + 0.05) / (low + 0.05);
+  const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+  const name = node.className.baseVal ?? node.className;
+  found.push([ratio / (large ? 3 : 4.5), ratio, node.tagName, name, node.textContent.trim().slice(0, 40)]);
+}
+return found.sort((a, b) => a[0] - b[0]);
+"""
+"""Every visible text with the contrast of its ink and what lies behind it, the worst first: over what WCAG 2.2, 1.4.3
+asks, then the ratio itself."""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_has_the_contrast_that_reading_takes(reader, dark):
+    reader.look(1280, 900, dark)
+    reader.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    found = reader.run(CONTRAST)
+    assert len(found) > 200
+    assert [text for text in found if text[0] < 1] == []
+    reader.run("document.querySelector('h1').style.color = arguments[0]", "#444" if dark else "#bbb")
+    assert [text for text in reader.run(CONTRAST) if text[0] < 1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mmaudio.evaluation.metrics import METRICS
 from mmaudio.evaluation.statistics import Comparison, compare, overall, t_interval, verdict
 
 
@@ -63,6 +64,25 @@ def test_the_interval_covers_at_its_rate(videos):
         low, high = t_interval(clips.mean(1))
         covered += low <= -0.3 <= high
     assert covered / 500 == pytest.approx(0.95, abs=0.03)
+
+
+@pytest.mark.parametrize("videos", [3, 5, 10])
+def test_identical_models_with_other_noise_get_cannot_tell(videos):
+    """Both draw from the same distribution, every metric of them; clips of one video resemble each other."""
+    rng = np.random.default_rng(100 + videos)
+    names = [name for name, metric in METRICS.items() if metric.counts]
+    told = 0
+    for _ in range(500):
+        level = rng.normal(1.0, 0.3, (videos, 1))  # hard and easy videos, for both models alike
+        taste = rng.normal(0, 0.1, (2, videos, 1))
+        shared = rng.normal(0, 0.2, (2, videos, 6))  # what all metrics of a sound have in common
+        sources = [str(video) for video in range(videos) for _ in range(6)]
+        found = {}
+        for name in names:
+            base, adapted = (level + taste + shared + rng.normal(0, 0.1, (2, videos, 6))).reshape(2, -1)
+            found[name] = compare(base.tolist(), adapted.tolist(), sources, METRICS[name].better)
+        told += overall(found) != "cannot tell"
+    assert told / 500 <= 0.07
 
 
 def test_verdict_at_the_edges():
