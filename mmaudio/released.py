@@ -57,6 +57,12 @@ _ON_THE_HUB = {
     ),
 }  # fmt: skip
 
+CNN14 = WeightsFile(
+    ("Cnn14_mAP=0.431.pth",), "https://zenodo.org/records/3987831/files/Cnn14_mAP%3D0.431.pth?download=1", 327 * 10**6,
+    key="model",
+)  # fmt: skip
+"""PANNs' tagger, for evaluation: no part of any model."""
+
 
 def weights_file(model: str, part: str) -> WeightsFile | None:
     """What `part` of `model` is called; None where it needs no weights. ConfigError for an unknown model."""

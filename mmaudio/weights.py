@@ -183,7 +183,7 @@ def load_part(model: str, part: str, folder: Path | None = None) -> Weights:
     assert file is not None
     if file.size:
         check(path, file)
-    return Weights(path, _read(path, file.key))
+    return Weights(path, read_state(path, file.key))
 
 
 def identity(model: str, part: str, folder: Path | None = None) -> str:
@@ -221,7 +221,8 @@ def _places(model: str, folder: Path | None) -> str:
     return ", ".join(str(place) for place in places)
 
 
-def _read(path: Path, key: str | None) -> dict[str, Tensor]:
+def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a file, memory-mapped, or in its entry `key`; WeightsError where there is none."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

@@ -17,9 +17,14 @@ from mmaudio.evaluation import general, media, metrics
 from mmaudio.evaluation.gaps import NEEDS
 from mmaudio.evaluation.judges import Candidate, Judges
 from mmaudio.evaluation.panel import find_judges
+from mmaudio.evaluation.panns import load_panns
 from mmaudio.evaluation.search import Search
+from mmaudio.evaluation.set_metrics import CLASSES
+from mmaudio.evaluation.sets import inception_score
+from mmaudio.features.cnn14 import Cnn14
 from mmaudio.features.desync import load_desync
 from mmaudio.model.spec import SECONDS
+from mmaudio.released import CNN14
 
 VIDEOS = ("one.mp4", "two.mp4")
 
@@ -134,3 +139,47 @@ def test_only_named_metrics_are_worth_a_download():
 
 def test_what_clips_need_is_said_of_metrics_that_there_are():
     assert set(NEEDS) <= set(metrics.METRICS)
+
+
+def test_panns_that_are_absent_are_named_and_too_few_clips_before_that(done):
+    absent = done["not_computed"]
+    assert absent["kl"].startswith("needs Cnn14_mAP=0.431.pth") and absent["kl"] == absent["kad"] == absent["isc"]
+    assert absent["fd"] == "2 clips: below 513 a Frechet distance is mostly bias"
+
+
+@pytest.mark.slow
+def test_panns_give_kl_by_clip_and_kad_of_the_set(place, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Cnn14().eval()
+    torch.save({"model": model.state_dict()}, tmp_path / CNN14.name)
+    for path in (place / "weights").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    output = tmp_path / "out"
+    wanted = (
+        "--metrics",
+        "kl,kad,fd,isc",
+        "--weights",
+        str(tmp_path),
+        "--output",
+        str(output),
+        "--steps",
+        "1",
+        "--strengths",
+        "",
+    )
+    evaluate_lora.main(command(place, *wanted))
+    results = json.loads((output / "metrics.json").read_text())
+    assert set(results["metrics"]) == {"mel_l1_loud", "kl", "kad", "isc"}
+    assert results["metrics"]["kl"]["original"] == 0 and results["metrics"]["kl"]["codec"] > 0
+    kad = results["metrics"]["kad"]
+    assert (kad["interval"], kad["share_better"], kad["verdict"]) == (None, None, "cannot tell")
+    assert results["not_computed"] == {"fd": "2 clips: below 2049 a Frechet distance is mostly bias"}
+
+    features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
+    originals = [media.original_sounds(place / "videos", [clip], 16_000, 128_000)[0] for clip in features.clips]
+    judge = load_panns(tmp_path / CNN14.name, torch.device("cpu"))
+    classes = judge.rows(torch.stack(originals), 16_000)[CLASSES]
+    assert results["metrics"]["isc"]["original"] == pytest.approx(inception_score(classes))
+    html = (output / "report" / "index.html").read_text()
+    assert "of the whole set" in html and "below 2049" in html

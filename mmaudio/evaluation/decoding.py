@@ -21,6 +21,7 @@ from mmaudio.evaluation.gaps import not_computed
 from mmaudio.evaluation.judges import Played, Wanted
 from mmaudio.evaluation.measure import Sound, averaged, between_takes, sound_values
 from mmaudio.evaluation.results import ADAPTED, BASE, CODEC, ORIGINAL, ClipResult, Results
+from mmaudio.evaluation.set_metrics import Collected, compare_sets
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.spec import ModelSpec
@@ -73,6 +74,7 @@ def decode(sampler: Sampler, material: Material, report: Path | None, wanted: Wa
     samples = material.latents[BASE].shape[2] * spec.codec.hop * 2
     groups = [list(rows) for _, rows in groupby(range(len(clips)), key=lambda row: clips[row].video)]
     results: list[ClipResult] = []
+    collected = Collected()
     for rows in progress(groups, len(groups), "decoding and measuring, by video"):
         chosen = [clips[row] for row in rows]
         originals = media.original_sounds(material.root, chosen, spec.codec.rate, samples)
@@ -88,7 +90,7 @@ def decode(sampler: Sampler, material: Material, report: Path | None, wanted: Wa
             for name, loss in losses.items() if "velocity_loss" in wanted.names else ():
                 sounds[name].values["velocity_loss"] = loss
             seen = material.features.sync_features[row]
-            judge(sounds, Played(heard.waveforms, spec.codec.rate, seen, clips[row].caption), wanted)
+            judge(sounds, Played(heard.waveforms, spec.codec.rate, seen, clips[row].caption), wanted, collected)
             result.strengths = {strength: sounds.pop(f"{ADAPTED} x {strength:g}") for strength in tried}
             if report is not None:
                 show(result, heard, spec, report, media_name(row))
@@ -99,6 +101,7 @@ def decode(sampler: Sampler, material: Material, report: Path | None, wanted: Wa
             for result, poster in zip(results[-len(rows) :], posters, strict=True):
                 result.poster = poster
     made = Results(results)
+    made.sets, made.not_computed = compare_sets(collected, material.features.videos, wanted.names)
     made.not_computed = not_computed(made, wanted, takes=material.latents[BASE].shape[1])
     return made
 
@@ -127,11 +130,13 @@ def measure(heard: Heard, spec: ModelSpec, names: Collection[str]) -> dict[str, 
     return found
 
 
-def judge(sounds: dict[str, Sound], played: Played, wanted: Wanted) -> None:
-    """Add what each judge says of the clip's sounds."""
-    for opinion in (one.hear(played) for one in wanted.judges):
+def judge(sounds: dict[str, Sound], played: Played, wanted: Wanted, collected: Collected) -> None:
+    """Add what each judge says of the clip's sounds, and keep what set metrics take."""
+    opinions = [one.hear(played) for one in wanted.judges]
+    for opinion in opinions:
         for name, values in opinion.values.items():
             sounds[name].values.update({key: value for key, value in values.items() if key in wanted.names})
+        collected.add(opinion.rows)
 
 
 def show(result: ClipResult, heard: Heard, spec: ModelSpec, report: Path, stem: str) -> None:

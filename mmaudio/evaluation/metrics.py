@@ -171,6 +171,7 @@ METRICS = {
         HIGHER,
         "How clear and how varied the classes are that PANNs hears.",
         "The originals: clear sounds of the wrong kind score as well.",
+        alone=True,
         of_set=True,
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from mmaudio.evaluation import panns
 from mmaudio.evaluation.clap import find_clap
 from mmaudio.evaluation.judges import Candidate, Judges
 from mmaudio.evaluation.search import Search
@@ -12,15 +13,15 @@ from mmaudio.evaluation.synchrony import find_synchrony
 FINDERS: Mapping[tuple[str, ...], Callable[[Search], Candidate | str]] = {
     ("desync",): find_synchrony,
     ("clap",): find_clap,
+    panns.METRICS: panns.find_panns,
 }
 """What looks for the judge of some metrics: the judge, or why there is none."""
-LATER = ("kl", "kad", "fd", "isc")
 
 
 def find_judges(search: Search, names: Sequence[str]) -> Judges:
     """The judges of the metrics called `names`, and why others are not there; nothing is loaded."""
     candidates: list[Candidate] = []
-    missing = dict.fromkeys(LATER, "this version has no judge for it")
+    missing: dict[str, str] = {}
     for metrics, find in FINDERS.items():
         if not set(metrics) & set(names):
             continue

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 
 Array = npt.NDArray[np.float64]
 
@@ -18,6 +18,9 @@ SCALE = 100.0
 FEWEST_FOR_FD = 513
 """Below this many clips a Frechet distance is mostly bias, whatever the features."""
 FEWEST_FOR_KAD = 2
+Which = slice | npt.NDArray[np.bool_]
+EVERY = slice(None)
+"""All rows."""
 LEAST_PROBABILITY = 1e-12
 
 
@@ -33,20 +36,32 @@ def kad(features: Array, reference: Array) -> float:
     compared with itself, so two samples of one distribution are 0 apart on average. NaN below two sounds or for a
     reference whose sounds are all the same. Source: arXiv 2502.15602; the estimator: Gretton et al., JMLR 13, 2012.
     """
-    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
-    if min(len(x), len(y)) < FEWEST_FOR_KAD:
-        return math.nan
-    bandwidth = median_distance(y)
-    if bandwidth == 0:
-        return math.nan
+    return Kernels(features, reference).kad()
 
-    def kernel(squared: Array) -> Array:
-        values: Array = np.exp(-squared / (2 * bandwidth**2))
-        return values
 
-    across = np.mean([kernel(((x - row) ** 2).sum(1)).mean() for row in y])
-    within = [float(kernel(pdist(part, "sqeuclidean")).mean()) for part in (x, y)]
-    return SCALE * float(within[0] + within[1] - 2 * across)
+class Kernels:
+    """The kernel between all pairs of two sets of sounds, computed once, for `kad` of parts of them."""
+
+    def __init__(self, features: Array, reference: Array) -> None:
+        x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+        self.known = min(len(x), len(y)) >= FEWEST_FOR_KAD and (bandwidth := median_distance(y)) > 0
+        if self.known:
+            pairs = {"own": (x, x), "reference": (y, y), "across": (x, y)}
+            self.values = {
+                name: np.exp(cdist(*pair, "sqeuclidean") / (-2 * bandwidth**2)) for name, pair in pairs.items()
+            }
+
+    def kad(self, rows: Which = EVERY, reference: Which = EVERY) -> float:
+        """`kad` of the features' `rows` from the reference's, both masks; the kernel's bandwidth is that of all."""
+        if not self.known:
+            return math.nan
+        own = self.values["own"][rows][:, rows]
+        other = self.values["reference"][reference][:, reference]
+        if min(len(own), len(other)) < FEWEST_FOR_KAD:
+            return math.nan
+        across = self.values["across"][rows][:, reference]
+        within = [(part.sum() - len(part)) / (len(part) * (len(part) - 1)) for part in (own, other)]  # without itself
+        return SCALE * float(within[0] + within[1] - 2 * across.mean())
 
 
 def frechet_distance(features: Array, reference: Array) -> float:

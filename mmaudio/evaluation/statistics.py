@@ -41,8 +41,8 @@ class Comparison:
     clips: int
     """Clips that have a value; the others have none (no loud cell) and are left out of this metric alone."""
     videos: int
-    share_better: float
-    """Share of the clips whose value is better with the adapter, 0 to 1."""
+    share_better: float | None
+    """Share of the clips whose value is better with the adapter, 0 to 1; None for a value of the whole set."""
     original: float | None = None
     """What the original sound itself scores: the ceiling; a distance to itself is 0."""
     codec: float | None = None

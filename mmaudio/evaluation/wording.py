@@ -124,7 +124,7 @@ def _sure(metrics: Mapping[str, Comparison]) -> dict[str, str]:
     if PRIMARY not in metrics:
         return {}
     metric = metrics[PRIMARY]
-    better = f"{metric.share_better * metric.clips:.0f} of {count(metric.clips, 'clip')}"
+    better = f"{_improved(metric)} of {count(metric.clips, 'clip')}"
     text = f"The distance became smaller in {better}. "
     if metric.interval is None:
         text += "One video gives no interval: how other videos would fare is not known."
@@ -204,12 +204,17 @@ def _row(name: str, metric: Comparison) -> dict[str, Any]:
         "chart": _picture(name, metric),
         "verdict": metric.verdict if enough else "too few videos",
         "style": STYLES[metric.verdict] if enough else STYLES[UNSURE],
-        "improved": f"{metric.share_better * metric.clips:.0f}",
-        "share": f"{metric.share_better:.9g}",
+        "improved": _improved(metric),
+        "share": "" if metric.share_better is None else f"{metric.share_better:.9g}",
         "clips": metric.clips,
         "of_set": about.of_set,
         "alone": about.alone,
     }
+
+
+def _improved(metric: Comparison) -> str:
+    """How many clips are better; empty for a value of the whole set."""
+    return "" if metric.share_better is None else f"{metric.share_better * metric.clips:.0f}"
 
 
 def terminal(metrics: Mapping[str, Comparison]) -> list[str]:

@@ -1,0 +1,108 @@
+"""Metrics of whole sets, base against adapted: their values, the jackknife's interval, and what is too few."""
+
+import numpy as np
+import pytest
+
+from mmaudio.evaluation import sets
+from mmaudio.evaluation.set_metrics import CLASSES, FEATURES, SOUNDS, Collected, Rows, _kad, compare_sets, jackknife
+from mmaudio.evaluation.statistics import t_interval
+
+DIMENSION, KINDS = 6, 5
+SHIFTS = {"original": 0.0, "codec": 0.05, "base": 1.2, "adapted": 0.3}
+
+
+def collect(videos: int, clips: int, takes: int = 1, seed: int = 0, **shifts: float) -> tuple[Collected, list[str]]:
+    """Rows of `videos` videos of `clips` clips; those of one video are alike."""
+    rng, collected = np.random.default_rng(seed), Collected()
+    for _ in range(videos):
+        own = 0.7 * rng.normal(size=DIMENSION)
+        for _ in range(clips):
+            collected.add({
+                sound: {
+                    FEATURES: (own + shift + rng.normal(size=(takes, DIMENSION))).astype(np.float32),
+                    CLASSES: rng.uniform(0, 1, (takes, KINDS)).astype(np.float32),
+                }
+                for sound, shift in (SHIFTS | shifts).items()
+            })  # fmt: skip
+    return collected, [f"{video}.mp4" for video in range(videos) for _ in range(clips)]
+
+
+def test_values_are_those_of_all_sounds_of_the_set():
+    collected, videos = collect(4, 5, takes=2)
+    found, reasons = compare_sets(collected, videos, ("kad", "fd", "isc"))
+    features = {sound: collected.get(sound, FEATURES).values for sound in SOUNDS}
+    assert features["base"].shape == (40, DIMENSION)
+    kad = found["kad"]
+    for sound in ("codec", "base", "adapted"):
+        assert getattr(kad, sound) == pytest.approx(sets.kad(features[sound], features["original"]))
+    assert found["isc"].original == pytest.approx(sets.inception_score(collected.get("original", CLASSES).values))
+    assert kad.difference == pytest.approx(kad.adapted - kad.base) and kad.original is None
+    assert kad.interval[0] < kad.difference < kad.interval[1] < 0
+    assert (kad.verdict, kad.clips, kad.videos, kad.share_better) == ("better", 20, 4, None)
+    assert reasons == {"fd": "20 clips: below 513 a Frechet distance is mostly bias"}
+
+
+def test_the_frechet_distance_is_there_from_513_clips_on_without_an_interval():
+    collected, videos = collect(171, 3)
+    found, reasons = compare_sets(collected, videos, ("fd",))
+    values = [collected.get(sound, FEATURES).values for sound in ("base", "original")]
+    assert found["fd"].base == pytest.approx(sets.frechet_distance(*values)) and not reasons
+    assert (found["fd"].interval, found["fd"].verdict) == (None, "cannot tell")
+
+
+def test_nothing_to_compare_is_said():
+    collected, videos = collect(1, 1)
+    assert compare_sets(collected, videos, ("kad",)) == (
+        {},
+        {"kad": "needs two clips or more whose originals differ"} | few(1),
+    )
+    assert compare_sets(Collected(), ["a"] * 35, ("kad", "fd")) == ({}, few(35))
+
+
+def few(clips: int) -> dict[str, str]:
+    return {"fd": f"{clips} clips: below 513 a Frechet distance is mostly bias"}
+
+
+def test_the_jackknife_of_a_mean_is_student_s_interval_over_the_videos():
+    values = np.random.default_rng(0).normal(size=(7, 4))
+    videos = [str(video) for video in range(7) for _ in range(4)]
+    found = jackknife(lambda kept: float(values.ravel()[kept].mean()), videos)
+    assert found == pytest.approx(t_interval(values.mean(1)))
+    assert jackknife(lambda kept: float(kept.sum()), ["a", "b"]) is None
+
+
+def test_many_videos_are_left_out_in_groups():
+    values = np.random.default_rng(0).normal(size=200)
+    calls = []
+
+    def mean(kept: np.ndarray) -> float:
+        calls.append(kept.sum())
+        return float(values[kept].mean())
+
+    found = jackknife(mean, [str(video) for video in range(200)])
+    assert sorted(set(calls)) == [190, 200] and len(calls) == 21
+    whole = t_interval(values)
+    assert found[1] - found[0] == pytest.approx(whole[1] - whole[0], rel=0.35)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("videos", [3, 5, 10])
+def test_the_interval_of_kad_covers_and_alike_models_are_not_told_apart(videos):
+    """500 repeats: 95 % intervals cover the true difference at their rate, within 3 points, or more often."""
+
+    def difference(count: int, seed: int, base: float) -> tuple[Rows, ...]:
+        collected, names = collect(count, 6, seed=seed, base=base)
+        rows = {sound: collected.get(sound, FEATURES) for sound in SOUNDS}
+        of = {sound: _kad(rows[sound], rows["original"]) for sound in ("base", "adapted")}
+        return (lambda kept: of["adapted"](kept) - of["base"](kept)), names
+
+    everything = [difference(200, 1000 + seed, 0.6) for seed in range(5)]
+    truth = np.mean([statistic(np.ones(len(names), bool)) for statistic, names in everything])
+    covered = told = 0
+    for seed in range(500):
+        low, high = jackknife(*difference(videos, seed, 0.6))
+        covered += low <= truth <= high
+        low, high = jackknife(*difference(videos, 5000 + seed, 0.3))
+        told += low > 0 or high < 0
+    assert covered / 500 >= 0.92
+    assert told / 500 <= 0.07
