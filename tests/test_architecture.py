@@ -18,6 +18,7 @@ ENTRIES = (
     "generation.benchmark",
     "features.benchmark",
     "finetune.benchmark",
+    "finetune.rounding",
     "model.lora_mmaudio",
     "pretraining",
 )

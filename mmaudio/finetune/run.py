@@ -5,6 +5,7 @@ outcome = train(compose(["model=tiny_16k", "preset=quick"]), torch.device("cpu")
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from mmaudio.data.features import ClipSet, FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.features.loading import load_frozen
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
+from mmaudio.finetune.compiling import compile_errors
 from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
@@ -71,9 +73,11 @@ def train_on(
         held = draw_held_out(material(network, held_set, team.device, resident), held_set.ids, config.validation.levels)
     tracker = Tracker(files.root if team.leads else None, config, state.step)
     run = Run(state, clips, held, origin, files, tracker, team)
-    if team.leads:
-        begin(run, resumed, space)
-    result = fit(run)
+    with compile_errors(team.device):
+        if team.leads:
+            with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+                begin(run, resumed, space)  # what is measured there would be compiled for nothing
+        result = fit(run)
     if team.leads:
         end(run, result)
     return result
@@ -85,7 +89,7 @@ def ready(state: TrainState, config: TrainConfig, device: torch.device) -> None:
     if config.base_bf16:
         keep_in_bf16(blocks, compute_dtype(device, config.amp))
     if config.compile:
-        for block in blocks:
+        for block in blocks:  # compiled when first used; blocks of the same structure share what is compiled
             block.compile()
 
 

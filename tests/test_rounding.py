@@ -1,0 +1,94 @@
+"""bfloat16 autocast: how far losses and gradients may be from float32's, derived from its precision."""
+
+import math
+
+import pytest
+import small_world
+import torch
+from conftest import filled
+from test_networks import mini
+from torch import nn
+
+from mmaudio.errors import ConfigError
+from mmaudio.finetune.dataset import material
+from mmaudio.finetune.precision import autocast
+from mmaudio.finetune.rounding import compare, main
+from mmaudio.finetune.state import new_state
+from mmaudio.finetune.step import latents
+from mmaudio.finetune.validation import held_out
+from mmaudio.model.flow_matching import interpolate
+
+CPU = torch.device("cpu")
+UNIT = 2.0**-9
+"""Of bfloat16's eight significant bits: rounding to the nearest is off by at most this share of a value."""
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A state whose adapter does something, clips, and 24 samples of them."""
+    network = mini()
+    state = new_state(network, small_world.config(tmp_path), 5)
+    for name, weight in state.trained().items():
+        if "lora_B" in name:
+            weight.data += 0.05 * filled(name, *weight.shape)
+    features = small_world.clips(3)
+    clips = material(network, features, CPU)
+    return state, clips, held_out(clips, features.ids, 8).draws
+
+
+def velocities(state, clips, draws, dtype):
+    """Predicted velocities (S, N, C) and their targets; how many products were rounded on the way."""
+    products = []
+    hooks = [
+        module.register_forward_hook(lambda *_: products.append(1))
+        for module in state.network.modules()
+        if isinstance(module, (nn.Linear, nn.Conv1d))
+    ]
+    state.model.eval()
+    with torch.no_grad(), autocast(CPU, dtype):
+        data = latents(state.network, clips, draws)
+        conditions = clips.conditions(state.network, draws.index, draws.no_video, draws.no_text)
+        point = interpolate(draws.noise, data, draws.t)
+        predicted = state.network.predict_velocity(point, draws.t, conditions)
+    for hook in hooks:
+        hook.remove()
+    return predicted, data - draws.noise, len(products)
+
+
+def rms(values):
+    return float(values.double().square().mean().sqrt())
+
+
+def test_losses_differ_as_little_as_rounding_allows(world):
+    """Errors of n products that add up like independent ones are sqrt(n) roundings of the velocity: E. The loss is
+    mean((v - u)^2), so by Cauchy and Schwarz it moves by at most 2 sqrt(loss) E + E^2."""
+    state, clips, draws = world
+    full, target, products = velocities(state, clips, draws, torch.float32)
+    rounded, _, _ = velocities(state, clips, draws, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16 and products > 50
+    allowed = math.sqrt(products) * UNIT * rms(full)
+    assert UNIT / 10 * rms(full) < rms(rounded.float() - full) < allowed, "it computes in bfloat16, and no worse"
+    found = compare(state, clips, draws)
+    expected = (rounded.float() - target).square().mean((1, 2))
+    torch.testing.assert_close(found.rounded, expected, rtol=1e-5, atol=0)  # the loss itself is taken in float32
+    mean = float(found.full.mean())
+    change = abs(float(found.rounded.mean()) - mean)
+    assert 0 < change <= 2 * math.sqrt(mean) * allowed + allowed**2
+    assert change == pytest.approx(abs(found.mean) * mean, rel=1e-3)
+    assert abs(found.mean) <= found.largest
+
+
+def test_gradients_differ_by_as_many_roundings_there_and_back(world):
+    """A gradient goes through every product once forward and, for its two factors, twice backward."""
+    state, clips, draws = world
+    _, _, products = velocities(state, clips, draws, torch.float32)
+    found = compare(state, clips, draws)
+    assert UNIT / 10 < found.gradient < math.sqrt(3 * products) * UNIT
+
+
+def test_the_command_says_what_it_measured(capsys):
+    assert main(["--model", "tiny_16k", "--clips", "1", "--rank", "8"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("tiny_16k, LoRA rank 8, 8 samples; ") and "of the mean, at most " in said
+    with pytest.raises(ConfigError, match="--clips 0: at least 1"):
+        main(["--clips", "0"])
