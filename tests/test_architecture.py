@@ -14,6 +14,7 @@ ENTRIES = (
     "pipeline",
     "checks",
     "planning",
+    "comparing",
     "generation.__main__",
     "generation.benchmark",
     "features.benchmark",

@@ -1,0 +1,14 @@
+"""Compare the settings for small sets: LoRA dropout, caption dropout, weight decay, base preservation, latent noise.
+
+    python training/compare_settings.py --clips demo_output/lora_data/clips.tsv \\
+        --features demo_output/lora_data/features --output demo_output/settings
+    python training/compare_settings.py --only lora.dropout=0 -- max_steps=600
+
+What follows `--` goes to every run. Run again, it trains only what is missing. About ten minutes on two CPU cores.
+"""
+
+from mmaudio import cli
+from mmaudio.comparing import main
+
+if __name__ == "__main__":
+    cli.run(main)
