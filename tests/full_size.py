@@ -27,6 +27,7 @@ from mmaudio.data.clips import write_clips
 from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
 from mmaudio.generation.benchmark import machine
 from mmaudio.model.spec import model_spec
+from mmaudio.pipeline import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -41,7 +42,7 @@ FILES = {
 TRAINING = ("preset=quick", "max_steps=10", "warmup_steps=2", "eval_every=5")
 LARGE = (
     "batch_size=2", "gradient_accumulation_steps=1", "max_steps=10", "warmup_steps=2", "eval_every=10",
-    "validation.levels=2", "logging.sample_every=0", "logging.log_every=1", "lora.rank=64",
+    "logging.sample_every=0", "logging.log_every=1", "lora.rank=64",
 )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ def main() -> None:
     made.add_argument("folder", type=Path)
     made.add_argument("videos", type=Path)
     made.add_argument("--only", choices=("pipeline", "large"), help="one of the two jobs")
+    made.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the encoders in extraction")
     args = made.parse_args()
     folder = args.folder.resolve()
     make_weights(folder / "weights")
@@ -114,7 +116,8 @@ def main() -> None:
     if args.only != "large":
         pipeline = [
             sys.executable, "-m", "mmaudio.pipeline", str(args.videos.resolve()), "--model", "small_16k", "--yes",
-            "--offline", "--weights", str(weights), "--output", str(folder / "small_16k"), "--", *TRAINING,
+            "--precision", args.precision, "--offline", "--weights", str(weights),
+            "--output", str(folder / f"small_16k_{args.precision}"), "--", *TRAINING,
         ]  # fmt: skip
         measure("small_16k, the whole pipeline", pipeline)
     if args.only != "pipeline":

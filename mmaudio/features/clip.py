@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.features.attention import keep_tokens_in_place
 from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CLIPS, TEXT_TOKENS, ClipSpec, lookup
 
@@ -40,6 +41,7 @@ class ClipEncoder(Released):
         super().__init__()
         self.spec = spec
         self.model = open_clip.CLIP(**architecture(spec))
+        keep_tokens_in_place(self.model)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=TEXT_TOKENS)
 
     def encode_frames(self, frames: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
+from mmaudio.features.attention import BatchFirstAttention
 from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import SEGMENT_FRAMES, SEGMENT_STEP, SYNCS, SyncSpec, lookup
 
@@ -116,7 +117,7 @@ class FramePool(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.self_attn = BatchFirstAttention(width, heads, batch_first=True)
         self.linear1 = nn.Linear(width, MLP_RATIO * width)
         self.linear2 = nn.Linear(MLP_RATIO * width, width)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
