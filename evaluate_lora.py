@@ -36,6 +36,9 @@ def parser() -> cli.Parser:
     made.add_argument("--output", type=Path, help="where results go; the experiment's folder where not given")
     made.add_argument("--general_videos", type=Path, help="videos of other things, to show what was forgotten")
     made.add_argument("--metrics", type=names_of, help="only these, comma separated; all that can be where not given")
+    made.add_argument(
+        "--check-data", action="store_true", help="list the training clips whose sound does not fit the picture"
+    )
     made.add_argument("--samples", type=int, default=1, help="sounds per clip, each from other noise")
     made.add_argument(
         "--strengths", default=",".join(map(str, USUAL)), metavar="S,S,...",
@@ -79,6 +82,7 @@ def main(arguments: list[str]) -> int:
         include_training=args.include_training,
         max_clips=args.max_clips,
         metrics=args.metrics,
+        check_data=args.check_data,
         device=device,
         dtype=fast_dtype(device),
     )

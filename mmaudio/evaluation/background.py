@@ -127,6 +127,7 @@ def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tu
     for flag, value in optional.items():
         again += [] if value is None else [flag, str(value)]
     again += ["--include-training"] if request.include_training else []
+    again += ["--check-data"] if request.check_data else []
     use = [
         "python", "-m", "mmaudio.generation", "--video", "VIDEO.mp4", "--prompt", "what is heard",
         "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound",

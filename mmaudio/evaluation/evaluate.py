@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmaudio import weights
@@ -23,6 +23,7 @@ from mmaudio.data.features import FeatureSet, load_features, read_header, shard_
 from mmaudio.errors import DataError, WeightsError
 from mmaudio.evaluation import wording
 from mmaudio.evaluation.background import about
+from mmaudio.evaluation.data_check import asked_check
 from mmaudio.evaluation.decoding import Material, decode
 from mmaudio.evaluation.general import General, general_set, spread
 from mmaudio.evaluation.metrics import chosen_metrics
@@ -62,15 +63,18 @@ def evaluate(request: Request) -> Path:
     trained = trained_on(held_out, adapter, request)
     refuse_absent(request.videos, held_out)
     held_out = held_out.subset(spread(held_out.videos, request.max_clips))
+    check = asked_check(request, search)
     general, why_none = general_set(
         spec, request.general_videos, request.output / "general", request.weights, request.device
     )
-    key = inputs_key(request, spec, held_out, general, {"metrics": names, "judges": judges.identity})
+    more = {"metrics": names, "judges": judges.identity, "check": None if check is None else check.identity}
+    key = inputs_key(request, spec, held_out, general, more)
     report = request.output / "report" / "index.html"
     if is_valid(request.output / "metrics.json", key) and report.is_file():
         print(f"evaluation: {report} is still valid, nothing to do")
         return report
 
+    checked = None if check is None else check.run()
     sets = {"held-out": Material(request.videos, held_out, trained=trained)}
     if general is not None:
         sets["general"] = Material(general.root, general.features)
@@ -86,10 +90,14 @@ def evaluate(request: Request) -> Path:
     compare_strengths(results["held-out"])
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
     background = about(request, adapter, spec, general, why_none, times)
+    background = replace(background, data_check=checked)
     write_report(report, results["held-out"], results.get("general"), background)
     write_tsv(request.output / "metrics.tsv", results)
     shutil.rmtree(kept)
-    extra = {"inputs": key, "model": spec.name, "adapter": str(request.checkpoint), "draws": asdict(request.draws)}
+    extra = {
+        "inputs": key, "model": spec.name, "adapter": str(request.checkpoint), "draws": asdict(request.draws),
+        "data_check": None if checked is None else checked.plain(),
+    }  # fmt: skip
     write_scalars(request.output / "evaluation", results, adapter.step)
     write_json(request.output / "metrics.json", summary(results["held-out"], results.get("general"), extra))
     for line in wording.terminal(results["held-out"].comparisons()):

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.evaluation import cards, sections, wording
+from mmaudio.evaluation.data_check import DataCheck
 from mmaudio.evaluation.metrics import METRICS
 from mmaudio.evaluation.results import Results
 from mmaudio.model.spec import model_spec
@@ -39,6 +40,8 @@ class Background:
     """Why forgetting was not measured, where it was not."""
     general: str
     """Which videos stand for the base's domain."""
+    data_check: DataCheck | None = None
+    """Which training clips' sound does not fit, where that was asked for."""
 
 
 def write_report(path: Path, held_out: Results, general: Results | None, background: Background) -> None:
@@ -84,6 +87,7 @@ def context(held_out: Results, general: Results | None, background: Background) 
         ],
         "strengths": sections.strengths(held_out),
         "training": sections.training(background.history, background.best_step),
+        "data_check": background.data_check,
         "data": sections.data(background.clips, background.left_out),
         "settings": [{"title": title, "pairs": list(pairs.items())} for title, pairs in background.settings],
         "commands": [{"title": title, "text": text} for title, text in background.commands],

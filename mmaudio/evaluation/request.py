@@ -37,5 +37,7 @@ class Request:
     """At most so many held-out clips, evenly over the videos; None: all."""
     metrics: tuple[str, ...] | None = None
     """Names of the only metrics to compute (`metrics.METRICS`); None: all that can be."""
+    check_data: bool = False
+    """Whether to list the training clips whose sound does not fit the picture."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32

@@ -135,21 +135,28 @@ class DeSync(Released):
         out: Tensor = self.transformer(*(rearrange(part, "b s t d -> b (s t) d") for part in projected))
         return out
 
-    @torch.inference_mode()
     def score(self, seen: Tensor, waveforms: Tensor, rate: int) -> Tensor:
         """Seconds that sounds are off the picture (B,), 0 to 2, lower is better; NaN below 8 s of sound or picture.
 
-        `seen`: what the visual branch gave for the clip (tokens, D); `waveforms`: (B, samples) at `rate`. The mean of
-        the likeliest offset's size over the first 14 and the last 14 of 24 segments; what is after 8 s is not heard.
+        The mean of `offsets`' sizes.
+        """
+        return self.offsets(seen, waveforms, rate).abs().mean(1)
+
+    @torch.inference_mode()
+    def offsets(self, seen: Tensor, waveforms: Tensor, rate: int) -> Tensor:
+        """The likeliest offset in seconds over the first 14 and over the last 14 of 24 segments, (B, 2), on the CPU.
+
+        `seen`: what the visual branch gave for the clip (tokens, D); `waveforms`: (B, samples) at `rate`. What is after
+        8 s is not heard; NaN below 8 s.
         """
         tokens = SEGMENTS * TOKENS_PER_SEGMENT
         sound = resample(waveforms, rate, RATE)
         if len(seen) < tokens or sound.shape[1] < SECONDS * RATE:
-            return torch.full((len(waveforms),), math.nan)
+            return torch.full((len(waveforms), 2), math.nan)
         picture = repeat(seen[:tokens], "(s t) d -> b s t d", b=len(waveforms), t=TOKENS_PER_SEGMENT)
         heard = torch.cat([self.hear(pictures_of(wave[None])) for wave in sound])  # 24 segments fill a batch
         parts = [self.logits(picture[:, part], heard[:, part]) for part in (slice(WINDOW), slice(-WINDOW, None))]
-        return torch.stack([offset_seconds(part).abs() for part in parts]).mean(0).cpu()
+        return torch.stack([offset_seconds(part) for part in parts], dim=1).cpu()
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file without its visual branch; WeightsError where that is all it holds, or for others."""
