@@ -12,11 +12,13 @@ import torch
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.data.mux import write_video
 from mmaudio.evaluation.charts import mel_picture
+from mmaudio.evaluation.data_check import MOTION, DataCheck, Misfit
 from mmaudio.evaluation.measure import Sound
 from mmaudio.evaluation.media import write_pictures, write_sounds
 from mmaudio.evaluation.metrics import METRICS
 from mmaudio.evaluation.report import Background
 from mmaudio.evaluation.results import ClipResult, Results
+from mmaudio.evaluation.statistics import Comparison
 from mmaudio.features.mel import build_mel
 from mmaudio.model.spec import model_spec
 
@@ -103,6 +105,8 @@ def with_strengths(results: Results) -> Results:
     results.recommended = 0.5
     results.recommendation = "Half of the adapter is closest to the originals."
     results.not_computed = {"clap": "needs clap.safetensors", "fd": "6 clips are fewer than 513"}
+    videos = len({result.clip.video for result in results.clips})
+    results.sets["kad"] = Comparison(2.0, 1.1, -0.9, (-1.4, -0.4), "lower", "better", len(results.clips), videos, None)
     return results
 
 
@@ -121,6 +125,7 @@ def background(results: Results) -> Background:
         MODEL, "MIT", history, 100, [*trained, *val, *held], [LeftOut("notes.txt", "no video file (.txt)")],
         [("This evaluation", {"seed": 0, "sounds per clip": 1}), ("Versions", {"python": "3"})],
         [("Make this report again", "python evaluate_lora.py --seed 0")], "no videos are at hand", "",
+        DataCheck(MOTION, len(trained), [Misfit("late.mp4", 4.0, 8.0, 1.04, "the sound is about 1.0 s late")], 2),
     )  # fmt: skip
 
 

@@ -73,14 +73,14 @@ def test_the_late_sound_is_listed_and_the_others_are_not(place, capsys):
     evaluate_lora.main(command(place, "--check-data", "--metrics", "mel_l1", "--steps", "1", "--strengths", ""))
     lines = capsys.readouterr().out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("data: "))
-    assert lines[first].startswith("data: 1 of 5 training clips have a sound that does not fit the picture")
+    assert lines[first].startswith("data: 1 of 5 training clips has a sound that does not fit the picture")
     assert lines[first + 1] == "  late.mp4, 0 to 8 s: the sound is about 1.0 s late"
     found = json.loads((place / "exp" / "metrics.json").read_text())["data_check"]
     assert [one["video"] for one in found["misfits"]] == ["late.mp4"]
     assert found["misfits"][0]["seconds"] == pytest.approx(LATE, abs=0.1)
     assert (found["clips"], found["unclear"]) == (5, 0)
     html = (place / "exp" / "report" / "index.html").read_text()
-    assert "Does the sound fit the picture" in html and "the sound is about 1.0 s late" in html
+    assert "Does the sound fit the picture?" in html and "the sound is about 1.0 s late" in html
     assert "--check-data" in html
 
 

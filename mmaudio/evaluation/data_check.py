@@ -76,7 +76,8 @@ class DataCheck:
 
     def summary(self) -> str:
         """The outcome in a sentence."""
-        few = f"{len(self.misfits)} of {self.clips} training clips have a sound that does not fit the picture"
+        verb = "has" if len(self.misfits) == 1 else "have"
+        few = f"{len(self.misfits)} of {self.clips} training clips {verb} a sound that does not fit the picture"
         unclear = f" Of {self.unclear} nothing can be told: steady sounds, or little that moves."
         return f"{few}, by {self.way}.{unclear if self.unclear else ''}"
 

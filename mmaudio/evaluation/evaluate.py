@@ -21,7 +21,7 @@ from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, check_base, read_adapter
 from mmaudio.data.clips import read_clips
 from mmaudio.data.features import FeatureSet, load_features, read_header, shard_path
 from mmaudio.errors import DataError, WeightsError
-from mmaudio.evaluation import wording
+from mmaudio.evaluation import gaps, wording
 from mmaudio.evaluation.background import about
 from mmaudio.evaluation.data_check import asked_check
 from mmaudio.evaluation.decoding import Material, decode
@@ -100,7 +100,8 @@ def evaluate(request: Request) -> Path:
     }  # fmt: skip
     write_scalars(request.output / "evaluation", results, adapter.step)
     write_json(request.output / "metrics.json", summary(results["held-out"], results.get("general"), extra))
-    for line in wording.terminal(results["held-out"].comparisons()):
+    said = wording.terminal(results["held-out"].comparisons()) + gaps.terminal(results["held-out"].not_computed)
+    for line in said:
         print(line)
     return report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmaudio.evaluation.judges import Wanted
 from mmaudio.evaluation.metrics import TAKES
 from mmaudio.evaluation.results import Results
@@ -23,6 +25,11 @@ def not_computed(results: Results, wanted: Wanted, takes: int) -> dict[str, str]
     """Why each wanted metric without a value has none; `takes`: sounds per clip and model."""
     known = results.comparisons()
     return {name: _reason(name, results, wanted, takes) for name in wanted.names if name not in known}
+
+
+def terminal(reasons: Mapping[str, str]) -> list[str]:
+    """One line that names the metrics without a value, for a terminal; none where there is no such metric."""
+    return [f"  not computed: {', '.join(reasons)} (the report says why)"] if reasons else []
 
 
 def _reason(name: str, results: Results, wanted: Wanted, takes: int) -> str:

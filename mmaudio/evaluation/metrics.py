@@ -1,8 +1,8 @@
 """Every metric by name: its title and unit, which way is better, what it can and what it cannot say.
 
 Definitions and sources stand with the functions: `spectra` (mel and STFT distances, centroid, bandwidth), `onsets`,
-`loudness` (also near-silence), `takes` (duplicates, diversity) and `sets` (KAD, FD,
-KL, ISC); the velocity loss is `measure.velocity_losses`.
+`loudness` (also near-silence), `takes` (duplicates, diversity) and `sets` (KAD, FD, KL, ISC); the velocity loss is
+`measure.velocity_losses`. Those that need a model that listens: `features.desync`, `clap`, and `panns` for the sets'.
 """
 
 from __future__ import annotations
