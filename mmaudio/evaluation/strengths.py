@@ -20,7 +20,7 @@ TRAINED = 1.0
 """The adapter as trained."""
 USUAL = (0.5, 0.75, 1.25)
 """Tried unless others are asked for, beside 0 and 1."""
-MOST_CLIPS = 12
+MOST_CLIPS = 8
 """Held-out clips that they are tried on, evenly over the videos."""
 
 
