@@ -1,6 +1,9 @@
 """CLAP's similarity against transformers' own outputs, on a tiny model with random weights in a folder."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from huggingface_hub import constants
 from random_clap import make_clap
 from torchaudio.functional import resample
 from transformers import ClapModel, ClapProcessor
+from web import serving
 
 from mmaudio.errors import WeightsError
 from mmaudio.evaluation.clap import REPOSITORY, ClapJudge, find_clap
@@ -89,3 +93,31 @@ def test_another_model_s_identity_differs_and_a_broken_one_is_named(folder, tmp_
     assert isinstance(found, Candidate) and isinstance(whole, Candidate) and found.identity != whole.identity
     with pytest.raises(WeightsError, match="cannot be read as a CLAP model"):
         found.load()
+
+
+FETCH = """
+from mmaudio import cli
+from mmaudio.evaluation.clap import find_clap
+from mmaudio.evaluation.search import Search
+def main(arguments):
+    found = find_clap(Search("tiny_16k", offline=cli.is_offline("--offline" in arguments), named=arguments))
+    print(found if isinstance(found, str) else found.identity)
+cli.run(main)
+"""
+
+
+def test_it_is_fetched_through_the_hub_where_it_is_named_and_kept_there(folder, tmp_path):
+    def find(*arguments: str) -> str:
+        environment = {**os.environ, "HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+        del environment["HF_HUB_OFFLINE"]
+        command = [sys.executable, "-c", FETCH, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    files = {f"/{REPOSITORY}/resolve/main/{path.name}": path.read_bytes() for path in (folder / "clap").iterdir()}
+    with serving(files=files) as site:
+        assert find().startswith(f"needs {REPOSITORY}") and not site.asked
+        fetched, asked = find("clap"), len(site.asked)
+        assert find("clap", "--offline") == fetched and len(site.asked) == asked
+    expected = find_clap(Search("tiny_16k", folder))
+    assert isinstance(expected, Candidate) and fetched == expected.identity
