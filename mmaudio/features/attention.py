@@ -33,7 +33,7 @@ class BatchFirstAttention(nn.MultiheadAttention):
             parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             inputs = (query, key, value)
-            parts = tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+            parts = tuple(F.linear(x.contiguous(), w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         q, k, v = (rearrange(part, "b l (h d) -> b h l d", h=self.num_heads) for part in parts)
         attended = F.scaled_dot_product_attention(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype))
         return self.out_proj(rearrange(attended, "b h l d -> b l (h d)")), None
