@@ -13,7 +13,7 @@ from mmaudio.data.features import Features, feature_set
 from mmaudio.errors import ConfigError, TrainingError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.precision import keep_in_bf16, seeded
+from mmaudio.finetune.precision import seeded, settle_frozen
 from mmaudio.finetune.state import Draws, new_state
 from mmaudio.finetune.team import Team
 from mmaudio.model.lora import LoRAConfig
@@ -217,15 +217,25 @@ def test_a_base_in_bf16_computes_what_autocast_does(tmp_path):
         state = new_state(network, config, 5)
         clips = material(network, small_world.clips(5), torch.device("cpu"))
         if halved:
-            keep_in_bf16([*network.joint_blocks, *network.fused_blocks], torch.bfloat16)
+            settle_frozen(network, config, torch.bfloat16)
             qkv = network.fused_blocks[0].attn.qkv
-            assert qkv.base_layer.weight.dtype == torch.bfloat16
-            assert qkv.lora_A["default"].weight.dtype == network.audio_input_proj[0].weight.dtype == torch.float32
+            assert qkv.base_layer.weight.dtype == network.audio_input_proj[0].weight.dtype == torch.bfloat16
+            assert qkv.lora_A["default"].weight.dtype == network.text_cond_proj.weight.dtype == torch.float32
         draws = state.draw(4, 0.0, 0.0)
         results.append(step.losses(network, clips, draws, torch.bfloat16))
         results[-1].mean().backward()
         assert all(weight.grad.isfinite().all() for weight in state.trained().values())
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype"), [({"use_dora": True, "target_modules": ["qkv"]}, torch.bfloat16), ({}, torch.float32)]
+)
+def test_dora_and_float32_leave_the_base_as_it_is(tmp_path, lora, dtype):
+    config, network = small_world.config(tmp_path, lora=LoRAConfig(rank=4, **lora)), mini()
+    new_state(network, config, 5)
+    settle_frozen(network, config, dtype)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
 def test_a_base_in_bf16_needs_bf16(tmp_path):

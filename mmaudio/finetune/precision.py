@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
+from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
+from mmaudio.finetune.dataset import PROJECTIONS
 from mmaudio.generation.sampler import fast_dtype
+from mmaudio.model.casting import cast_weights
+from mmaudio.model.networks import MMAudio
 
 
 def compute_dtype(device: torch.device, amp: bool) -> torch.dtype:
@@ -25,19 +28,18 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def keep_in_bf16(blocks: list[nn.Module], dtype: torch.dtype) -> None:
-    """Hold the frozen weights of linears and convolutions in bfloat16, as autocast rounds them at every use anyway.
+def settle_frozen(network: MMAudio, config: TrainConfig, dtype: torch.dtype) -> None:
+    """Hold frozen weights in the `dtype` that autocast rounds them to at every use anyway.
 
-    Raises ConfigError where training computes in another `dtype`.
+    On a CPU that is free memory and time; elsewhere `base_bf16` asks for it, for the blocks. DoRA measures the base's
+    weights, which stay as they are unless it is asked for. Raises ConfigError for base_bf16 in another type.
     """
-    if dtype != torch.bfloat16:
+    if config.base_bf16 and dtype != torch.bfloat16:
         raise ConfigError("base_bf16=true needs amp=true on a machine that computes in bfloat16; leave it false here")
-    for block in blocks:
-        for module in block.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d)):
-                for weight in module.parameters(recurse=False):
-                    if not weight.requires_grad:
-                        weight.data = weight.data.to(dtype)
+    on_cpu = network.latent_mean.device.type == "cpu" and not config.lora.use_dora
+    for name, part in network.named_children():
+        if (on_cpu and name not in PROJECTIONS) or (config.base_bf16 and name.endswith("_blocks")):
+            cast_weights(part, dtype, frozen_alone=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mmaudio.finetune.compiling import compile_errors
 from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
-from mmaudio.finetune.precision import compute_dtype, keep_in_bf16
+from mmaudio.finetune.precision import compute_dtype, settle_frozen
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.summary import adapter_lines, data_lines, memory_line
@@ -85,11 +85,10 @@ def train_on(
 
 def ready(state: TrainState, config: TrainConfig, device: torch.device) -> None:
     """Settle how the steps are computed, once the adapter has the values that it starts from."""
-    blocks = [*state.network.joint_blocks, *state.network.fused_blocks]
-    if config.base_bf16:
-        keep_in_bf16(blocks, compute_dtype(device, config.amp))
+    settle_frozen(state.network, config, compute_dtype(device, config.amp))
     if config.compile:
-        for block in blocks:  # compiled when first used; blocks of the same structure share what is compiled
+        # compiled when first used; blocks of the same structure share what is compiled
+        for block in (*state.network.joint_blocks, *state.network.fused_blocks):
             block.compile()
 
 

@@ -1,4 +1,4 @@
-"""Weights as sampling wants them, made once instead of at every call: in autocast's type, and convolutions' by taps."""
+"""Weights made once as autocast and the matrix products want them, instead of at every call: types and layouts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from mmaudio.model.layers import Conv1d, by_taps
 
 
-def cast_weights(network: nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(network: nn.Module, dtype: torch.dtype, frozen_alone: bool = False) -> None:
     """Cast the weights of all linears and convolutions, in place: what autocast would cast, and nothing else.
 
-    Norms, learned rows, tables and statistics keep their types. On a CPU the convolutions' weights are laid out tap by
-    tap, too: one matrix product is faster than a convolution there (`mmaudio.generation.benchmark` measures both).
+    Norms, learned rows, tables and statistics keep their types, and `frozen_alone` leaves what is trained. On a CPU the
+    convolutions' weights are laid out tap by tap, too: sampling multiplies them as matrices, and training takes three
+    quarters of the time for a convolution (`mmaudio.generation.benchmark`, `mmaudio.finetune.benchmark`).
     """
     if dtype == torch.float32:
         return
     for module, parameter in _castable(network):
+        if frozen_alone and parameter.requires_grad:
+            continue
         values = parameter.data.to(dtype)
         lies_by_taps = isinstance(module, Conv1d) and values.ndim == 3 and values.device.type == "cpu"
         parameter.data = by_taps(values) if lies_by_taps else values

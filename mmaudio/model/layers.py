@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmaudio.model import by_hand
+
 THETA = 10_000.0
 
 
@@ -18,22 +20,29 @@ class Conv1d(nn.Conv1d):
 
     Computed as a 2-D convolution of height 1: (B, N, channels) is its channels-last layout, so no activation is
     copied. Against transposing for a 1-D convolution that saves a sixth to two thirds of the time of forward and
-    backward on a CPU (widths 20 to 256, k 3 and 7, float32 and bf16). Weights laid out tap by tap (`by_taps`) are
-    multiplied with the tokens' windows instead, in one matrix product, which sampling on a CPU does.
+    backward on a CPU (widths 20 to 256, k 3 and 7, float32 and bf16). Weights laid out tap by tap (`by_taps`) take
+    three quarters of that time again; where no gradients are wanted, as in sampling, they are multiplied with the
+    tokens' windows in one matrix product.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        if _lies_by_taps(self):
-            reach, kernel = int(self.padding[0]), self.kernel_size[0]
-            windows = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1)  # (B, N, in, k), no copy yet
-            rows = windows.transpose(2, 3).reshape(-1, kernel * x.shape[2])
-            product = F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias)
-            return product.view(*windows.shape[:2], -1)
+        if _lies_by_taps(self) and not torch.is_grad_enabled():
+            rows = windows(x, self.kernel_size[0])
+            return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias).view(*x.shape[:2], -1)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
         out = F.conv2d(image, weight, self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
         return out.squeeze(2).transpose(1, 2)
+
+
+def windows(x: Tensor, kernel: int) -> Tensor:
+    """Every token of x (B, N, C) with its neighbours, zeros beyond the ends: (B * N, kernel * C); `kernel` is odd."""
+    if kernel == 1:
+        return x.reshape(-1, x.shape[-1])
+    reach = kernel // 2
+    seen = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1)  # (B, N, C, kernel), no copy yet
+    return seen.transpose(2, 3).reshape(-1, kernel * x.shape[2])
 
 
 def by_taps(weight: Tensor) -> Tensor:
@@ -132,7 +141,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> q, k, v, each (B, H, N, d); q and k normalised, and rotated where there is a table."""
-        q, k, v = rearrange(self.qkv(x), "b n (h d three) -> three b h n d", h=self.heads, three=3)
+        qkv = self.qkv(x)
+        if by_hand.applies(qkv, self.q_norm.weight, self.k_norm.weight):
+            weights = torch.stack([self.q_norm.weight, self.k_norm.weight])
+            return by_hand.head_inputs(qkv, weights, table, self.heads)
+        q, k, v = rearrange(qkv, "b n (h d three) -> three b h n d", h=self.heads, three=3)
         q, k = self.q_norm(q), self.k_norm(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
@@ -141,5 +154,7 @@ class SelfAttention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention with scale 1/sqrt(d); heads merged: (B, H, N, d) -> (B, N, D)."""
+    if v.dtype == torch.bfloat16 and by_hand.applies(v):
+        return rearrange(by_hand.attention(q, k, v), "b h n d -> b n (h d)")
     # v comes strided from the qkv layout, and the fused kernels want its channels side by side
     return rearrange(F.scaled_dot_product_attention(q, k, v.contiguous()), "b h n d -> b n (h d)")

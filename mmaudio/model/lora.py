@@ -26,6 +26,7 @@ from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model import base_values, pissa
 from mmaudio.model.loading import check_keys
 from mmaudio.model.lora_config import DEFAULT_TARGETS, LoRAConfig, Phase, progressive
+from mmaudio.model.low_rank import KINDS
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.peft_layers import ADAPTER, lora_layers
 from mmaudio.model.targets import check_fresh, expand_targets, layer_settings
@@ -97,7 +98,7 @@ def _refuse_adapted(network: nn.Module) -> None:
 def peft_settings(config: LoRAConfig, targets: Sequence[str]) -> LoraConfig:
     """The settings as peft's own object, for the modules `targets` in full."""
     layers = layer_settings(config, targets)
-    return LoraConfig(
+    made = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -108,6 +109,8 @@ def peft_settings(config: LoRAConfig, targets: Sequence[str]) -> LoraConfig:
         use_dora=config.use_dora,
         bias=config.bias,
     )
+    made._register_custom_module(KINDS)
+    return made
 
 
 def drawn(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -193,7 +193,7 @@ class MMAudio(Released):
         clip, text = conditions.clip_f, conditions.text_f
         shared = self.t_embed(t.expand(batch)) + self.global_cond_mlp(conditions.clip_c + conditions.text_c)
         shared = shared[:, None]  # (B, 1, D)
-        per_token = shared + conditions.sync_f  # (B, N, D)
+        per_token = (shared + conditions.sync_f).contiguous()  # (B, N, D)
         head = self.spec.width // self.spec.heads
         latent_table = rotary_table(tokens, head, 1.0, latent.device)
         clip_table = rotary_table(clip.shape[1], head, tokens / clip.shape[1], latent.device)

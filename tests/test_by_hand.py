@@ -1,0 +1,60 @@
+"""The backward passes written by hand are autograd's."""
+
+import pytest
+import torch
+from conftest import assert_close
+
+from mmaudio.model import by_hand
+from mmaudio.model.layers import SelfAttention, attend, rotary_table
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=GENERATOR).to(dtype).requires_grad_()
+
+
+def both(monkeypatch, function, inputs):
+    """Outputs and the inputs' gradients, by hand and by autograd."""
+    found = []
+    for by_autograd in (False, True):
+        if by_autograd:
+            monkeypatch.setattr(by_hand, "applies", lambda *tensors: False)
+        outputs = function(*inputs)
+        weights = [torch.linspace(-1, 2, out.numel()).view_as(out).to(out.dtype) for out in outputs]
+        found.append([*outputs, *torch.autograd.grad(outputs, inputs, weights)])
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_inputs_of_the_heads(rotated, dtype, tolerance, monkeypatch):
+    attention = SelfAttention(64, 2).requires_grad_(False)
+    attention.qkv = torch.nn.Identity()
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight.copy_(random(32).detach())
+    table = rotary_table(20, 32, 1.5, torch.device("cpu")) if rotated else None
+    qkv = random(3, 20, 192, dtype=dtype)
+    assert attention(qkv, table)[0].grad_fn.name() == "_HeadInputsBackward"
+    for got, expected in both(monkeypatch, lambda qkv: attention(qkv, table), [qkv]):
+        assert got.dtype == expected.dtype == dtype
+        assert_close(got.float(), expected.float(), tolerance)
+
+
+def test_trained_norms_get_their_gradients():
+    attention = SelfAttention(64, 2)
+    queries, keys, _ = attention(random(3, 20, 64), rotary_table(20, 32, 1.0, torch.device("cpu")))
+    (queries.sum() + keys.square().sum()).backward()
+    assert attention.q_norm.weight.grad.any() and attention.k_norm.weight.grad.any()
+
+
+@pytest.mark.parametrize("keys", [20, 33])
+def test_attention(keys, monkeypatch):
+    inputs = [random(2, 3, tokens, 32, dtype=torch.bfloat16) for tokens in (20, keys, keys)]
+    assert attend(*inputs).shape == (2, 20, 96)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = next(iter(zip(*both(monkeypatch, lambda *qkv: [attend(*qkv)], exact), strict=True)))
+    monkeypatch.undo()
+    for truth, (got, autograd) in zip(expected, both(monkeypatch, lambda *qkv: [attend(*qkv)], inputs), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got.double() - truth).norm() < 1.2 * (autograd.double() - truth).norm() + 2e-3 * truth.norm()
