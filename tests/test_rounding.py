@@ -36,8 +36,11 @@ def world(tmp_path):
     return state, clips, held_out(clips, features.ids, 8).draws
 
 
-def velocities(state, clips, draws, dtype):
-    """Predicted velocities (S, N, C) and their targets; how many products were rounded on the way."""
+def velocities(state, clips, draws, dtype, training=False):
+    """Predicted velocities (S, N, C) and their targets; how many products were rounded on the way.
+
+    Where gradients are wanted, as in `training`, layers may round in another order.
+    """
     products = []
     hooks = [
         module.register_forward_hook(lambda *_: products.append(1))
@@ -45,14 +48,14 @@ def velocities(state, clips, draws, dtype):
         if isinstance(module, (nn.Linear, nn.Conv1d))
     ]
     state.model.eval()
-    with torch.no_grad(), autocast(CPU, dtype):
+    with torch.set_grad_enabled(training), autocast(CPU, dtype):
         data = latents(state.network, clips, draws)
         conditions = clips.conditions(state.network, draws.index, draws.no_video, draws.no_text)
         point = interpolate(draws.noise, data, draws.t)
         predicted = state.network.predict_velocity(point, draws.t, conditions)
     for hook in hooks:
         hook.remove()
-    return predicted, data - draws.noise, len(products)
+    return predicted.detach(), data - draws.noise, len(products)
 
 
 def rms(values):
@@ -64,7 +67,7 @@ def test_losses_differ_as_little_as_rounding_allows(world):
     mean((v - u)^2), so by Cauchy and Schwarz it moves by at most 2 sqrt(loss) E + E^2."""
     state, clips, draws = world
     full, target, products = velocities(state, clips, draws, torch.float32)
-    rounded, _, _ = velocities(state, clips, draws, torch.bfloat16)
+    rounded, _, _ = velocities(state, clips, draws, torch.bfloat16, training=True)
     assert rounded.dtype == torch.bfloat16 and products > 50
     allowed = math.sqrt(products) * UNIT * rms(full)
     assert UNIT / 10 * rms(full) < rms(rounded.float() - full) < allowed, "it computes in bfloat16, and no worse"
