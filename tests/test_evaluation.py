@@ -317,6 +317,8 @@ def test_an_adapter_that_names_no_base_takes_it_from_the_command(place, tmp_path
     where = ["--lora_checkpoint", str(tmp_path / "a.pt"), "--output", str(tmp_path / "out"), "--max_clips", "1"]
     with pytest.raises(WeightsError, match=r"names no base model.*--model"):
         evaluate_lora.main(command(place, *where))
+    with pytest.raises(WeightsError, match="made for tiny_16k, not for small_44k"):
+        evaluate_lora.main(command(place, "--model", "small_44k", "--output", str(tmp_path / "out")))
     evaluate_lora.main(command(place, *where, "--model", MODEL))
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == MODEL
 

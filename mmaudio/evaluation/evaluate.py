@@ -53,6 +53,7 @@ def evaluate(request: Request) -> Path:
     names = chosen_metrics(request.metrics)
     adapter = read_adapter(request.checkpoint)
     spec = model_spec(base_model(request, adapter))
+    check_base(adapter, spec.name)
     parts = PARTS if request.general_videos is not None else ("network", "vae", "vocoder")
     weights.fetch(spec.name, parts, request.weights, request.offline)
     base_sha256 = weights.identity(spec.name, "network", request.weights)
