@@ -9,6 +9,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -386,6 +388,12 @@ def test_the_checks_show_every_adapted_layer_and_the_progress(names, guide):
         assert {f"network.{target}.lora_{half}" for half in "AB"} <= applied
     assert names["said"] and said.startswith(names["said"])
     assert shell == "tensorboard --logdir ./output/exp_name/\n"
+    words = shell.replace("exp_name", "exp").split()
+    shown = subprocess.run(
+        [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"], cwd=guide, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0 and "validation/loss" in shown.stdout, shown.stderr
     events = EventAccumulator(str(next((guide / "output" / "exp").rglob("events.out.tfevents.*"))))
     assert events.Reload().Tags()["scalars"]
 

@@ -1,4 +1,4 @@
-"""Several processes: the losses of one, and what happens to the others when one dies."""
+"""Several processes: the losses of one, for every kind of adapter, and what happens to the others when one dies."""
 
 import json
 import os
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmaudio.adapters import read_adapter
 from mmaudio.errors import ConfigError
 from mmaudio.finetune.team import Team
 
@@ -24,9 +26,9 @@ from mmaudio.model.lora import LoRAConfig
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-settings = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0), "max_steps": 4}
+plain = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0), "max_steps": 4}
 
-def process(name, rank, size, dies):
+def process(name, rank, size, dies, settings):
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=size)
     original = Tracker.stepped
@@ -40,27 +42,45 @@ def process(name, rank, size, dies):
     except TrainingError as error:
         (folder / f"{name}.{rank}.error").write_text(str(error))
 
-def start(name, size, dies=None):
+def start(name, size, dies=None, settings=plain):
     children = []
     for rank in range(size):
         children.append(os.fork())
         if not children[-1]:
-            process(name, rank, size, dies)
+            process(name, rank, size, dies, settings)
             os._exit(0)
     return [os.waitpid(child, 0)[1] for child in children]
-
+"""
+SIZES = """
 for size in (1, 2, 4):
     assert start(f"of-{size}", size) == [0] * size
 assert start("dying", 4, dies=2) == [0, 0, 9, 0]
 """
+KINDS = """
+from test_lora_kinds import KINDS
+from mmaudio.model.lora import Phase
+
+phases = [Phase(4, 2), Phase(8, 2)]
+lora = {name.replace(" ", "-"): {"lora": lora} for name, lora in KINDS.items()}
+lora["growing"] = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases), "ema_decay": 0.9}
+lora["growing-rslora"] = {
+    "lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases, use_rslora=True), "preserve_base": 0.5
+}
+for name, settings in lora.items():
+    settings |= {"max_steps": 4, "learning_rate": 1e-3, "weight_decay": 0.0}
+    for size in (1, 2):
+        assert start(f"{name}-{size}", size, settings=settings) == [0] * size, name
+print(*lora)
+"""
 
 
-def run_script(folder: Path) -> None:
+def run_script(folder: Path, script: str) -> str:
     tests = Path(__file__).parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}:{tests.parent}"}
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    command = [sys.executable, "-c", SCRIPT + script, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def curve(folder: Path, key: str) -> list[float]:
@@ -70,7 +90,7 @@ def curve(folder: Path, key: str) -> list[float]:
 
 @pytest.mark.slow
 def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
-    run_script(tmp_path)
+    run_script(tmp_path, SIZES)
     for key in ("train/loss", "validation/loss", "train/grad_norm"):
         alone = curve(tmp_path / "of-1", key)
         assert len(alone) >= 3 and alone[0] != alone[-1]
@@ -80,6 +100,21 @@ def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
     assert set(errors) == {f"dying.{rank}.error" for rank in (0, 1, 3)}, "the survivors end, and say why"
     assert all("lost the others" in text and "The same command continues" in text for text in errors.values())
     assert (tmp_path / "dying" / "exp" / "lora_checkpoints").is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_kind_of_adapter_as_one_does(tmp_path):
+    names = run_script(tmp_path, KINDS).splitlines()[-1].split()
+    assert {"rslora", "dora", "pissa", "ranks", "full", "growing", "growing-rslora"} <= set(names)
+    for name in names:
+        for key in ("train/loss", "validation/loss", "train/grad_norm"):
+            alone = curve(tmp_path / f"{name}-1", key)
+            assert len(alone) >= 3 and alone[0] != alone[-1], name
+            assert curve(tmp_path / f"{name}-2", key) == pytest.approx(alone, rel=2e-3), (name, key)
+    grown = [read_adapter(tmp_path / f"growing-{size}" / "exp/lora_checkpoints/last_lora.pt") for size in (1, 2)]
+    assert [file.lora.rank for file in grown] == [8, 8]
+    one, two = (torch.cat([value.flatten() for value in file.state.values()]) for file in grown)
+    assert float((one - two).norm()) < 2e-2 * float(one.norm())
 
 
 def test_processes_share_a_step():
