@@ -117,7 +117,7 @@ def test_a_name_that_is_no_metric_is_refused_with_the_nearest(place):
 
 def test_a_synchformer_that_is_absent_or_only_sees_is_named(tmp_path):
     absent = find_judges(Search("small_16k", tmp_path), ("desync",))
-    assert absent.missing["desync"].startswith("needs synchformer_state_dict.pth")
+    assert absent.missing["desync"].startswith("needs synchformer_state_dict.pth, which is nowhere on disk")
     shipped = find_judges(Search(MODEL), ("desync",))
     assert shipped.missing["desync"] == "tiny_16k's Synchformer has no offset classifier"
     assert not shipped.candidates and not shipped.identity

@@ -24,6 +24,8 @@ from mmaudio.features.cnn14 import RATE, Cnn14
 from mmaudio.released import CNN14
 
 METRICS = ("kl", "kad", "fd", "isc")
+PUBLISHED = "Zenodo record 3987831"
+"""Where, for a report: that names no address on the network."""
 
 
 class PannsJudge:
@@ -63,8 +65,8 @@ def find_file(search: Search) -> Path:
             return place / CNN14.name
     if not any(search.fetch(name) for name in METRICS):
         raise WeightsError(
-            f"needs {CNN14.name}, which is not in {', '.join(map(str, places))}; --metrics kl,kad without --offline "
-            f"fetches it from {CNN14.source}"
+            f"needs {CNN14.name} ({PUBLISHED}), which is not in {', '.join(map(str, places))}; --metrics kl,kad "
+            "without --offline fetches it"
         )
     weights.check_room([CNN14])
     target = weights.cache() / CNN14.name

@@ -33,9 +33,11 @@ def find_synchrony(search: Search) -> Candidate | str:
     try:
         if search.fetch(NAME):
             weights.fetch(model, (PART,), search.weights)
+        if weights.missing(model, search.weights, (PART,)):
+            return f"needs {file.name}, which is nowhere on disk; --metrics {NAME} without --offline fetches it"
         found = weights.load_part(model, PART, search.weights)
     except MMAudioError as error:
-        return f"needs {file.name}: {error}"
+        return str(error)
     if not has_classifier(found.state):
         return f"{model}'s Synchformer has no offset classifier"
     return Candidate((NAME,), found.identity, lambda: SynchronyJudge(load_desync(model, search.weights, search.device)))
