@@ -45,6 +45,7 @@ class ValidationConfig:
     """The losses on held-out clips that choose the best adapter."""
 
     enabled: bool = True
+    """false: all time for training, and the last adapter counts as the best; where there are hardly any clips."""
     split_ratio: float | None = None
     """Share of the training and validation videos to hold out anew; null keeps the split of clips.tsv."""
     levels: int = 8
@@ -64,6 +65,7 @@ class EarlyStoppingConfig:
     """Stops training when the validation loss no longer falls."""
 
     enabled: bool = True
+    """false: all of max_steps, for runs that are compared."""
     patience: int = 6
     """Evaluations without an improvement before it stops; raise it where the curve is noisy."""
     min_delta: float = 0.0
@@ -79,9 +81,11 @@ class LoggingConfig:
     """What goes to TensorBoard and the terminal, and how often, in steps."""
 
     log_every: int = 10
+    """Means over so many steps; 1 to see every step."""
     sample_every: int = 1000
     """Sounds, mel pictures and videos of held-out clips; also at the last step. 0: never."""
     sample_clips: int = 3
+    """How many held-out clips, evenly over them; each takes two generations every time."""
 
     def __post_init__(self) -> None:
         _at_least("logging.log_every", self.log_every, 1)
@@ -96,13 +100,17 @@ class TrainConfig:
     exp_id: str = "my_lora_experiment"
     """Results go to `output_dir/exp_id`."""
     model: str = "small_16k"
+    """The base model: tiny_16k to try things, the 44k ones for full bandwidth."""
     custom_finetune: bool = True
     """Train on clips of one's own. false: `features_dir` is what the public reference's extraction wrote, a memory map
     with its table or a folder of some; `clips_tsv` is not read then."""
 
     clips_tsv: str = "lora_data/clips.tsv"
+    """The table that splitting wrote."""
     features_dir: str = "lora_data/features"
+    """The folder that extraction wrote."""
     output_dir: str = "output"
+    """Folder of all experiments."""
     weights: str | None = None
     """Folder of the released weights; null looks in ./weights and ./ext_weights."""
     offline: bool = False
@@ -110,9 +118,11 @@ class TrainConfig:
     video_root: str | None = None
     """Folder of the source videos, for the samples' videos; null: sounds and pictures alone."""
     device: str = "auto"
+    """auto takes a GPU where there is one; cpu, cuda or cuda:N to choose."""
     resume: bool = True
     """Continue what is in the experiment's folder. false: start over in a new folder beside it."""
     seed: int = 42
+    """Of everything random; change it to see how much of a difference is chance."""
 
     batch_size: int = 8
     """Clips that go through the network at once, on each device."""
@@ -127,6 +137,7 @@ class TrainConfig:
     schedule: str = "cosine"
     """cosine or linear: falls after the warm-up; constant: stays, for runs of unknown length."""
     max_steps: int = 3000
+    """Optimizer steps; more where the validation loss still falls at the end. It may be raised in a finished run."""
     warmup_steps: int = 200
     """Steps over which the rate rises; longer where training is unstable."""
     weight_decay: float = 0.01
@@ -159,7 +170,9 @@ class TrainConfig:
     """true: all features on the device, for speed. false: read from disk for every batch, to the same numbers, where
     there are too many. null: true where they fit into half of the device's free memory."""
     eval_every: int = 100
+    """Steps between two evaluations; fewer where a run is short or early stopping should notice sooner."""
     save_every: int = 100
+    """Steps between two saves: at most so much is done again after a power cut. A signal saves at once."""
 
     rank: int | None = None
     """Short for lora.rank, as the next three are for theirs; where both are set, the short one counts."""

@@ -1,12 +1,17 @@
 """The configuration: the guide's keys work, every YAML composes, a mistake gets one line with the nearest name."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from mmaudio.config import FOLDER, PRIMARY, TrainConfig, compose, keys, register
+from mmaudio import config as config_module
+from mmaudio.config import FOLDER, PRIMARY, SHORT, TrainConfig, compose, keys, register
 from mmaudio.errors import ConfigError
+from mmaudio.model import lora_config
 from mmaudio.model.lora import DEFAULT_TARGETS
 
 PRESETS = sorted(path.stem for path in (FOLDER / "preset").glob("*.yaml"))
@@ -137,3 +142,18 @@ def test_keys_are_dotted_names():
     assert {"exp_id", "lora", "lora.rank", "validation.split_ratio", "early_stopping.min_delta"} <= set(
         keys(TrainConfig)
     )
+
+
+@pytest.mark.parametrize("module", [config_module, lora_config])
+def test_every_setting_says_what_it_is_for(module):
+    """A string after every field, the short forms and the groups excepted: those say it where they are."""
+    silent = {*SHORT, "lora", "validation", "early_stopping", "logging"}
+    found = 0
+    for schema in ast.parse(Path(module.__file__).read_text()).body:
+        if not isinstance(schema, ast.ClassDef):
+            continue
+        for entry, after in zip(schema.body, schema.body[1:], strict=False):
+            if isinstance(entry, ast.AnnAssign) and (schema.name != "TrainConfig" or entry.target.id not in silent):
+                found += 1
+                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), entry.target.id
+    assert found > 10

@@ -53,6 +53,11 @@ def test_lora_plus_moves_b_by_its_ratio(tmp_path):
     assert torch.allclose(moved[1], 4 * moved[0], rtol=1e-4)  # from zero, the first step is the rate times the sign
 
 
+def test_adamw_is_the_fused_one(tmp_path):
+    optimizer = build_optimizer({"w": nn.Parameter(torch.ones(2, 2))}, small_world.config(tmp_path))
+    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
+
+
 def test_what_has_one_dimension_is_not_decayed(tmp_path):
     weights = {"w": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(2))}
     groups = parameter_groups(weights, small_world.config(tmp_path, weight_decay=0.3))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import sys
 
 import pytest
@@ -82,6 +83,24 @@ def test_utilisation_is_of_the_measured_ceiling(tmp_path):
     assert 1.5 * forward < found < 3 * forward, "the frozen weights need no gradient of their own"
     assert state.network.gradient_checkpointing and all(weight.grad is None for weight in state.trained().values())
     assert Meter(2e9, 1e12).utilisation(250.0) == pytest.approx(0.5)
+
+
+def test_speed_becomes_utilisation_where_there_is_a_meter(tmp_path):
+    config = small_world.config(tmp_path)
+    state, rows = new_state(mini(), config, 5), []
+    for name, meter in (("with", Meter(2e9, 1e12)), ("without", None)):
+        tracker = Tracker(tmp_path / name, config, 0)
+        tracker.meter, state.step = meter, 1
+        with tracker:
+            tracker.stepped(state, step.StepMetrics(1.0, 0.5, 1e-3, torch.ones(4), torch.full((4,), 0.5)))
+        rows.append(json.loads((tmp_path / name / "metrics.jsonl").read_text()))
+        shown = {"train/flops_utilisation"} & set(events(tmp_path / name).Tags()["scalars"])
+        assert bool(shown) == (meter is not None)
+    assert rows[0]["train/samples_per_second"] == pytest.approx(4 * rows[0]["train/steps_per_second"])
+    expected = 2e9 * rows[0]["train/samples_per_second"] / 1e12
+    assert rows[0]["train/flops_utilisation"] == pytest.approx(expected)
+    assert "train/flops_utilisation" not in rows[1]
+    assert not any("device_memory" in key for row in rows for key in row), "a CPU has none of its own"
 
 
 def flops_of(work):

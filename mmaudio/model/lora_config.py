@@ -33,6 +33,7 @@ class Phase:
     """A part of progressive training: so many steps with this rank."""
 
     rank: int = 64
+    """As lora.rank; higher than the phase's before."""
     max_steps: int = 1000
     """Optimizer steps of this phase alone."""
     alpha: float | None = None
