@@ -43,3 +43,9 @@ def test_the_split_is_remembered_in_a_file_and_forgotten_with_other_shares(tmp_p
     assert Remembered(path, Shares(test=0.4)).splits == {}
     path.write_text(path.read_text()[:20])
     assert Remembered(path, Shares()).splits == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_without_shares_nothing_is_held_out_and_nothing_is_lost(count):
+    videos = {f"{number}.mp4": [Span(0.0, 8.0), Span(8.0, 16.0)] for number in range(count)}
+    assert divide(videos, Shares(0, 0, 8.0)) == ({name: {"train": spans} for name, spans in videos.items()}, [])

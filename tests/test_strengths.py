@@ -28,7 +28,7 @@ def results(means, spread=SPREAD):
 
 def test_the_best_where_less_is_clearly_worse():
     found = results({0.0: 1.0, 0.5: 0.8, 0.75: 0.7, 1.0: 0.6, 1.25: 0.9})
-    assert found.recommended == 1.0 and "clearly worse at less" in found.recommendation
+    assert found.recommended == 1.0 and "clearly larger at less" in found.recommendation
     assert list(found.strengths) == [0.0, 0.5, 0.75, 1.0, 1.25]
     assert found.strengths[0.5][PRIMARY].difference == pytest.approx(-0.2)
     assert found.strengths[0.0][PRIMARY].difference == 0
@@ -36,7 +36,7 @@ def test_the_best_where_less_is_clearly_worse():
 
 def test_the_smallest_that_is_about_as_good():
     found = results({0.0: 1.0, 0.5: 0.8, 0.75: 0.601, 1.0: 0.6, 1.25: 0.9})
-    assert found.recommended == 0.75 and "best at 1" in found.recommendation
+    assert found.recommended == 0.75 and "smallest at 1" in found.recommendation
 
 
 def test_none_where_none_is_better_than_the_base():

@@ -48,8 +48,10 @@ def divide(
     """Every video's windows by split, and notes for the user; DataError where nothing can be held out.
 
     Whole videos are held out, those whose names hash lowest; a video whose split is `known` keeps it. One or two videos
-    are divided in time, with a gap of one clip between the parts.
+    are divided in time, with a gap of one clip between the parts. With both shares 0 nothing is held out.
     """
+    if shares.val == shares.test == 0:
+        return {video: {"train": spans} for video, spans in usable.items()}, []
     if len(usable) > BY_TIME:
         split = assign(list(usable), shares, known or {})
         return {video: {split[video]: spans} for video, spans in usable.items()}, []

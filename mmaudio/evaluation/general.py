@@ -47,7 +47,7 @@ def general_set(
     root = shipped if videos is None else videos
     if videos is None and not shipped.is_dir():
         return None, "no videos of the base's own domain are at hand (--general_videos names a folder of them)"
-    settings = SplitSettings(ScanSettings(stride=SECONDS))
+    settings = SplitSettings(ScanSettings(stride=SECONDS), val_ratio=0, test_ratio=0)
     found = split_folder(root, settings, ScanStore(folder / "scan.jsonl"))
     clips = [found.clips[row] for row in spread([clip.video for clip in found.clips], MOST_CLIPS)]
     if not clips:

@@ -57,10 +57,9 @@ def recommend(
     the best one's: less of an adapter forgets less. `values` are the videos' means of that metric by strength. The rule
     of one standard error: Breiman et al., Classification and Regression Trees, 1984.
     """
-    title = METRICS[PRIMARY].title.lower()
     better = [s for s, found in strengths.items() if s and PRIMARY in found and found[PRIMARY].verdict == BETTER]
     if not better:
-        return None, f"At no strength is the {title} clearly better than the base's on these clips."
+        return None, "At no strength is the distance to the originals clearly smaller than the base's on these clips."
     sign = -1 if METRICS[PRIMARY].better == "lower" else 1
     best = max(better, key=lambda s: sign * strengths[s][PRIMARY].adapted)
     for strength in sorted(better):
@@ -68,8 +67,11 @@ def recommend(
         if strength == best or lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)):
             break
     if strength == best:
-        return best, f"The {title} is best there, and clearly worse at less."
-    return strength, f"The {title} is best at {best:g}, and at {strength:g} about as good; less of it forgets less."
+        return best, "The distance to the originals is smallest there, and clearly larger at less."
+    return strength, (
+        f"The distance to the originals is smallest at {best:g}, and about as small at {strength:g}: less of an "
+        "adapter forgets less."
+    )
 
 
 def _compared(clips: Sequence[ClipResult], values: Sequence[dict[str, float]]) -> dict[str, Comparison]:
