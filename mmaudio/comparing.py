@@ -84,8 +84,8 @@ class Result:
     """Velocity losses of the best adapter's clips, by set."""
 
 
-def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result:
-    """Train, or find trained, and measure. Raises what composing, training and loading raise."""
+def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result | Outcome:
+    """Train, or find trained, and measure; the outcome alone where a signal ended it. Raises what training raises."""
     settings = [
         f"exp_id={trial.folder}", f"model={place.model}", f"clips_tsv={place.clips}", f"features_dir={place.features}",
         f"output_dir={place.output}", f"device={place.device}", "preset=quick", "early_stopping.enabled=false",
@@ -94,6 +94,8 @@ def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mappin
     ]  # fmt: skip
     config = compose(settings)
     outcome = train(config, place.device)
+    if outcome.signal is not None:
+        return outcome
     adapter = outcome.folder / "lora_checkpoints" / "best_lora.pt"
     return Result(trial, outcome, last_validation(outcome.folder), losses_of(adapter, config, place, sets))
 
@@ -187,7 +189,10 @@ def main(arguments: list[str]) -> int:
     results = []
     for trial in trials:
         print(f"\n== {trial.name}", flush=True)
-        results.append(run_trial(trial, place, overrides, sets))
+        result = run_trial(trial, place, overrides, sets)
+        if isinstance(result, Outcome):
+            return 128 + (result.signal or 0)
+        results.append(result)
     lines = table(results, sets)
     (place.output / "settings.md").write_text("\n".join(lines) + "\n")
     print("", *lines, sep="\n")

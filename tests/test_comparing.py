@@ -1,6 +1,8 @@
 """The comparison of settings: every run is trained and measured, and stands beside the first in the table."""
 
+import os
 import re
+import signal
 
 import pytest
 import small_world
@@ -10,6 +12,7 @@ from test_stored import write_shards
 from mmaudio.comparing import TRIALS, chosen, main
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.finetune.tracking import Tracker
 from mmaudio.model.spec import model_spec
 
 SHORT = (
@@ -58,6 +61,23 @@ def test_settings_stand_beside_the_first_run(tmp_path, arguments, capsys):
     assert main(command) == 0
     again = capsys.readouterr().out
     assert again.count("nothing to do") == 2 and again.endswith("\n".join(lines) + "\n")
+
+
+def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, arguments, capsys, monkeypatch):
+    command, original = [*arguments, "--only", "another seed", "--", *SHORT], Tracker.stepped
+
+    def interrupted(self, state, metrics):
+        original(self, state, metrics)
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "stepped", interrupted)
+        assert main(command) == 128 + signal.SIGTERM
+    said = capsys.readouterr().out
+    assert "interrupted at step 3, saved" in said and "== another seed" not in said
+    assert not (tmp_path / "runs" / "settings.md").exists()
+    assert main(command) == 0 and "resumed:    at step 3" in capsys.readouterr().out
 
 
 def test_without_validation_there_is_nothing_to_compare(arguments):
