@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmaudio.model.layers import Conv1d, windows
+from mmaudio.model.layers import Conv1d, by_taps, windows
 
 DRAWS = 1 << 16
 """A mask's element is decided by 16 random bits: the share dropped is right to a part in 65 536."""
@@ -79,7 +80,7 @@ class _LowRank(torch.autograd.Function):
         mask = keep_mask(x, dropout) if dropout else None
         ctx.scale = scale / (1 - dropout)
         with torch.autocast(base.device.type, enabled=False):
-            low = _rows(x, mask, _kernel(a)) @ _flat(a, dtype).T  # (B * N, r)
+            low = _narrowed(_kept(x, mask), a.to(dtype))  # (B * N, r)
             out = base.detach().contiguous()  # base itself would become a view of what is changed: copies in backward
             out.view(-1, out.shape[-1]).addmm_(low, _scaled(b, ctx.scale, dtype).T)
         ctx.save_for_backward(x, mask, a, b, low)
@@ -95,24 +96,18 @@ class _LowRank(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             for_low = rows @ _scaled(b, ctx.scale, dtype)  # (B * N, r)
             for_b = (rows.T @ low).to(b.dtype).mul_(ctx.scale).view_as(b)
-            for_a = (for_low.T @ _rows(x, mask, kernel)).to(a.dtype)
+            for_low = for_low.view(*x.shape[:2], -1)
+            for_a = _outer(for_low, _kept(x, mask), kernel).to(a.dtype)  # (r, k, in)
             for_x = None
             if ctx.needs_input_grad[1]:
                 turned = a.to(dtype).view(*a.shape[:2], kernel).flip(2).permute(2, 0, 1).flatten(0, 1)  # (k * r, in)
-                for_x = (_rows(for_low.view(*x.shape[:2], -1), None, kernel) @ turned).view_as(x)
-                for_x = for_x if mask is None else for_x.mul_(mask)
-        for_a = for_a.view(a.shape[0], kernel, -1).transpose(1, 2).view_as(a) if kernel > 1 else for_a.view_as(a)
-        return gradient, for_x, for_a, for_b, None, None
+                for_x = (windows(for_low, kernel) @ turned).view_as(x)
+                for_x = _kept(for_x, mask)
+        return gradient, for_x, for_a.transpose(1, 2).reshape(a.shape), for_b, None, None
 
 
 def _kernel(a: Tensor) -> int:
     return a.shape[2] if a.ndim == 3 else 1
-
-
-def _flat(a: Tensor, dtype: torch.dtype) -> Tensor:
-    """(r, in, k) as (r, k * in)."""
-    a = a.to(dtype)
-    return a.transpose(1, 2).flatten(1) if a.ndim == 3 else a
 
 
 def _scaled(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -120,6 +115,25 @@ def _scaled(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (b.flatten(1) * scale).to(dtype)
 
 
-def _rows(x: Tensor, mask: Tensor | None, kernel: int) -> Tensor:
-    """The tokens' windows (B * N, k * in) of what is kept of x."""
-    return windows(x if mask is None else x * mask, kernel)
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def _narrowed(x: Tensor, a: Tensor) -> Tensor:
+    """A x: (B * N, r)."""
+    if a.ndim == 2:
+        return x.reshape(-1, x.shape[2]) @ a.T
+    image, weight = x.transpose(1, 2).unsqueeze(2), by_taps(a).unsqueeze(2)
+    return F.conv2d(image, weight, padding=(0, a.shape[2] // 2)).squeeze(2).transpose(1, 2).reshape(-1, a.shape[0])
+
+
+def _outer(for_low: Tensor, x: Tensor, kernel: int) -> Tensor:
+    """A's gradient (r, k, in): the sum over tokens of for_low (B, N, r) times every neighbour in x (B, N, in).
+
+    Zeros between the clips keep them apart, so a product per tap does, without a copy of the tokens' windows.
+    """
+    reach = kernel // 2
+    low, rows = (F.pad(tokens, (0, 0, reach, reach)).flatten(0, 1) for tokens in (for_low, x))
+    count = len(rows) - 2 * reach
+    low = low[reach : reach + count].T
+    return torch.stack([low @ rows[tap : tap + count] for tap in range(kernel)], 1)
