@@ -161,7 +161,7 @@ class TrainConfig:
     """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, newer CPUs."""
     base_bf16: bool = False
     """Keep the frozen weights of the blocks in bfloat16, half the memory: where a large model does not fit otherwise.
-    Needs amp, which computes with the same rounded values anyway."""
+    Needs amp, which computes with the same rounded values anyway; on a CPU amp does so by itself."""
     gradient_checkpointing: bool = False
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False
