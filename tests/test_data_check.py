@@ -13,7 +13,7 @@ from mmaudio.data.clips import Clip, write_clips
 from mmaudio.data.features import Header, read_shard, shard_path, write_shard
 from mmaudio.data.mux import write_video
 from mmaudio.errors import DataError
-from mmaudio.evaluation import general, media
+from mmaudio.evaluation import media
 from mmaudio.evaluation.data_check import AGREE, NOTICED, check_data, envelopes
 from mmaudio.evaluation.motion import FPS, SIDE, Envelopes, at_frames, correlation, motion_envelope, shifts
 from mmaudio.features.desync import load_desync
@@ -43,15 +43,8 @@ def write_jumps(path, seed: int, late: float = 0.0) -> None:
     write_video(path, iter(frames), FPS, sound.clip(-1, 1), 16_000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_ships():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "SHIPPED", "none")
-        yield
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, nothing_ships):
     """Five training videos, one of them a second late, and one that is held out."""
     root = tmp_path_factory.mktemp("check")
     generator, clips = torch.Generator().manual_seed(2), []

@@ -20,7 +20,7 @@ from mmaudio.config import TrainConfig, compose
 from mmaudio.data.clips import Clip, LeftOut, left_out_path, read_clips, write_clips, write_left_out
 from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.evaluation import general, measure, running
+from mmaudio.evaluation import measure, running
 from mmaudio.evaluation.background import commands
 from mmaudio.evaluation.general import spread
 from mmaudio.evaluation.request import Request
@@ -73,16 +73,8 @@ def make_adapter(path: Path, weights: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_ships():
-    """The clips that ship with the model would take longer than everything else here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "SHIPPED", "none")
-        yield
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, nothing_ships):
     """Videos, table, features, base and adapter, as the earlier stages leave them."""
     root = tmp_path_factory.mktemp("evaluation")
     generator = torch.Generator().manual_seed(2)

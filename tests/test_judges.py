@@ -13,7 +13,7 @@ import evaluate_lora
 from mmaudio.data.clips import Clip, write_clips
 from mmaudio.data.features import Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.evaluation import general, media, metrics
+from mmaudio.evaluation import media, metrics
 from mmaudio.evaluation.gaps import NEEDS
 from mmaudio.evaluation.judges import Candidate, Judges
 from mmaudio.evaluation.panel import find_judges
@@ -29,15 +29,8 @@ from mmaudio.released import CNN14
 VIDEOS = ("one.mp4", "two.mp4")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_ships():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "SHIPPED", "none")
-        yield
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, nothing_ships):
     """Two held-out clips of 8 s, the second without a caption, and a base whose Synchformer has its classifier."""
     root = tmp_path_factory.mktemp("judges")
     generator = torch.Generator().manual_seed(2)
