@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.pretraining.data import Shard
+from mmaudio.pretraining.held import CPU, Objective
 from mmaudio.pretraining.loop import Log, Recipe, train
 from mmaudio.synthetic import sounds
 from mmaudio.synthetic.domains import Timbre
@@ -61,44 +63,74 @@ def broad_sound(seed: int, index: int) -> Tensor:
     return torch.from_numpy(waveform * (0.95 / np.abs(waveform).max())).float()
 
 
-def mels_of(shards: Sequence[Shard]) -> Tensor:
+def mels_of(shards: Sequence[Shard], device: torch.device = CPU) -> Tensor:
     """Log-mel spectrograms of all clips (clips, 80, 500) in float16."""
-    mel = build_mel("tiny_16k")
-    return torch.cat([mel(shard.audio.float()).half() for shard in shards])
+    mel = build_mel("tiny_16k").to(device)
+    return torch.cat([mel(shard.audio.to(device).float()).half() for shard in shards])
 
 
-def vae_loss(vae: VAE, domain: Tensor, broad: Tensor, generator: torch.Generator) -> Tensor:
-    """Weighted reconstruction error of random crops, plus the divergence; loud cells weigh up to eleven times more."""
-    crops = []
+def vae_draws(vae: VAE, domain: Tensor, broad: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Rows and starts of the crops of `domain` and of `broad`, and the posterior's noise (B, C, CROP / 2)."""
+    drawn = []
     for mels, count in ((domain, DOMAIN), (broad, BATCH - DOMAIN)):
-        rows = torch.randint(len(mels), (count,), generator=generator).tolist()
-        starts = torch.randint(mels.shape[2] - CROP + 1, (count,), generator=generator).tolist()
-        crops += [mels[row, :, start : start + CROP].float() for row, start in zip(rows, starts, strict=True)]
-    mel = torch.stack(crops)
+        drawn.append(torch.randint(len(mels), (count,), generator=generator))
+        drawn.append(torch.randint(mels.shape[2] - CROP + 1, (count,), generator=generator))
+    return *drawn, torch.randn(BATCH, vae.spec.latent_dim, CROP // 2, generator=generator)
+
+
+def crops(mels: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+    """CROP frames of each of the rows from its start on: (rows, 80, CROP), float32."""
+    bands = torch.arange(mels.shape[1], device=mels.device)[None, :, None]
+    frames = starts[:, None, None] + torch.arange(CROP, device=mels.device)
+    return mels[rows[:, None, None], bands, frames].float()
+
+
+def vae_loss(
+    vae: VAE,
+    domain: Tensor,  # (clips, 80, 500)
+    broad: Tensor,  # (BROAD, 80, 500)
+    rows: Tensor,  # (DOMAIN,)
+    starts: Tensor,  # (DOMAIN,)
+    broad_rows: Tensor,  # (BATCH - DOMAIN,)
+    broad_starts: Tensor,  # (BATCH - DOMAIN,)
+    noise: Tensor,  # (B, C, CROP / 2)
+) -> Tensor:
+    """Weighted reconstruction error of random crops, plus the divergence; loud cells weigh up to eleven times more."""
+    mel = torch.cat([crops(domain, rows, starts), crops(broad, broad_rows, broad_starts)])
     posterior = vae.encode(mel)
-    noise = torch.randn(posterior.mean.shape, generator=generator)
     error = (vae.decode(posterior.sample(noise)) - mel) / vae.data_std
     weight = 0.3 + 3 * torch.sigmoid(6 * (mel + 2.2))
     return (weight * (error.abs() + 0.5 * error.square())).mean() + KL_WEIGHT * posterior.kl().mean()
 
 
-def train_vae(shards: Sequence[Shard], path: Path, seed: int, log: Log, recipe: Recipe = RECIPE) -> VAE:
+def train_vae(
+    shards: Sequence[Shard],
+    path: Path,
+    seed: int,
+    log: Log,
+    recipe: Recipe = RECIPE,
+    device: torch.device = CPU,
+) -> VAE:
     """The trained VAE; its state lies at `path` when done."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = build_vae("tiny_16k")
+    vae.to(device)
     if not path.exists():
-        mel = build_mel("tiny_16k")
-        domain = mels_of(shards)
-        broad = torch.cat([mel(broad_sound(seed, index)[None]).half() for index in range(BROAD)])
+        mel = build_mel("tiny_16k").to(device)
+        domain = mels_of(shards, device)
+        broad = torch.cat([mel(broad_sound(seed, index)[None].to(device)).half() for index in range(BROAD)])
         both = torch.cat([domain[:BROAD], broad]).float()
         vae.data_mean.copy_(both.mean((0, 2), keepdim=True))
         vae.data_std.copy_(both.std((0, 2), keepdim=True))
-        train(vae, lambda generator: vae_loss(vae, domain, broad, generator), recipe, path, seed, log)
+        objective = Objective(
+            functools.partial(vae_draws, vae, domain, broad), functools.partial(vae_loss, vae, domain, broad)
+        )
+        train(vae, objective, recipe, path, seed, log)
         error, loud = reconstruction(vae, domain[-100:].float())
         log(f"vae: mel L1 of domain clips {error:.3f}, over loud cells {loud:.3f}")
     else:
-        vae.load_state_dict(torch.load(path, weights_only=True))
+        vae.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return vae.eval()
 
 

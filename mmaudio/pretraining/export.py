@@ -24,6 +24,7 @@ from mmaudio.features.encoders import Encoders, load_encoders
 from mmaudio.generation.sampler import Sampler, load_sampler, mel_of
 from mmaudio.model.spec import SECONDS, model_spec
 from mmaudio.pretraining.data import clip_scene, render_clip, write_clip
+from mmaudio.pretraining.held import CPU
 from mmaudio.pretraining.loop import Log
 from mmaudio.synthetic.domains import BASE, Kind
 from mmaudio.synthetic.scenes import actor_of, stage
@@ -48,7 +49,7 @@ def export(modules: dict[str, nn.Module], folder: Path) -> int:
     """Write each module's float16 weights to `folder`; returns their bytes together."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
-        state = {key: value.detach().half().contiguous() for key, value in module.state_dict().items()}
+        state = {key: value.detach().half().contiguous().cpu() for key, value in module.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
     return sum((folder / f"{name}.safetensors").stat().st_size for name in modules)
 
@@ -87,9 +88,8 @@ def read_item(path: Path, caption: str, start: float, encoders: Encoders) -> Ite
     stills, frames = (torch.stack(rows) for rows in window.frames)
     waveform, rate = read_audio(path, info)
     sound = audio_window(resample_audio(waveform, rate, codec.rate), codec.rate, start, int(SECONDS * codec.rate))
-    return Item(
-        encoders.frames(stills), encoders.motion(frames), encoders.texts([caption])[0], encoders.mel(sound[None])[0]
-    )
+    mel = encoders.mel(sound[None].to(encoders.device))
+    return Item(encoders.frames(stills), encoders.motion(frames), encoders.texts([caption])[0], mel[0].cpu())
 
 
 def generate(sampler: Sampler, items: Sequence[Item], guidance: float | None = None) -> Tensor:
@@ -100,7 +100,7 @@ def generate(sampler: Sampler, items: Sequence[Item], guidance: float | None = N
         clip, sync, text = (torch.stack([getattr(item, name) for item in rows]) for name in ("clip", "sync", "text"))
         noise = sampler.noise(range(start, start + len(rows)))
         latents = sampler.latents(clip, sync, text, noise, guidance=guidance)
-        mels.append(mel_of(sampler.decode(latents), sampler.spec))
+        mels.append(mel_of(sampler.decode(latents), sampler.spec).cpu())
     return torch.cat(mels)
 
 
@@ -134,7 +134,7 @@ def named_objects(encoders: Encoders, sampler: Sampler) -> tuple[float, float, i
     kinds = BASE.kinds[::3]
     references = colour_of_sound(mel_of(torch.stack([reference_sound(kind, 1) for kind in kinds]), sampler.spec))
     texts = encoders.texts([f"{_article(kind.name)} {kind.name} {words[kind.motion]}" for kind in kinds])
-    clip, sync = sampler.network.empty_clip(1)[0], sampler.network.empty_sync(1)[0]
+    clip, sync = sampler.network.empty_clip(1)[0].cpu(), sampler.network.empty_sync(1)[0].cpu()
     items = [Item(clip, sync, text, torch.empty(0)) for text in texts]
     nearest = (colour_of_sound(generate(sampler, items)) @ references.T).argmax(1).tolist()
     exact = np.mean([a == b for a, b in enumerate(nearest)])
@@ -146,9 +146,17 @@ def _article(words: str) -> str:
     return "an" if words[0] in "aeiou" else "a"
 
 
-def evaluate(folder: Path, videos: Sequence[Path], starts: Sequence[float], log: Log, what: str) -> None:
-    """Log what the weights in `folder` reach on video files with captions beside them."""
-    encoders, sampler = load_encoders(MODEL, folder), load_sampler(MODEL, folder)
+def evaluate(
+    folder: Path,
+    videos: Sequence[Path],
+    starts: Sequence[float],
+    log: Log,
+    what: str,
+    device: torch.device = CPU,
+) -> None:
+    """Log what the weights in `folder` reach, in float32, on video files with captions beside them."""
+    encoders = load_encoders(MODEL, folder, device, dtype=torch.float32)
+    sampler = load_sampler(MODEL, folder, device)
     items = [
         read_item(path, path.with_suffix(".txt").read_text(encoding="utf-8").strip(), start, encoders)
         for path in videos
@@ -157,8 +165,8 @@ def evaluate(folder: Path, videos: Sequence[Path], starts: Sequence[float], log:
     mel = torch.stack([item.mel for item in items])
     with torch.inference_mode():
         assert encoders.vae is not None
-        codec = sampler.mel(encoders.vae.encode(mel).mean.transpose(1, 2))
-    ceiling = onset_agreement(mel_of(sampler.vocoder(codec)[:, 0], sampler.spec), items)
+        codec = sampler.mel(encoders.vae.encode(mel.to(device)).mean.transpose(1, 2))
+    ceiling = onset_agreement(mel_of(sampler.vocoder(codec)[:, 0], sampler.spec).cpu(), items)
     log(f"evaluate {what}: {len(items)} clips; onset F1 of the codec alone {ceiling:.3f}")
     for guidance in (1.0, 2.0, 3.0, 4.5):
         made = generate(sampler, items, guidance)

@@ -6,25 +6,24 @@ the same weights.
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmaudio.errors import TrainingError
+from mmaudio.pretraining.held import HeldSteps, Objective
+from mmaudio.pretraining.optimizers import Optimizers
 
 Log = Callable[[str], None]
 State = dict[str, Tensor]
 Loss = Callable[..., Tensor]
-INNER = re.compile(r"(blocks|spatial_attn_agg)\..*weight$")
-"""Names of the weights that Muon may take: of transformer blocks, not of inputs, embeddings and outputs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ class Recipe:
     bf16: bool = True
     """Autocast to bfloat16."""
     compile: bool = False
-    """Compile the loss: nearly twice as fast on a CPU; needs a C++ compiler."""
+    """Compile the loss on a CPU: nearly twice as fast there; needs a C++ compiler."""
+    record: bool = True
+    """On a GPU: record a step once and replay it, which spares the start of every kernel."""
     save_every: int = 250
     log_every: int = 50
 
@@ -60,51 +61,14 @@ class Recipe:
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def compiled(self, loss: Loss) -> Loss:
-        """The function, compiled where the recipe says so."""
-        return torch.compile(loss, dynamic=False) if self.compile else loss
+    def compiled(self, loss: Loss, device: torch.device) -> Loss:
+        """The function, compiled where the recipe says so; on a GPU the step is recorded instead."""
+        return torch.compile(loss, dynamic=False) if self.compile and device.type == "cpu" else loss
 
 
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """The random numbers of one part of a step."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step + part * 500_000_009)
-
-
-class Optimizers:
-    """Muon for the matrices of transformer blocks, where the recipe has it, and AdamW for all else."""
-
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
-        named = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self.inner = [value for name, value in named.items() if recipe.muon and INNER.search(name) and value.ndim > 1]
-        # Muon takes matrices: a convolution's weight is one over its inputs and taps, on the same memory
-        self.matrices = [nn.Parameter(value.data.flatten(1)) for value in self.inner]
-        taken = {id(value) for value in self.inner}
-        rest = [value for value in named.values() if id(value) not in taken]
-        self.recipe, decay = recipe, recipe.weight_decay
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, recipe.learning_rate, betas=(0.9, 0.95), weight_decay=decay)
-        ]
-        if self.matrices:
-            muon = torch.optim.Muon(self.matrices, recipe.muon, decay, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
-
-    def step(self, step: int) -> None:
-        """Move the weights along their gradients, at the learning rates of step 0, 1, ..."""
-        for value, matrix in zip(self.inner, self.matrices, strict=True):
-            matrix.grad = None if value.grad is None else value.grad.flatten(1)
-        for part, highest in zip(self.parts, (self.recipe.learning_rate, self.recipe.muon), strict=False):
-            for group in part.param_groups:
-                group["lr"] = highest * self.recipe.share_at(step)
-            part.step()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        """What is needed to go on."""
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on from `state_dict`."""
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
 
 
 def train(
@@ -117,35 +81,87 @@ def train(
 ) -> State:
     """Train `module` on `loss_of(generator)` and return its final state, which is also loaded into it and saved.
 
-    `path` holds the result; `path` with `.part` behind it what is needed to go on. Raises TrainingError where the loss
-    is not finite.
+    On a GPU `loss_of` is an Objective. `path` holds the result; `path` with `.part` behind it what is needed to go on,
+    on any device. Raises TrainingError where the loss is not finite: at once on a CPU, on a GPU at the next line of the
+    log and before anything is saved.
     """
+    device = next(module.parameters()).device
     if path.exists():
-        state: State = torch.load(path, weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(state)
+        log(f"{path.stem}: trained before; remove {path} to train it anew")
         return state
-    optimizer = Optimizers(module, recipe)
+    optimizer = Optimizers(module, recipe, recordable=device.type != "cpu")
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     part = path.with_name(path.name + ".part")
     first = _resume(part, module, optimizer, average)
-    total, count, began = 0.0, 0, time.monotonic()
-    pool, cores = ThreadPoolExecutor(recipe.parts), torch.get_num_threads()
+    steps = steps_of(module, optimizer, average, loss_of, recipe, seed)
+    began = time.monotonic()
     for step in range(first, recipe.steps):
-        loss = _step(module, optimizer, loss_of, recipe, seed, step, pool, cores)
-        total, count = total + loss, count + 1
-        _average(average, module, recipe.ema * min(1.0, (step + 1) / (step + 10)))
-        if (step + 1) % recipe.log_every == 0 or step == first:
+        steps.step(step)
+        saving = (step + 1) % recipe.save_every == 0
+        if (step + 1) % recipe.log_every == 0 or step == first or (saving and device.type != "cpu"):
+            loss = steps.mean_loss(step)
             rate = (time.monotonic() - began) / (step + 1 - first)
-            log(f"{path.stem}: step {step + 1}/{recipe.steps}, loss {total / count:.4f}, {rate:.3f} s a step")
-            total, count = 0.0, 0
-        if (step + 1) % recipe.save_every == 0:
+            log(f"{path.stem}: step {step + 1}/{recipe.steps}, loss {loss:.4f}, {rate:.3g} s a step")
+        if saving:
             saved = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             _save({**saved, "step": step + 1}, part)
+    steps.mean_loss(recipe.steps - 1)
+    count, seconds = max(0, recipe.steps - first), time.monotonic() - began
+    log(f"{path.stem}: {count} steps in {seconds:.1f} s, {count / max(seconds, 1e-9):.2f} steps/s")
     module.load_state_dict(average)
     module.eval()
-    _save(average, path)
+    _save({name: value.cpu() for name, value in average.items()}, path)
     part.unlink(missing_ok=True)
     return average
+
+
+def steps_of(
+    module: nn.Module,
+    optimizer: Optimizers,
+    average: State,
+    loss_of: Callable[[torch.Generator], Tensor],
+    recipe: Recipe,
+    seed: int,
+) -> PlainSteps | HeldSteps:
+    """How steps are computed where the module is."""
+    if next(module.parameters()).device.type == "cpu":
+        return PlainSteps(module, optimizer, average, loss_of, recipe, seed)
+    if not isinstance(loss_of, Objective):
+        raise TypeError("on a GPU a loss is an Objective: its draws go there by themselves")
+    return HeldSteps(module, optimizer, average, loss_of, recipe, functools.partial(step_generator, seed))
+
+
+class PlainSteps:
+    """Steps on a CPU, each part of a batch in a thread of its own."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizers,
+        average: State,
+        loss_of: Callable[[torch.Generator], Tensor],
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        self.module, self.optimizer, self.average = module, optimizer, average
+        self.loss_of, self.recipe, self.seed = loss_of, recipe, seed
+        self.pool, self.cores = ThreadPoolExecutor(recipe.parts), torch.get_num_threads()
+        self.total, self.count = 0.0, 0
+
+    def step(self, step: int) -> None:
+        """Compute step 0, 1, ..."""
+        self.total += _step(
+            self.module, self.optimizer, self.loss_of, self.recipe, self.seed, step, self.pool, self.cores
+        )
+        self.count += 1
+        _average(self.average, self.module, self.recipe.ema * min(1.0, (step + 1) / (step + 10)))
+
+    def mean_loss(self, step: int) -> float:
+        """The mean loss since the last call, at the end of that step."""
+        total, count, self.total, self.count = self.total, self.count, 0.0, 0
+        return total / max(1, count)
 
 
 def _step(
@@ -196,10 +212,11 @@ def _resume(part: Path, module: nn.Module, optimizer: Optimizers, average: State
     """Load what an interrupted run left, if any; returns the step to go on with."""
     if not part.exists():
         return 0
-    state = torch.load(part, weights_only=True)
+    state = torch.load(part, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
-    average.update(state["average"])
+    for name, value in state["average"].items():
+        average[name].copy_(value)
     return int(state["step"])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmaudio.model.flow_matching import logit_normal_times, sample_posterior, velocity_loss
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.pretraining.features import Features
+from mmaudio.pretraining.held import CPU, Objective
 from mmaudio.pretraining.loop import Log, Recipe, train
 
 RECIPE = Recipe(steps=5000, learning_rate=2e-3, muon=8e-3, warmup=100, ema=0.996, parts=1, compile=True)
@@ -34,13 +35,25 @@ def prepare(network: MMAudio, features: Features) -> None:
 
 
 def draw(network: MMAudio, features: Features, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """A random batch, the further arguments of `network_loss`."""
+    """What is random in a batch, the further arguments of `batch_of`."""
     rows = torch.randint(len(features.mean), (BATCH,), generator=generator)
-    mean, std = features.mean[rows], features.std[rows]
-    latent = network.normalize(sample_posterior(mean, std, torch.randn(mean.shape, generator=generator)))
-    noise = torch.randn(mean.shape, generator=generator)
+    shape = (BATCH, *features.mean.shape[1:])
+    sample, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     t = logit_normal_times(BATCH, generator)
-    share = torch.rand(BATCH, 1, 1, generator=generator)
+    return rows, sample, noise, t, torch.rand(BATCH, 1, 1, generator=generator)
+
+
+def batch_of(
+    network: MMAudio,
+    features: Features,
+    rows: Tensor,  # (B,)
+    sample: Tensor,  # (B, N, C), standard normal
+    noise: Tensor,  # (B, N, C)
+    t: Tensor,  # (B,)
+    share: Tensor,  # (B, 1, 1) in [0, 1), which conditions are dropped
+) -> tuple[Tensor, ...]:
+    """The further arguments of `network_loss`."""
+    latent = network.normalize(sample_posterior(features.mean[rows], features.std[rows], sample))
     no_video = share < TEXT_ONLY + NOTHING
     no_text = (share >= TEXT_ONLY) & (share < TEXT_ONLY + NOTHING + VIDEO_ONLY)
     text = features.text[features.caption[rows]]
@@ -67,11 +80,23 @@ def network_loss(
     return velocity_loss(network, latent, conditions, t, noise).mean()
 
 
-def train_network(features: Features, path: Path, seed: int, log: Log, recipe: Recipe = RECIPE) -> MMAudio:
+def train_network(
+    features: Features,
+    path: Path,
+    seed: int,
+    log: Log,
+    recipe: Recipe = RECIPE,
+    device: torch.device = CPU,
+) -> MMAudio:
     """The trained network; its state lies at `path` when done."""
     network = build_network("tiny_16k")
     network.initialise(torch.Generator().manual_seed(seed))
     prepare(network, features)
-    loss = recipe.compiled(functools.partial(network_loss, network))
-    train(network, lambda generator: loss(*draw(network, features, generator)), recipe, path, seed, log)
+    network.to(device)
+    there = features.to(device)
+    loss = recipe.compiled(functools.partial(network_loss, network), device)
+    objective = Objective(
+        functools.partial(draw, network, features), lambda *drawn: loss(*batch_of(network, there, *drawn))
+    )
+    train(network, objective, recipe, path, seed, log)
     return network.eval()

@@ -24,6 +24,7 @@ from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import Synchformer, build_synchformer
 from mmaudio.model.spec import SEGMENT_FRAMES, TOKENS_PER_SEGMENT
 from mmaudio.pretraining.data import Shard
+from mmaudio.pretraining.held import CPU, Objective, hold
 from mmaudio.pretraining.loop import Log, Recipe, train
 from mmaudio.synthetic.motion import BORDER
 from mmaudio.synthetic.scenes import Scene
@@ -53,40 +54,71 @@ class SyncTrainer(nn.Module):
 
 
 class SyncData:
-    """Frames and targets of all training clips, and how a batch is drawn from them."""
+    """Frames and targets of all training clips, on the device that trains, and how a batch is drawn from them."""
 
-    def __init__(self, shards: Sequence[Shard], scenes: Sequence[Scene]) -> None:
+    def __init__(self, shards: Sequence[Shard], scenes: Sequence[Scene], device: torch.device = CPU) -> None:
+        self.device = device
         self.frames = [shard.frames for shard in shards]
-        self.mel = torch.cat([pooled_mel(shard.audio) for shard in shards])  # (clips, 500, 20)
+        self.held = hold(self.frames, device)
+        """(clips, 200, H, W, 3) uint8, None where they stay in their files."""
+        self.mel = torch.cat([pooled_mel(shard.audio.to(device)) for shard in shards])  # (clips, 500, 20)
         self.mean, self.std = self.mel.mean((0, 1)), self.mel.std((0, 1))
-        self.struck = torch.cat([event_frames(shard.events, self.mel.shape[1]) for shard in shards])  # (clips, 500)
+        struck = torch.cat([event_frames(shard.events, self.mel.shape[1]) for shard in shards])
+        self.struck = struck.to(device)  # (clips, 500)
         motion = torch.stack([motion_of(scene) for scene in scenes])  # (clips, 100, 15)
-        self.motion = (motion - motion.mean((0, 1))) / motion.std((0, 1)).clamp(min=1e-6)
+        self.motion = ((motion - motion.mean((0, 1))) / motion.std((0, 1)).clamp(min=1e-6)).to(device)
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Segments (B, 16, 3, H, W), mel (B, 8, 100), events (B, 8, 5), motion (B, 8, 15), true colours or not (B,)."""
-        shard_size = len(self.frames[0])
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """What is random in a batch of that size, the arguments of `batch_of`."""
         clips = torch.randint(len(self.mel), (size,), generator=generator)
         steps = torch.randint((self.frames[0].shape[1] - SEGMENT_FRAMES) // 2 + 1, (size,), generator=generator)
+        return clips, steps, self.cut(clips, steps), torch.randperm(4, generator=generator), *colours(size, generator)
+
+    def cut(self, clips: Tensor, steps: Tensor) -> Tensor:
+        """The segments (B, 16, H, W, 3) uint8 from the files, nothing where the frames are held."""
+        if self.held is not None:
+            return torch.empty(0, dtype=torch.uint8)
+        shard_size = len(self.frames[0])
         rows = [
             self.frames[clip // shard_size][clip % shard_size, 2 * step : 2 * step + SEGMENT_FRAMES]
             for clip, step in zip(clips.tolist(), steps.tolist(), strict=True)
         ]
-        pictures = flip(torch.stack(rows), generator).float().mul_(1 / 127.5).sub_(1)
-        true = torch.arange(size) < size - size // 4
-        recolour(pictures[size - size // 4 :], generator)
+        return torch.stack(rows)
+
+    def batch_of(
+        self,
+        clips: Tensor,  # (B,)
+        steps: Tensor,  # (B,), tokens that a segment starts at
+        rows: Tensor,  # (B, 16, H, W, 3), `cut`'s
+        order: Tensor,  # (4,), which sides of each quarter are mirrored
+        *mixing: Tensor,  # `colours`'
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Segments (B, 16, 3, H, W), mel (B, 8, 100), events (B, 8, 5), motion (B, 8, 15), true colours or not (B,)."""
+        size, tokens = len(clips), TOKENS_PER_SEGMENT
+        if self.device.type == "cpu":
+            mirrored = flip(rows, order)
+        else:
+            held = self.held
+            source = (rows, torch.arange(size, device=self.device)) if held is None else (held, clips)
+            mirrored = gather(*source, torch.zeros_like(steps) if held is None else 2 * steps, order)
+        pictures = mirrored.float().mul_(1 / 127.5).sub_(1)
+        true = torch.arange(size, device=self.device) < size - size // 4
+        recolour(pictures[size - size // 4 :], *mixing)
         pictures = rearrange(pictures, "b t h w c -> b t c h w")
-        span = steps[:, None] * MEL_FRAMES + torch.arange(TOKENS_PER_SEGMENT * MEL_FRAMES)
+        span = steps[:, None] * MEL_FRAMES + torch.arange(tokens * MEL_FRAMES, device=self.device)
         mel = (self.mel[clips[:, None], span] - self.mean) / self.std
         struck = self.struck[clips[:, None], span]
-        tokens = TOKENS_PER_SEGMENT
         return (
             pictures,
             rearrange(mel, "b (k f) m -> b k (f m)", k=tokens),
             rearrange(struck, "b (k f) -> b k f", k=tokens),
-            self.motion[clips[:, None], steps[:, None] + torch.arange(tokens)],
+            self.motion[clips[:, None], steps[:, None] + torch.arange(tokens, device=self.device)],
             true,
         )
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A random batch on a CPU: `batch_of` what is drawn."""
+        return self.batch_of(*self.draw(size, generator))
 
 
 RECIPE = Recipe(steps=7000, learning_rate=2e-3, muon=1e-2, warmup=60, ema=0.995, parts=1, compile=True)
@@ -116,16 +148,24 @@ def initialise(encoder: Synchformer, generator: torch.Generator) -> None:
 
 
 def train_sync(
-    shards: Sequence[Shard], scenes: Sequence[Scene], path: Path, seed: int, log: Log, recipe: Recipe = RECIPE
+    shards: Sequence[Shard],
+    scenes: Sequence[Scene],
+    path: Path,
+    seed: int,
+    log: Log,
+    recipe: Recipe = RECIPE,
+    device: torch.device = CPU,
 ) -> Synchformer:
     """The trained encoder; its trainer's state lies at `path` when done."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trainer = SyncTrainer(build_synchformer("tiny_16k"))
     initialise(trainer.encoder, torch.Generator().manual_seed(seed))
-    data = SyncData(shards, scenes)
-    loss = recipe.compiled(functools.partial(sync_loss, trainer))
-    train(trainer, lambda generator: loss(*data.batch(BATCH, generator)), recipe, path, seed, log)
+    trainer.to(device)
+    data = SyncData(shards, scenes, device)
+    loss = recipe.compiled(functools.partial(sync_loss, trainer), device)
+    objective = Objective(functools.partial(data.draw, BATCH), lambda *drawn: loss(*data.batch_of(*drawn)))
+    train(trainer, objective, recipe, path, seed, log)
     return trainer.encoder.eval()
 
 
@@ -147,29 +187,48 @@ def sync_loss(
     return total
 
 
-def flip(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def flip(pictures: Tensor, order: Tensor) -> Tensor:
     """Mirror a quarter each of some segments (B, T, H, W, 3) left to right, top to bottom, and both."""
     quarter = -(-len(pictures) // 4)
     sides: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
-    order = torch.randperm(4, generator=generator).tolist()
+    kinds = order.tolist()
     parts = torch.split(pictures, quarter)
-    return torch.cat([part.flip(sides[order[i]]) if sides[order[i]] else part for i, part in enumerate(parts)])
+    return torch.cat([part.flip(sides[kinds[i]]) if sides[kinds[i]] else part for i, part in enumerate(parts)])
 
 
-def recolour(pictures: Tensor, generator: torch.Generator) -> None:
-    """Mix and stretch the colours of (B, T, H, W, 3), values in [-1, 1], in place."""
-    size = len(pictures)
-    mix = torch.rand(size, 3, 3, generator=generator)
+def gather(source: Tensor, rows: Tensor, first: Tensor, order: Tensor) -> Tensor:
+    """`flip` of the segments that start at frame `first` (B,) of the rows (B,) of (n, frames, H, W, 3), by indices."""
+    device, (_, _, height, width, _) = source.device, source.shape
+    kind = order[torch.arange(len(rows), device=device) // -(-len(rows) // 4)]
+    times = first[:, None] + torch.arange(SEGMENT_FRAMES, device=device)
+    down, across = (torch.arange(side, device=device) for side in (height, width))
+    down = torch.where((kind % 2 == 1)[:, None], height - 1 - down, down)  # (B, H)
+    across = torch.where((kind >= 2)[:, None], width - 1 - across, across)  # (B, W)
+    return source[rows[:, None, None, None], times[:, :, None, None], down[:, None, :, None], across[:, None, None]]
+
+
+def colours(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Random numbers for `recolour` of a quarter of `size` segments: mix (b, 3, 3), gain and shift (b, 1, 3)."""
+    count = size // 4
+    return (
+        torch.rand(count, 3, 3, generator=generator),
+        torch.rand(count, 1, 3, generator=generator),
+        torch.rand(count, 1, 3, generator=generator),
+    )
+
+
+def recolour(pictures: Tensor, mix: Tensor, gain: Tensor, shift: Tensor) -> None:
+    """Mix and stretch the colours of (b, T, H, W, 3), values in [-1, 1], in place, by uniform random numbers."""
     mix = mix.square() / mix.square().sum(1, keepdim=True)
-    gain = 0.5 + torch.rand(size, 1, 3, generator=generator)
-    shift = 0.4 * torch.rand(size, 1, 3, generator=generator) - 0.2
-    mixed = torch.baddbmm(shift, pictures.flatten(1, 3), mix * gain)
+    mixed = torch.baddbmm(0.4 * shift - 0.2, pictures.flatten(1, 3), mix * (0.5 + gain))
     pictures.copy_(mixed.clamp_(-1, 1).view_as(pictures))
 
 
 def pooled_mel(audio: Tensor) -> Tensor:
     """Waveforms (n, samples) -> log-mel in 20 bands (n, frames, 20)."""
-    pooled: Tensor = reduce(build_mel("tiny_16k")(audio.float()), "n (m p) t -> n t m", "mean", m=BANDS)
+    pooled: Tensor = reduce(
+        build_mel("tiny_16k").to(audio.device)(audio.float()), "n (m p) t -> n t m", "mean", m=BANDS
+    )
     return pooled
 
 
