@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,24 @@ from torch import Tensor
 from mmaudio.evaluation import general
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("test_demo.py", "test_pipeline.py")
+"""Files that begin first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order is otherwise as it was."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests marked `alone` have the machine to themselves where pytest-xdist runs tests side by side."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # for forked processes too, which hold it as well
 
 
 @pytest.fixture(autouse=True, scope="session")

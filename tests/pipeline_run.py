@@ -1,0 +1,38 @@
+"""The pipeline run as a user runs it, from a folder of its own."""
+
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "run_lora_pipeline.sh"
+PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").is_dir() else "python"
+
+
+def start(*arguments, cwd):
+    """The pipeline as a process with a group of its own, its output in a pipe."""
+    return subprocess.Popen(
+        [str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments, cwd):
+    """(what was printed, status) of the pipeline."""
+    process = start(*arguments, cwd=cwd)
+    return process.communicate()[0], process.returncode
+
+
+def last_path(printed, what):
+    """The path on the last line that begins with `what`."""
+    return re.findall(rf"^{what}: +(\S+)$", printed, re.MULTILINE)[-1]
+
+
+def digest(path):
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

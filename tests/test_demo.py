@@ -1,0 +1,56 @@
+"""The demo as a user runs it: what it promises, and a second run."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+from pipeline_run import PYTHON, digest, last_path, run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo, run once: its folder, what it printed, its numbers."""
+    folder = tmp_path_factory.mktemp("demo")
+    printed, status = run("--demo", cwd=folder)
+    assert status == 0, printed
+    numbers = (folder / last_path(printed, "Report")).parents[1] / "metrics.json"
+    return folder, printed, json.loads(numbers.read_text())
+
+
+@pytest.mark.slow
+def test_the_demo_names_a_report_an_adapter_and_the_command_that_uses_it(demo):
+    folder, printed, _ = demo
+    assert (folder / last_path(printed, "Report")).is_file() and (folder / last_path(printed, "Adapter")).is_file()
+    command = re.findall(r"^Generate: (.*)$", printed, re.MULTILINE)[-1].split()
+    video = next((folder / "demo_output" / "videos").glob("*.mp4"))
+    command = [str(video) if "VIDEO" in word else word for word in command]
+    command[0] = PYTHON
+    made = subprocess.run([*command, "--steps", "4"], cwd=folder, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert {path.suffix for path in (folder / "sound").iterdir()} >= {".mp4", ".flac"}
+
+
+@pytest.mark.slow
+def test_the_demo_adapter_is_better_on_held_out_videos(demo):
+    numbers = demo[2]["metrics"]
+    velocity, loud, onsets = numbers["velocity_loss"], numbers["mel_l1_loud"], numbers["onset_f1"]
+    assert velocity["adapted"] <= 0.75 * velocity["base"] and velocity["interval"][1] < 0
+    assert loud["adapted"] < loud["base"] and loud["interval"][1] < 0
+    assert numbers["mel_l1"]["adapted"] <= numbers["mel_l1"]["base"]
+    assert onsets["adapted"] >= 0.8 and onsets["verdict"] != "worse"
+    assert demo[2]["forgetting"]["onset_f1"]["base"] >= 0.85
+    assert {"base", "adapted"} <= demo[2]["forgetting"]["velocity_loss"].keys()
+
+
+@pytest.mark.slow
+def test_a_second_run_redoes_nothing(demo):
+    folder, printed, _ = demo
+    kept = [folder / last_path(printed, "Adapter"), *folder.glob("demo_output/lora_data/**/*.*")]
+    before = {path: (path.stat().st_mtime_ns, digest(path)) for path in kept}
+    begin = time.monotonic()
+    again, status = run("--demo", cwd=folder)
+    assert status == 0 and last_path(again, "Adapter") == last_path(printed, "Adapter")
+    assert {path: (path.stat().st_mtime_ns, digest(path)) for path in kept} == before
+    assert time.monotonic() - begin < 120
