@@ -10,7 +10,7 @@ import av
 import torch
 
 from mmaudio import hub, planning, weights
-from mmaudio.config import compose
+from mmaudio.config import TrainConfig, compose
 from mmaudio.data.captions import read_captions
 from mmaudio.data.clips import STRIDE, find_videos
 from mmaudio.data.scenes import check_scenes
@@ -18,12 +18,14 @@ from mmaudio.data.settings import compose_split
 from mmaudio.data.speech import check_flags
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.model.lora import fresh_targets
+from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.networks import build_network
-from mmaudio.model.spec import SECONDS, ModelSpec, model_spec
+from mmaudio.model.spec import SECONDS, model_spec
+from mmaudio.model.targets import fresh_targets
 from mmaudio.pipeline import SPLIT_KEYS, Job, training_overrides
 from mmaudio.progress import amount
 from mmaudio.released import PARTS
+from mmaudio.speed import matmul_speed
 
 DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """What most users' files need."""
@@ -67,8 +69,7 @@ def plan(job: Job, go_on: bool) -> bool:
     seconds, videos = usable_seconds(job)
     clips = round(max(0.0, seconds - videos * (SECONDS - STRIDE)) / STRIDE)
     check_disk(job.base, clips)
-    samples = config.steps * config.effective_batch
-    costs = estimates(model, clips, samples, device)
+    costs = estimates(job, config, clips, device)
     print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {SECONDS:g} s")
     print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
     print("time:     about " + ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items()))
@@ -142,10 +143,16 @@ def check_disk(base: Path, clips: int) -> None:
         )
 
 
-def estimates(model: ModelSpec, clips: int, samples: int, device: torch.device) -> dict[str, float]:
+def estimates(job: Job, config: TrainConfig, clips: int, device: torch.device) -> dict[str, float]:
     """Seconds for extraction and training at this machine's measured speed."""
-    speed = planning.measured_speed(device) * planning.EFFICIENCY
+    model, fast = model_spec(job.model), fast_dtype(device)
+    low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
+    encoding, training = fast if low else torch.float32, fast if config.amp else torch.float32
+    speed = {dtype: matmul_speed(device, dtype) for dtype in {encoding, training}}
+    encoders = speed[encoding] * planning.efficiency(planning.ENCODERS, device, encoding)
+    network = speed[training] * planning.efficiency(planning.TRAINING, device, training)
+    samples = config.steps * config.effective_batch
     return {
-        "extract": planning.extraction_flops(model) * clips / speed,
-        "train": planning.training_flops(model, samples) / speed,
+        "extract": planning.extraction_flops(model) * clips / encoders,
+        "train": planning.training_flops(model, samples) / network,
     }

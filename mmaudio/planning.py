@@ -1,21 +1,28 @@
 """What a job will cost before it starts: arithmetic per clip and per step, against this machine's measured speed.
 
 The counts are multiplications and additions of the matrix products, two per parameter and token, attention included.
-A machine reaches a fraction of its matrix-product speed on whole models; `EFFICIENCY` is that fraction.
+A machine reaches a fraction of its matrix-product speed on whole models: `ENCODERS`, `TRAINING`.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 
 import torch
 
 from mmaudio.model.spec import SEGMENT_FRAMES, ClipSpec, ModelSpec, NetworkSpec, SyncSpec, lengths
 
-EFFICIENCY = 0.3
-"""Fraction of the measured matrix-product speed that encoders and network reach."""
-PROBE_SIZE = 2048
-PROBE_SECONDS = 0.5
+ENCODERS = {torch.float32: 0.7, torch.bfloat16: 0.5}
+"""Fraction of the measured matrix-product speed that CLIP and Synchformer reach on a CPU, by what they compute in.
+
+At the released sizes, on one and two cores with AMX: CLIP, which has most to do, 0.78 in float32 and 0.47 to 0.64 in
+bfloat16, Synchformer 0.55 to 0.67 and 0.29 to 0.34 (`python -m mmaudio.features.benchmark VIDEO --precision small_16k`).
+"""
+TRAINING = {torch.float32: 0.7, torch.bfloat16: 0.5}
+"""The same of a training step: small_16k 0.76 in float32, 0.60 in bfloat16 (`python -m mmaudio.finetune.benchmark`,
+also with `--float32`; the share that it prints is of 0.74 of the operations of `training_flops`)."""
+ON_A_GPU = 0.3
+"""Assumed of both on a GPU, not measured."""
 
 
 def transformer_flops(tokens: int, width: int, layers: int, matrices: int = 12) -> float:
@@ -61,18 +68,9 @@ def training_flops(model: ModelSpec, samples: int) -> float:
     return 3.0 * samples * network_flops(model.network)
 
 
-def measured_speed(device: torch.device) -> float:
-    """Operations per second of a large float32 matrix product here (bf16 on a GPU), over half a second."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a = torch.randn(PROBE_SIZE, PROBE_SIZE, device=device, dtype=dtype)
-    a @ a
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < PROBE_SECONDS:
-        a @ a
-        count += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return 2.0 * PROBE_SIZE**3 * count / (time.perf_counter() - start)
+def efficiency(known: Mapping[torch.dtype, float], device: torch.device, dtype: torch.dtype) -> float:
+    """Fraction of the matrix-product speed in `dtype` that a part of the job reaches on `device`."""
+    return known[dtype] if device.type == "cpu" else ON_A_GPU
 
 
 def readable(seconds: float) -> str:

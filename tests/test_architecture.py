@@ -24,7 +24,7 @@ ENTRIES = (
     "pretraining",
 )
 LAYERS = (
-    ("errors", "progress", "memory"),
+    ("errors", "progress", "memory", "speed"),
     ("model",),
     ("config", "weights", "released", "hub", "download", "checksums", "adapters", "data", "synthetic"),
     ("features",),

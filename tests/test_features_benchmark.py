@@ -39,8 +39,11 @@ def test_the_command_says_what_each_part_takes(video, capsys):
 
 def test_the_command_compares_precisions(video, capsys):
     assert benchmark.main([str(video), "--precision", "tiny_16k"]) == 0
-    errors = [float(error) for error in re.findall(r"mean ([\d.]+), largest", capsys.readouterr().out)]
+    printed = capsys.readouterr().out
+    errors = [float(error) for error in re.findall(r"mean ([\d.]+), largest", printed)]
     assert len(errors) == 2 and all(0 < error < 0.05 for error in errors)
+    shares = re.findall(r"\(([\d.]+) and ([\d.]+) of the matrix products' speed\)", printed)
+    assert len(shares) == 2 and all(0 < float(share) < 1 for pair in shares for share in pair)
 
 
 @pytest.mark.slow

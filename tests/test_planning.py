@@ -38,6 +38,13 @@ def test_the_released_clip_encoder_takes_a_teraflop_a_frame():
     assert planning.clip_flops(MODELS["small_16k"].clip) == pytest.approx(1.0e12, rel=0.05)
 
 
+@pytest.mark.parametrize("known", [planning.ENCODERS, planning.TRAINING], ids=["encoders", "training"])
+def test_no_part_is_faster_than_matrix_products(known):
+    shares = {dtype: planning.efficiency(known, torch.device("cpu"), dtype) for dtype in known}
+    assert shares.keys() == {torch.float32, torch.bfloat16} and all(0 < share < 1 for share in shares.values())
+    assert planning.efficiency(known, torch.device("cuda"), torch.bfloat16) == planning.ON_A_GPU
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(3, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h"), (200_000, "2.3 days")]
 )

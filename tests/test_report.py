@@ -39,17 +39,17 @@ def reader(page, tmp_path):
 
 
 SLOWLY = "if (deck.position <= 0.5) return false; for (const media of deck.media) media.playbackRate = 0.1; return true"
-"""From then on a clip outlasts the test, whatever else the machine does."""
+"""From then on a clip outlasts the test, whatever else the machine does, and its sounds may differ by HEARD."""
 
 
 def test_a_source_is_changed_at_the_same_position(reader):
     reader.click("#clip-1 .play")
     reader.wait(SLOWLY)
-    before = reader.run("return [deck.owner.chosen, deck.position]")
+    before, apart = reader.run("return [deck.position, HEARD]")
     for key, name in (("1", "original"), ("2", "base"), ("3", "adapted")):
         reader.press(key)
         chosen, position = reader.run("return [deck.owner.chosen, deck.position]")
-        assert chosen == name and before[1] <= position < before[1] + 3
+        assert chosen == name and before - apart <= position < before + 1
         heard = reader.run("return [...deck.sounds].filter(([n, s]) => !s.muted).map(([n, s]) => n)")
         assert heard == [name]
     reader.press(" ")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.data.clips import SPLITS, left_out_path, write_clips, write_left_out
-from mmaudio.data.contact_sheet import write_contact_sheet
 from mmaudio.data.dividing import Remembered
 from mmaudio.data.rules import kind
 from mmaudio.data.scanning import ScanSettings, ScanStore
@@ -107,6 +106,8 @@ def main(arguments: list[str]) -> int:
     report(result)
     write_left_out(left_out_path(table), result.left_out)
     if wants_page:
+        from mmaudio.data.contact_sheet import write_contact_sheet  # here, for torchvision takes a second to import
+
         page = beside["report.html"]
         write_contact_sheet(
             page, folder, result, settings.scan.track, lambda scans: progress(scans, len(scans), "strips")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mmaudio import cli
+from mmaudio import cli, planning
 from mmaudio.data.audio import read_audio, resample_audio
 from mmaudio.data.picture import to_rgb
 from mmaudio.data.prefetch import prefetched
@@ -38,6 +38,7 @@ from mmaudio.features.clip import build_clip
 from mmaudio.features.encoding import AHEAD, read_material, row_shapes
 from mmaudio.features.synchformer import build_synchformer, segments
 from mmaudio.model.spec import CLIP_FPS, MODELS, SECONDS, SYNC_FPS, lengths, model_spec
+from mmaudio.speed import matmul_speed
 
 MODEL = model_spec("small_16k")
 STRIDE = 4.0
@@ -201,7 +202,10 @@ def _read_and_write(video: Path, place: Path) -> float:
 
 
 def compare_precision(info: VideoInfo, model: str) -> None:
-    """Features of 2 s in bfloat16 beside float32: the largest and the mean error, over the values' own size."""
+    """Features of 2 s in bfloat16 beside float32: the largest and the mean error, over the values' own size.
+
+    Beside the times, what they are of the matrix-product speed by `planning`'s counts: its `ENCODERS`.
+    """
     spec = model_spec(model)
     with torch.random.fork_rng():
         torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
@@ -209,24 +213,34 @@ def compare_precision(info: VideoInfo, model: str) -> None:
     wanted = Grid(CLIP_FPS, 4, seeing.resize), Grid(SYNC_FPS, 40, moving.resize)
     window, _ = next(read_material(info, [0.0], SECONDS, spec.codec, wanted))
     stills, frames = (torch.stack(rows) for rows in window.frames)
-    runs: dict[str, Callable[[], Tensor]] = {
-        "CLIP, 4 frames": lambda: seeing.encode_frames(clip.normalise(stills)[None]),
-        "Synchformer, 4 segments": lambda: moving(synchformer.normalise(segments(frames))[None]),
+    runs: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "CLIP, 4 frames": (
+            4 * planning.clip_flops(spec.clip),
+            lambda: seeing.encode_frames(clip.normalise(stills)[None]),
+        ),
+        "Synchformer, 4 segments": (
+            4 * planning.sync_flops(spec.sync),
+            lambda: moving(synchformer.normalise(segments(frames))[None]),
+        ),
     }
-    for name, run in runs.items():
+    dtypes = (torch.float32, torch.bfloat16)
+    speeds = [matmul_speed(torch.device("cpu"), dtype) for dtype in dtypes]
+    for name, (flops, run) in runs.items():
         made, spent = [], []
-        for enabled in (False, True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.inference_mode():
+        for dtype in dtypes:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), torch.inference_mode():
                 start = time.perf_counter()
                 made.append(run().double())
                 spent.append(time.perf_counter() - start)
+        shares = [flops / seconds / speed for seconds, speed in zip(spent, speeds, strict=True)]
         error = (made[1] - made[0]).abs()
         if not torch.isfinite(error).all():
             raise DataError(f"{name}: values that are not finite in bfloat16")
         scale = made[0].square().mean().sqrt()
         print(
-            f"{name}: float32 {spent[0]:.2f} s, bf16 {spent[1]:.2f} s; error over the root mean square: mean "
-            f"{error.mean() / scale:.4f}, largest {error.max() / scale:.3f}"
+            f"{name}: float32 {spent[0]:.2f} s, bf16 {spent[1]:.2f} s ({shares[0]:.2f} and {shares[1]:.2f} of the "
+            f"matrix products' speed); error over the root mean square: mean {error.mean() / scale:.4f}, "
+            f"largest {error.max() / scale:.3f}"
         )
 
 

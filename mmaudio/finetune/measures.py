@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +22,7 @@ from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.model import base_values
 from mmaudio.model.peft_layers import ADAPTER, lora_layers
-
-PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Width of the square matrices whose product is timed."""
-PROBE_SECONDS = 0.5
+from mmaudio.speed import matmul_speed as matmul_speed
 
 
 @torch.no_grad()
@@ -95,25 +91,6 @@ def sample_draws(clips: Material, count: int) -> Draws:
     no, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count, *clips.mean.shape[1:])
     first, middle = torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5)
     return Draws(first, none, none, middle, no, no, 0).to(clips.mean.device)
-
-
-def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, over half a second."""
-    size = PROBE_SIZE[device.type]
-    a: Tensor = torch.randn(size, size, device=device).to(dtype)
-    a @ a
-    _synchronize(device)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < PROBE_SECONDS:
-        a @ a
-        _synchronize(device)
-        count += 1
-    return 2.0 * size**3 * count / (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def device_memory(device: torch.device) -> float | None:

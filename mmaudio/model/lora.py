@@ -29,7 +29,7 @@ from mmaudio.model.lora_config import DEFAULT_TARGETS, LoRAConfig, Phase, progre
 from mmaudio.model.low_rank import KINDS
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.peft_layers import ADAPTER, lora_layers
-from mmaudio.model.targets import check_fresh, expand_targets, layer_settings
+from mmaudio.model.targets import expand_targets, fresh_targets, layer_settings
 
 __all__ = [
     "DEFAULT_TARGETS", "MAX_STRENGTH", "LoRAConfig", "ParameterCounts", "Phase", "adapted_network", "adapter_state",
@@ -71,15 +71,6 @@ def add_lora(network: MMAudio, config: LoRAConfig, generator: torch.Generator | 
     if config.init_lora_weights == "pissa":
         pissa.start(model)
     return model
-
-
-def fresh_targets(network: nn.Module, config: LoRAConfig) -> list[str]:
-    """The layers that a new adapter of `config` is on, none where all are trained; ConfigError as `add_lora`."""
-    if not config.enabled:
-        return []
-    targets = expand_targets(network, config.patterns)
-    check_fresh(network, config, targets)
-    return targets
 
 
 def inject(network: MMAudio, config: LoRAConfig, targets: Sequence[str]) -> nn.Module:

@@ -117,6 +117,15 @@ def _by_pattern(key: str, patterns: Mapping[str, float], targets: Sequence[str])
     return found
 
 
+def fresh_targets(network: nn.Module, config: LoRAConfig) -> list[str]:
+    """The layers that a new adapter of `config` is on, none where all are trained; ConfigError as `lora.add_lora`."""
+    if not config.enabled:
+        return []
+    targets = expand_targets(network, config.patterns)
+    check_fresh(network, config, targets)
+    return targets
+
+
 def check_fresh(network: nn.Module, config: LoRAConfig, targets: Sequence[str]) -> None:
     """ConfigError where a new adapter cannot be as `config` says: a rank beyond its layer, a kind not made for it.
 
