@@ -16,7 +16,7 @@ ENCODERS = {torch.float32: 0.7, torch.bfloat16: 0.5}
 """Fraction of the measured matrix-product speed that CLIP and Synchformer reach on a CPU, by what they compute in.
 
 At the released sizes, on one and two cores with AMX: CLIP, which has most to do, 0.78 in float32 and 0.47 to 0.64 in
-bfloat16, Synchformer 0.55 to 0.67 and 0.29 to 0.34 (`python -m mmaudio.features.benchmark VIDEO --precision small_16k`).
+bfloat16, Synchformer 0.55 to 0.67 and 0.29 to 0.34: `python -m mmaudio.features.benchmark VIDEO --precision small_16k`.
 """
 TRAINING = {torch.float32: 0.7, torch.bfloat16: 0.5}
 """The same of a training step: small_16k 0.76 in float32, 0.60 in bfloat16 (`python -m mmaudio.finetune.benchmark`,
