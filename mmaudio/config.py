@@ -161,11 +161,14 @@ class TrainConfig:
     """bfloat16 where the machine has instructions for it and they pay: GPUs from 2020 on, newer CPUs."""
     base_bf16: bool = False
     """Keep the frozen weights of the blocks in bfloat16, half the memory: where a large model does not fit otherwise.
-    Needs amp, which computes with the same rounded values anyway; on a CPU amp does so by itself."""
+    For DoRA: of all others amp, which this needs, keeps them so by itself."""
     gradient_checkpointing: bool = False
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False
     """torch.compile for each block: minutes at the start, faster steps on a GPU."""
+    cuda_graph: bool = True
+    """On a GPU, record a batch once and replay it: a small network's operations take longer to start than to run.
+    false where recording fails. Not with gradient_checkpointing, preserve_base or lora.enabled=false."""
     features_in_memory: bool | None = None
     """true: all features on the device, for speed. false: read from disk for every batch, to the same numbers, where
     there are too many. null: true where they fit into half of the device's free memory."""

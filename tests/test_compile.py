@@ -44,7 +44,7 @@ def gradients(folder, **settings):
             weight.data += 0.05 * filled(name, *weight.shape)
     ready(state, config, CPU)
     state.model.train()
-    losses = step.backward(state, material(network, small_world.clips(5), CPU), state.draw(4, 0.3, 0.3), config)
+    losses = step.batch_losses(state, material(network, small_world.clips(5), CPU), state.draw(4, 0.3, 0.3), config)
     return losses, {name: weight.grad for name, weight in state.trained().items()}
 
 

@@ -126,10 +126,10 @@ def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
 def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
     original = loop.train_step
 
-    def poisoned(state, clips, config, team):
+    def poisoned(state, clips, config, *rest):
         if state.step == 3:
             clips = dataclasses.replace(clips, mean=torch.full_like(clips.mean, float("nan")))
-        return original(state, clips, config, team)
+        return original(state, clips, config, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"step 4: loss nan.*amp=false"):
         patched.setattr(loop, "train_step", poisoned)

@@ -10,7 +10,7 @@ from test_networks import mini
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.progress import Evaluation
 from mmaudio.finetune.state import Order, new_state
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.model.lora import LoRAConfig, Phase
 
 
 def test_every_epoch_takes_every_clip_once():
@@ -102,3 +102,36 @@ def test_draws_can_be_undone(tmp_path):
     second = state.draw(9, 0.1, 0.1)
     assert torch.equal(first.index, second.index) and torch.equal(first.noise, second.noise)
     assert first.dropout_seed == second.dropout_seed
+
+
+def same(one, other):
+    return one.dropout_seed == other.dropout_seed and all(map(torch.equal, one.tensors(), other.tensors()))
+
+
+@pytest.mark.parametrize("between", ["nothing", "save", "undo", "other", "grow"])
+def test_draws_made_ahead_are_those_of_their_turn(tmp_path, between):
+    """Whatever comes between: a save, a step that is undone, another number of clips, a rank that grows."""
+    lora = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, phases=[Phase(2, 3), Phase(4, 3)])
+    config = small_world.config(tmp_path, lora=lora)
+    found = []
+    for ahead in (False, True):
+        state = new_state(mini(), config, 5)
+        state.draw(4, 0.1, 0.1)
+        if ahead:
+            state.draw_ahead(4, 0.1, 0.1)
+        if between == "save":
+            saved, state = state.state_dict(), new_state(mini(), config, 5)
+            state.load_state_dict(saved)
+        elif between == "undo":
+            undo = state.before_draw()
+            state.draw(4, 0.1, 0.1)
+            if ahead:
+                state.draw_ahead(4, 0.1, 0.1)
+            undo()
+        elif between == "other":
+            found.append(state.draw(3, 0.2, 0.1))
+        elif between == "grow":
+            state.enter_phase(1, state.generator)
+        found += [state.draw(4, 0.1, 0.1), state.draw(4, 0.1, 0.1)]
+    half = len(found) // 2
+    assert all(map(same, found[:half], found[half:])) and not same(found[0], found[1])

@@ -95,7 +95,8 @@ def gradients(tmp_path, team=Team(), **settings):  # noqa: B008 - frozen
             weight.data += 0.05 * filled(name, *weight.shape)
     drawn = state.draw(config.effective_batch, 0.3, 0.3)
     with seeded(5, CPU):
-        step.backward(state, material(network, small_world.clips(5), CPU), drawn, config)
+        for rows in drawn.split(config.batch_size):
+            step.batch_losses(state, material(network, small_world.clips(5), CPU), rows, config)
     return {name: weight.grad for name, weight in state.trained().items()}
 
 

@@ -8,7 +8,8 @@
 Random weights and features, so nothing is downloaded. The trainer's step is the one that training runs, running average
 and all; plain peft projects the features anew at every step and keeps no average. Each round runs both once, in turn;
 medians are printed. The flops are those that the objective needs, products alone: what is computed again, or projected
-again, does not count. The memory is what a process holds at most for one of them, its weights included.
+again, does not count. The memory is what a process holds at most for one of them, its weights included; on a GPU what
+torch has reserved there. A warm-up of WARM_UP steps comes first, which compiles and records.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import flops_per_clip, matmul_speed
 from mmaudio.finetune.plain import PlainTraining
 from mmaudio.finetune.precision import compute_dtype
+from mmaudio.finetune.recording import batch_for
 from mmaudio.finetune.run import ready
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import train_step
@@ -43,6 +45,7 @@ from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.spec import MODELS, SECONDS, model_spec
 from mmaudio.progress import progress
 
+WARM_UP = 2
 PLAIN, OURS = "plain peft", "this trainer"
 
 
@@ -147,8 +150,10 @@ def this_trainer(config: TrainConfig, features: FeatureSet, device: torch.device
     flops = config.batch_size * flops_per_clip(state, clips, config)
     ready(state, config, device)
 
+    batch = batch_for(clips, config)
+
     def step() -> object:
-        return train_step(state, clips, config, team)
+        return train_step(state, clips, config, team, batch)
 
     return Contestant(OURS, step, flops, gauge.most(step))
 
@@ -163,14 +168,14 @@ class Gauge:
         self.before = self._held("VmRSS")
 
     def most(self, step: Callable[[], object]) -> float | None:
-        """The most bytes in two runs of `step`, less what was held before; None where that cannot be measured."""
+        """The most bytes in WARM_UP runs of `step`, less what was held before; None where that cannot be measured."""
         self._held("VmRSS")
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)  # of what is held now, unused or not
         elif self.RESET.exists():
             self.RESET.write_text("5")
-        step()
-        step()
+        for _ in range(WARM_UP):
+            step()
         peak = self._held("VmHWM")
         return None if peak is None or self.before is None else peak - self.before
 
@@ -179,8 +184,10 @@ class Gauge:
         if line == "VmRSS":
             gc.collect()
         if self.device.type == "cuda":
-            now = line == "VmRSS"
-            return float((torch.cuda.memory_allocated if now else torch.cuda.max_memory_allocated)(self.device))
+            if line == "VmHWM":
+                return float(torch.cuda.max_memory_reserved(self.device))
+            torch.cuda.empty_cache()
+            return float(torch.cuda.memory_reserved(self.device))
         if not self.STATUS.exists():
             return None
         if line == "VmRSS":

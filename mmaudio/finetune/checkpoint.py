@@ -32,7 +32,7 @@ PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "vide
 FREE = (
     *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
     "gradient_accumulation_steps", "amp", "base_bf16", "gradient_checkpointing", "compile",
-    "features_in_memory", "logging.", "early_stopping.",
+    "cuda_graph", "features_in_memory", "logging.", "early_stopping.",
 )  # fmt: skip
 """Settings (and groups of them) that may change when a run continues."""
 

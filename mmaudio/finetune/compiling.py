@@ -1,16 +1,23 @@
-"""What `compile=true` says where this machine has nothing to compile with."""
+"""`compile=true`: what is compiled, when not, and what is said where this machine has nothing to compile with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
+from mmaudio.model.networks import MMAudio
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
 """Modules whose errors are those of compiling."""
+
+
+def uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
+    """Within it blocks run as they are written: for evaluations, whose shapes would each be compiled anew."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
 @contextmanager
@@ -26,3 +33,14 @@ def compile_errors(device: torch.device) -> Iterator[None]:
             f"compile=true: torch.compile does not work here ({str(error).splitlines()[0][:200]}). It needs {wanted}: "
             "install that, or take compile=false, which trains the same"
         ) from error
+
+
+def compile_blocks(network: MMAudio) -> None:
+    """Have every block compiled when it is first used; blocks of the same structure share what is compiled.
+
+    ConfigError, before anything is trained, where nothing can be compiled here.
+    """
+    with compile_errors(network.latent_mean.device):
+        torch.compile(torch.sin, dynamic=False)(network.latent_mean)
+    for block in (*network.joint_blocks, *network.fused_blocks):
+        block.compile(dynamic=False)

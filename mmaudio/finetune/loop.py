@@ -11,7 +11,7 @@ from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.interrupts import Interrupts
 from mmaudio.finetune.progress import Change, Evaluation
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import NotFinite, train_step
+from mmaudio.finetune.step import Batch, NotFinite, batch_losses, train_step
 from mmaudio.finetune.team import Team
 from mmaudio.finetune.tracking import Tracker
 from mmaudio.finetune.validation import HeldOut, by_clip, validate
@@ -49,6 +49,7 @@ class Run:
     files: Checkpoints
     tracker: Tracker
     team: Team
+    batch: Batch = batch_losses
 
     @property
     def config(self) -> TrainConfig:
@@ -69,7 +70,7 @@ def fit(run: Run) -> Outcome:
             if state.phase_is_over:
                 next_phase(run)
             try:
-                metrics = train_step(state, run.clips, config, run.team)
+                metrics = train_step(state, run.clips, config, run.team, run.batch)
             except NotFinite:  # the state is that of before the step
                 save(run)
                 raise

@@ -33,14 +33,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def settle_frozen(network: MMAudio, config: TrainConfig, dtype: torch.dtype) -> None:
     """Hold frozen weights in the `dtype` that autocast rounds them to at every use anyway.
 
-    On a CPU that is free memory and time; elsewhere `base_bf16` asks for it, for the blocks. DoRA measures the base's
-    weights, which stay as they are unless it is asked for. Raises ConfigError for base_bf16 in another type.
+    That is free memory and time. DoRA measures the base's weights, which stay as they are unless `base_bf16` asks for
+    it, for the blocks. Raises ConfigError for base_bf16 in another type.
     """
     if config.base_bf16 and dtype != torch.bfloat16:
         raise ConfigError("base_bf16=true needs amp=true on a machine that computes in bfloat16; leave it false here")
-    on_cpu = network.latent_mean.device.type == "cpu" and not config.lora.use_dora
     for name, part in network.named_children():
-        if (on_cpu and name not in PROJECTIONS) or (config.base_bf16 and name.endswith("_blocks")):
+        if (name not in PROJECTIONS and not config.lora.use_dora) or (config.base_bf16 and name.endswith("_blocks")):
             cast_weights(part, dtype, frozen_alone=True)
 
 

@@ -5,7 +5,6 @@ outcome = train(compose(["model=tiny_16k", "preset=quick"]), torch.device("cpu")
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,11 +15,12 @@ from mmaudio.data.features import ClipSet, FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.features.loading import load_frozen
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
-from mmaudio.finetune.compiling import compile_errors
+from mmaudio.finetune.compiling import compile_blocks, compile_errors, uncompiled
 from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
 from mmaudio.finetune.precision import compute_dtype, settle_frozen
+from mmaudio.finetune.recording import batch_for
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.summary import adapter_lines, data_lines, memory_line
@@ -72,11 +72,11 @@ def train_on(
     if held_set is not None:
         held = draw_held_out(material(network, held_set, team.device, resident), held_set.ids, config.validation.levels)
     tracker = Tracker(files.root if team.leads else None, config, state.step)
-    run = Run(state, clips, held, origin, files, tracker, team)
+    run = Run(state, clips, held, origin, files, tracker, team, batch_for(clips, config))
     with compile_errors(team.device):
         if team.leads:
-            with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
-                begin(run, resumed, space)  # what is measured there would be compiled for nothing
+            with uncompiled(config):  # what is measured there would be compiled for nothing
+                begin(run, resumed, space)
         result = fit(run)
     if team.leads:
         end(run, result)
@@ -87,9 +87,7 @@ def ready(state: TrainState, config: TrainConfig, device: torch.device) -> None:
     """Settle how the steps are computed, once the adapter has the values that it starts from."""
     settle_frozen(state.network, config, compute_dtype(device, config.amp))
     if config.compile:
-        # compiled when first used; blocks of the same structure share what is compiled
-        for block in (*state.network.joint_blocks, *state.network.fused_blocks):
-            block.compile()
+        compile_blocks(state.network)
 
 
 def begin(run: Run, resumed: bool, space: Room) -> None:

@@ -41,15 +41,23 @@ class Draws:
     no_text: Tensor  # (E,) bool
     dropout_seed: int
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the seed, in the order of the fields."""
+        return self.index, self.eps, self.noise, self.t, self.no_video, self.no_text
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
         """The same with `change` applied to every tensor."""
-        tensors = (self.index, self.eps, self.noise, self.t, self.no_video, self.no_text)
-        index, eps, noise, t, no_video, no_text = map(change, tensors)
+        index, eps, noise, t, no_video, no_text = map(change, self.tensors())
         return Draws(index, eps, noise, t, no_video, no_text, self.dropout_seed)
 
     def rows(self, part: slice) -> Draws:
         """The draws of some of the clips."""
         return self.map(lambda tensor: tensor[part])
+
+    def split(self, size: int) -> Iterator[Draws]:
+        """Parts of `size` clips, the last one of those that are left."""
+        for start in range(0, len(self.t), size):
+            yield self.rows(slice(start, start + size))
 
     def to(self, device: torch.device) -> Draws:
         """The same on `device`."""
@@ -86,6 +94,15 @@ class Order:
         self.generator.set_state(state["generator"])
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """Draws of a step that has not come yet."""
+
+    draws: Draws
+    wanted: tuple[int, float, float]
+    undo: Callable[[], None]
+
+
 @dataclass
 class TrainState:
     """Adapter, optimizer, running average, generators, position in the data, progress."""
@@ -106,10 +123,15 @@ class TrainState:
     """Optimizer steps done."""
     phase: int = 0
     """Index of the phase whose rank the adapter has."""
+    _trained: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
+    _ahead: _Ahead | None = field(default=None, repr=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        """The parameters that training changes, by name; looked for once in a phase, as that takes milliseconds."""
+        if not self._trained:
+            named = self.model.named_parameters()
+            self._trained = {name: weight for name, weight in named if weight.requires_grad}
+        return self._trained
 
     @property
     def targets(self) -> list[str]:
@@ -118,6 +140,24 @@ class TrainState:
 
     def draw(self, count: int, drop_video: float, drop_text: float) -> Draws:
         """The random part of the next step of `count` clips, dropping conditions with these probabilities."""
+        ahead, wanted = self._ahead, (count, drop_video, drop_text)
+        if ahead is not None and ahead.wanted == wanted:
+            self._ahead = None
+            return ahead.draws
+        self.forget_ahead()
+        return self._draw(*wanted)
+
+    def draw_ahead(self, count: int, drop_video: float, drop_text: float) -> None:
+        """Make the draws of the next `draw` now, while a GPU computes; the state is still that of before them."""
+        undo, wanted = self.before_draw(), (count, drop_video, drop_text)
+        self._ahead = _Ahead(self._draw(*wanted), wanted, undo)
+
+    def forget_ahead(self) -> None:
+        """Take back what was drawn ahead."""
+        if self._ahead is not None:
+            self._ahead.undo()
+
+    def _draw(self, count: int, drop_video: float, drop_text: float) -> Draws:
         shape = (count, self.network.lengths.latent, self.network.spec.latent_dim)
         eps, noise = (torch.randn(shape, generator=self.generator) for _ in range(2))
         no_video, no_text = torch.rand(2, count, generator=self.generator) < torch.tensor([[drop_video], [drop_text]])
@@ -133,9 +173,12 @@ class TrainState:
 
     def before_draw(self) -> Callable[[], None]:
         """A function that undoes the draws made since."""
+        if self._ahead is not None:
+            return self._ahead.undo
         generator, order = self.generator.get_state(), self.order.state_dict()
 
         def undo() -> None:
+            self._ahead = None
             self.generator.set_state(generator)
             self.order.load_state_dict(order)
 
@@ -145,9 +188,9 @@ class TrainState:
         """Move the running average toward the parameters; early on it forgets faster, so that it starts unbiased."""
         if self.average is None:
             return
-        rate = 1.0 - min(decay, (1 + self.step) / (10 + self.step))
-        for name, weight in self.trained().items():
-            self.average[name].lerp_(weight.detach(), rate)
+        rate, trained = 1.0 - min(decay, (1 + self.step) / (10 + self.step)), self.trained()
+        averages, weights = [self.average[name] for name in trained], [weight.detach() for weight in trained.values()]
+        torch._foreach_lerp_(averages, weights, rate)
 
     @contextmanager
     def averaged(self, wanted: bool = True) -> Iterator[None]:
@@ -179,8 +222,10 @@ class TrainState:
 
         New rows of A are drawn from `generator`, zero without one.
         """
+        self.forget_ahead()
         before = self.trained()
         grown = grow(self.model, self.lora.in_phase(number), self.targets, generator)
+        self._trained = {}
         trained = self.trained()
         for group in self.optimizer.param_groups:
             now = {id(before[name]): trained[name] for name in grown}
@@ -194,6 +239,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as tensors and plain values, the base weights left out."""
+        self.forget_ahead()
         return {
             "step": self.step,
             "phase": self.phase,
@@ -208,6 +254,7 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` gave; TrainingError where the trained parameters are not the same."""
+        self.forget_ahead()
         if state.get("phase", 0) > self.phase:
             self.enter_phase(state["phase"])
         trained = self.trained()

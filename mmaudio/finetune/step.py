@@ -6,6 +6,7 @@ B clips at once, N latent tokens, C latent channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,44 +68,52 @@ def drift(state: TrainState, clips: Material, draws: Draws, dtype: torch.dtype) 
     return (adapted.float() - base.float()).square().mean((1, 2))
 
 
-def train_step(state: TrainState, clips: Material, config: TrainConfig, team: Team) -> StepMetrics:
+Batch = Callable[[TrainState, Material, Draws, TrainConfig], Tensor]
+"""Losses (B,) of drawn clips that go through the network at once, whose gradients are added to the parameters'."""
+
+
+def batch_losses(state: TrainState, clips: Material, rows: Draws, config: TrainConfig) -> Tensor:
+    """A batch's flow-matching losses (B,); the gradient of their share of the step is added to the parameters'."""
+    dtype = compute_dtype(clips.mean.device, config.amp)
+    found = losses(state.network, clips, rows, dtype, config.latent_noise)
+    summed = found.sum()
+    if config.preserve_base:
+        summed = summed + config.preserve_base * drift(state, clips, rows, dtype).sum()
+    torch.autograd.backward(summed / config.effective_batch)
+    return found.detach()
+
+
+def train_step(
+    state: TrainState, clips: Material, config: TrainConfig, team: Team, batch: Batch = batch_losses
+) -> StepMetrics:
     """Advance the adapter by one step; NotFinite, with the state as it was, where a value is not finite."""
-    state.model.train()
+    if not state.model.training:  # to say so to every module takes milliseconds
+        state.model.train()
     device, total = clips.mean.device, config.effective_batch
     undo = state.before_draw()
     drawn = state.draw(total, config.drop_conditions, config.caption_dropout)
     own = drawn.rows(team.share(total)).to(device)
     with seeded(drawn.dropout_seed + team.rank, device):
-        found = backward(state, clips, own, config)
+        parts = [batch(state, clips, rows, config) for rows in own.split(config.batch_size)]
+    found = torch.cat(parts)
     weights = list(state.trained().values())
     mean = found.sum() / total
     team.sum([mean, *(weight.grad for weight in weights if weight.grad is not None)])
     norm = nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-    if not (math.isfinite(mean) and math.isfinite(norm)):
+    if device.type == "cuda":
+        state.draw_ahead(total, config.drop_conditions, config.caption_dropout)
+    loss, length = torch.stack([mean, norm]).tolist()
+    if not (math.isfinite(loss) and math.isfinite(length)):
         state.optimizer.zero_grad()
         undo()
-        raise not_finite(float(mean), float(norm), state.step)
+        raise not_finite(loss, length, state.step)
     rate = learning_rate(state.step, config)
     set_rate(state.optimizer, rate)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
     state.update_average(config.ema_decay)
-    return StepMetrics(float(mean), float(norm), rate, found, own.t)
-
-
-def backward(state: TrainState, clips: Material, own: Draws, config: TrainConfig) -> Tensor:
-    """Add the gradient of this process's clips, `batch_size` at once; their flow-matching losses (B,)."""
-    dtype, parts = compute_dtype(clips.mean.device, config.amp), []
-    for start in range(0, len(own.t), config.batch_size):
-        rows = own.rows(slice(start, start + config.batch_size))
-        part = losses(state.network, clips, rows, dtype, config.latent_noise)
-        summed = part.sum()
-        if config.preserve_base:
-            summed = summed + config.preserve_base * drift(state, clips, rows, dtype).sum()
-        torch.autograd.backward(summed / config.effective_batch)
-        parts.append(part.detach())
-    return torch.cat(parts)
+    return StepMetrics(loss, length, rate, found, own.t)
 
 
 def not_finite(loss: float, norm: float, step: int) -> NotFinite:

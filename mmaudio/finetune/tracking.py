@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mmaudio.adapters import write_whole
 from mmaudio.config import TrainConfig, flat
 from mmaudio.errors import DataError
+from mmaudio.finetune.compiling import uncompiled
 from mmaudio.finetune.measures import Meter, device_memory, update_norms
 from mmaudio.finetune.progress import Progress
 from mmaudio.finetune.samples import Samples
@@ -129,7 +130,9 @@ class Tracker:
         """Show the fixed held-out clips: in TensorBoard, and as files under `samples`."""
         if self.samples is None or self._writer is None or self.folder is None:
             return
-        for shown in self.samples.draw(state):
+        with uncompiled(self.config):
+            drawn = list(self.samples.draw(state))
+        for shown in drawn:
             self._writer.add_image(f"{shown.name}/truth, base, adapted", shown.picture, state.step, dataformats="HWC")
             for kind, waveform in shown.waveforms.items():
                 self._writer.add_audio(f"{shown.name}/{kind}", waveform[None], state.step, self.samples.rate)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
+from mmaudio.finetune.compiling import uncompiled
 from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import Draws, TrainState
@@ -61,7 +62,7 @@ def validate(state: TrainState, held: HeldOut, config: TrainConfig, team: Team, 
     found = torch.zeros(count, device=device)
     state.model.eval()
     size = FORWARD_BATCHES * config.batch_size
-    with state.averaged(average):
+    with state.averaged(average), uncompiled(config):
         for number, start in enumerate(range(0, count, size)):
             if number % team.size == team.rank:
                 part = slice(start, start + size)

@@ -1,0 +1,119 @@
+"""Batches recorded as CUDA graphs: the plain pass's losses and gradients, in runs that stop and go on, too."""
+
+import json
+
+import pytest
+import small_world
+import torch
+from conftest import assert_close, filled
+from test_networks import mini
+
+from mmaudio.adapters import read_adapter
+from mmaudio.finetune.dataset import material
+from mmaudio.finetune.precision import seeded
+from mmaudio.finetune.recording import RecordedBatch, batch_for
+from mmaudio.finetune.run import ready
+from mmaudio.finetune.state import new_state
+from mmaudio.finetune.step import batch_losses
+from mmaudio.finetune.team import Team
+from mmaudio.model.lora import LoRAConfig, Phase
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+NO_DROPOUT = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)
+
+
+def prepared(folder, device="cuda", **settings):
+    """A state on the device with B matrices away from zero, its clips and configuration."""
+    config, network = small_world.config(folder, **settings), mini().to(device)
+    state = new_state(network, config, 5)
+    for name, weight in state.trained().items():
+        if "lora_B" in name:
+            weight.data += 0.05 * filled(name, *weight.shape).to(device)
+    clips = material(network, small_world.clips(5), torch.device(device))
+    ready(state, config, torch.device(device))
+    state.model.train()
+    return state, clips, config
+
+
+def test_on_a_cpu_batches_are_plain(tmp_path):
+    _, clips, config = prepared(tmp_path, "cpu")
+    assert batch_for(clips, config) is batch_losses
+
+
+@gpu
+@pytest.mark.parametrize(
+    "settings", [{"cuda_graph": False}, {"gradient_checkpointing": True}, {"preserve_base": 0.5}], ids=str
+)
+def test_what_changes_from_batch_to_batch_is_not_recorded(tmp_path, settings):
+    _, clips, config = prepared(tmp_path, lora=NO_DROPOUT, **settings)
+    assert batch_for(clips, config) is batch_losses
+
+
+def steps(folder, batch, seeds, sizes, **settings):
+    """Losses and gradients of batches of these sizes, all added up."""
+    state, clips, config = prepared(folder, **settings)
+    batch = batch or batch_for(clips, config)
+    found = []
+    for size, seed in zip(sizes, seeds, strict=True):
+        rows = state.draw(size, 0.3, 0.3).to(torch.device("cuda"))
+        with seeded(seed, torch.device("cuda")):
+            found.append(batch(state, clips, rows, config))
+    return found, {name: weight.grad.clone() for name, weight in state.trained().items()}, batch
+
+
+@gpu
+@pytest.mark.parametrize("settings", [{}, {"compile": True}, {"amp": True}], ids=str)
+def test_losses_and_added_gradients_are_the_plain_ones(tmp_path, settings):
+    tolerance = 2e-2 if settings.get("amp") else 1e-3  # TF32 and bf16 products, in another order where compiled
+    sizes, seeds = [4, 4, 3, 4], [1, 2, 3, 4]
+    plain, expected, _ = steps(tmp_path, batch_losses, seeds, sizes, lora=NO_DROPOUT, amp=settings.get("amp", False))
+    losses, gradients, batch = steps(tmp_path, None, seeds, sizes, lora=NO_DROPOUT, **settings)
+    assert isinstance(batch, RecordedBatch)
+    for found, known in zip(losses, plain, strict=True):
+        assert_close(found, known, tolerance)
+    for name, known in expected.items():
+        assert known.abs().sum() > 0
+        assert_close(gradients[name], known, tolerance)
+
+
+@gpu
+def test_dropout_is_the_plain_passes_and_follows_the_steps_seed(tmp_path):
+    plain, expected, _ = steps(tmp_path, batch_losses, [7, 8], [4, 4])
+    for seed, same in ((8, True), (9, False)):
+        losses, gradients, _ = steps(tmp_path, None, [7, seed], [4, 4])
+        assert_close(losses[0], plain[0], 1e-3)
+        assert torch.allclose(losses[1], plain[1], rtol=1e-3) == same
+        for name, known in expected.items() if same else ():
+            assert_close(gradients[name], known, 1e-3)
+
+
+def run(folder, **settings):
+    """A run's losses, and its last adapter."""
+    outcome = small_world.run(
+        folder, mini().to("cuda"), lora=settings.pop("lora", NO_DROPOUT), schedule="constant",
+        team=Team(device=torch.device("cuda")), **settings,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    numbers = [row[key] for key in ("train/loss", "validation/loss") for row in rows if key in row]
+    return numbers, read_adapter(outcome.folder / "lora_checkpoints" / "last_lora.pt").state
+
+
+@gpu
+def test_a_recorded_run_is_the_plain_one_and_resumes(tmp_path):
+    plain, _ = run(tmp_path / "plain", max_steps=6, cuda_graph=False)
+    whole, adapter = run(tmp_path / "whole", max_steps=6)
+    run(tmp_path / "parts", max_steps=3)
+    parts, resumed = run(tmp_path / "parts", max_steps=6)
+    assert whole == pytest.approx(plain, rel=1e-3) and whole[0] != whole[5]
+    assert parts == pytest.approx(whole, rel=1e-3)
+    for name, value in adapter.items():
+        assert_close(resumed[name], value, 1e-2)
+
+
+@gpu
+def test_a_rank_that_grows_is_recorded_anew(tmp_path):
+    phases = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, phases=[Phase(2, 3), Phase(4, 6)])
+    plain, _ = run(tmp_path / "plain", max_steps=6, cuda_graph=False, lora=phases)
+    found, adapter = run(tmp_path / "recorded", max_steps=6, lora=phases)
+    assert found == pytest.approx(plain, rel=1e-3)
+    assert {value.shape[0] for name, value in adapter.items() if "lora_A" in name} == {4}
