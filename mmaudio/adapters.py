@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.model.loading import check_keys
+from mmaudio.model.loading import check_keys, why_not
 from mmaudio.model.lora import add_lora, inject, load_adapter_state, peft_settings
 from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.networks import MMAudio
@@ -151,7 +151,7 @@ def read_adapter(path: Path) -> AdapterFile:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as an adapter ({error}); copy it again") from error
+        raise WeightsError(f"{path}: cannot be read as an adapter ({why_not(error)}); copy it again") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: no adapter of this program or of peft ({error} is missing or odd)") from error
 

@@ -13,9 +13,11 @@ from mmaudio import hub, planning, weights
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.captions import read_captions
 from mmaudio.data.clips import STRIDE, find_videos
+from mmaudio.data.scanning import ScanSettings
 from mmaudio.data.scenes import check_scenes
 from mmaudio.data.settings import compose_split
 from mmaudio.data.speech import check_flags
+from mmaudio.data.splitting import SplitSettings
 from mmaudio.data.video import probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.generation.sampler import fast_dtype
@@ -48,11 +50,22 @@ def check_settings(job: Job) -> None:
         check_flags()
     if "--captions" in job.split:
         read_captions(Path(job.split[job.split.index("--captions") + 1]))
-    compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
+    check_splitting(job)
+    if torch.cuda.is_available() and job.gpus > torch.cuda.device_count():
+        raise ConfigError(f"--gpus {job.gpus}: there are {torch.cuda.device_count()} here")
     config = compose(training_overrides(job))
     with torch.device("meta"):
         network = build_network(config.model)
     fresh_targets(network, config.lora)
+
+
+def check_splitting(job: Job) -> None:
+    """ConfigError for settings of splitting that make no sense."""
+    cut = compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
+    given = dict(zip(job.split, job.split[1:], strict=False))
+    track, timeout = int(given.get("--audio-track", 0)), given.get("--timeout-per-video")
+    scan = ScanSettings(cut.seconds, cut.stride, cut.silence_db, cut.max_gap, track, False, cut.scene_tolerance)
+    SplitSettings(scan, cut.rules, cut.val_ratio, cut.test_ratio, timeout=None if timeout is None else float(timeout))
 
 
 def plan(job: Job, go_on: bool) -> bool:
@@ -133,8 +146,12 @@ def usable_seconds(job: Job) -> tuple[float, int]:
 
 
 def check_disk(base: Path, clips: int) -> None:
-    """ConfigError where the disk has no room for the features and results."""
+    """ConfigError where nothing can be written, or the disk has no room for the features and results."""
     place = next(folder for folder in [base.resolve(), *base.resolve().parents] if folder.exists())
+    if not place.is_dir():
+        raise ConfigError(f"{base}: {place} is a file; --output takes a folder")
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{place}: cannot be written; take --output with a folder of yours")
     free, wanted = shutil.disk_usage(place).free, clips * CLIP_BYTES + SPARE_BYTES
     print(f"disk:     {free / 1e9:.0f} GB free in {place}, about {wanted / 1e9:.1f} GB needed")
     if free < wanted:

@@ -22,6 +22,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None) -> None:
         super().__init__(description=description, formatter_class=_Help)
+        self.register("type", Path, named_path)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_weights_flags(self) -> None:
@@ -36,11 +37,23 @@ class Parser(argparse.ArgumentParser):
         near: list[str] = []
         if flag:
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(flag.group(1).split("=")[0], known, n=1, cutoff=0.5)
+            near = nearest(flag.group(1).split("=")[0], known, cutoff=0.5)
         elif choice:
-            near = difflib.get_close_matches(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), n=1, cutoff=0.3)
+            near = nearest(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), cutoff=0.3)
         hint = f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the flags)\n")
+
+
+def nearest(name: str, known: list[str], cutoff: float) -> list[str]:
+    """The names most like `name`, the best first; one whose letters were only swapped comes before all others."""
+    return sorted(difflib.get_close_matches(name, known, cutoff=cutoff), key=lambda near: sorted(near) != sorted(name))
+
+
+def named_path(text: str) -> Path:
+    """The path of a flag; an empty one, as of a variable that is not set, would silently mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; give a file or folder (. is the current folder)")
+    return Path(text)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -80,6 +93,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device={name!r}: unknown; it is auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r}: this program computes on cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: no GPU that torch can use is here; take device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
     return device

@@ -46,6 +46,11 @@ SPLIT_FLAGS: dict[str, dict[str, Any]] = {
     "--timeout-per-video": {"type": float, "help": "seconds for a look through one file; by its size if not given"},
 }
 """What is handed on to splitting as it is."""
+OWN_KEYS = {
+    "model": "--model", "clips_tsv": "--output", "features_dir": "--output", "output_dir": "--output",
+    "video_root": "the folder of videos", "weights": "--weights", "offline": "--offline",
+}  # fmt: skip
+"""Settings of training that the other stages have to know too, and what says them to all."""
 SPLIT_KEYS = ("split.", "validation.split_ratio=")
 """How the settings begin that splitting takes."""
 
@@ -136,6 +141,8 @@ def read_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
     for text in overrides:
         if "=" not in text:
             raise ConfigError(f"{text!r} after --: training takes Hydra overrides there, such as max_steps=500")
+        if (key := text.split("=", 1)[0].lstrip("+~")) in OWN_KEYS:
+            raise ConfigError(f"{text} after --: only training would know it; {OWN_KEYS[key]} says it to every stage")
     if arguments.demo and arguments.folder:
         raise ConfigError("--demo makes its own videos; give it or a folder")
     if not arguments.demo and not arguments.folder:

@@ -29,6 +29,7 @@ from mmaudio import hub
 from mmaudio.checksums import damage, digests
 from mmaudio.download import Part, download
 from mmaudio.errors import WeightsError
+from mmaudio.model.loading import why_not
 from mmaudio.model.spec import model_spec
 from mmaudio.progress import amount
 from mmaudio.released import PARTS, WeightsFile, weights_file
@@ -230,8 +231,7 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state = loaded if key is None else loaded[key]
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).split("\n")[0]
-        raise WeightsError(f"{path}: cannot be read as weights ({reason}); fetch it again") from error
+        raise WeightsError(f"{path}: cannot be read as weights ({why_not(error)}); fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no state dict; is it the right file?")
     return dict(state)

@@ -292,3 +292,11 @@ def test_the_size_on_disk_is_that_of_file_or_folder(written):
     folder = path.with_suffix("")
     assert size_on_disk(folder) == sum(len(file.read_bytes()) for file in folder.iterdir())
     assert sum(value.nbytes for value in load_file(folder / "adapter_model.safetensors").values()) < size_on_disk(path)
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0 ftypisom", b"", b"<html>not found</html>", b"PK\x03\x04 cut"])
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "best_lora.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"best_lora\.pt: cannot be read as an adapter \(.+\); copy") as refused:
+        read_adapter(tmp_path / "best_lora.pt")
+    assert "\n" not in str(refused.value) and "weights_only" not in str(refused.value)

@@ -36,6 +36,7 @@ def test_debug_shows_the_traceback():
     ("arguments", "hint"),
     [
         (["videos", "--modell", "tiny_16k"], "did you mean --model?"),
+        (["videos", "--modle", "tiny_16k"], "did you mean --model?"),
         (["videos", "--model", "tiny"], "did you mean tiny_16k?"),
         (["videos", "--from", "trian"], "did you mean train?"),
     ],
@@ -44,6 +45,13 @@ def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
     with pytest.raises(SystemExit) as stop:
         pipeline.parser().parse_args(arguments)
     assert stop.value.code == 2 and hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[""], ["videos", "--output", ""], ["--demo", "--weights="]])
+def test_an_empty_name_is_not_the_current_folder(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pipeline.parser().parse_args(arguments)
+    assert stop.value.code == 2 and "an empty name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("true", True), ("0", False), ("", False)])
@@ -60,12 +68,8 @@ def test_every_stage_is_told_where_weights_are_and_that_it_is_offline():
         assert stages[stage][stages[stage].index("--weights") + 1] == "mine" and "--offline" in stages[stage]
 
 
-@pytest.mark.parametrize("device", ["cpuu", "cuda:99"])
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99", "meta", "mps"])
 def test_a_device_that_is_not_here_is_refused(device):
-    import torch
-
-    if torch.cuda.is_available() and device.startswith("cuda"):
-        pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match="device"):
         cli.pick_device(device)
 
@@ -78,6 +82,8 @@ def test_a_device_that_is_not_here_is_refused(device):
         (["--demo", "--mode", "16k", "--model", "tiny_16k"], [], ConfigError),
         (["--demo", "--gpus", "0"], [], ConfigError),
         (["--demo"], ["max_steps"], ConfigError),
+        (["--demo"], ["model=small_16k"], ConfigError),
+        (["--demo"], ["max_steps=3", "++output_dir=elsewhere"], ConfigError),
         (["no-such-folder"], [], DataError),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmaudio.checks import check_settings
+from mmaudio.checks import check_disk, check_settings
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.pipeline import commands, parser, read_job, training_overrides
 
@@ -37,6 +37,29 @@ def test_without_flags_splitting_gets_none(tmp_path):
 def test_a_wrong_setting_of_splitting_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match=r"did you mean 'split\.stride'"):
         check_settings(job(tmp_path, overrides=["split.strid=8"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides"),
+    [
+        (["--audio-track", "-1"], []),
+        (["--timeout-per-video", "nan"], []),
+        (["--timeout-per-video", "inf"], []),
+        ([], ["split.seconds=nan"]),
+        ([], ["split.stride=1e-7"]),
+        ([], ["split.stride=inf"]),
+        ([], ["split.val_ratio=nan"]),
+    ],
+)
+def test_a_number_that_splitting_would_refuse_is_refused_before_any_work(tmp_path, flags, overrides):
+    with pytest.raises(ConfigError):
+        check_settings(job(tmp_path, flags, overrides))
+
+
+def test_results_below_a_file_are_refused_with_the_plan(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes is a file; --output takes a folder"):
+        check_disk(tmp_path / "notes" / "results", 1)
 
 
 @pytest.mark.parametrize(("flag", "module"), [("--scenes", "scenes"), ("--flags", "speech")])

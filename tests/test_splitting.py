@@ -279,3 +279,26 @@ def test_a_place_that_cannot_be_written_is_one_line(messy, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(MMAudioError, match=r"file/clips\.scans\.jsonl: cannot be written \(.*\); make room there"):
         split_command("--input_dir", messy, "--output_tsv", tmp_path / "file" / "clips.tsv", "--seconds", 1)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "words.tsv", "folder.tsv", "clips"])
+def test_the_table_never_takes_the_place_of_another_file(tmp_path, name):
+    make_video(tmp_path / "a.mp4", 2)
+    (tmp_path / "words.tsv").write_text("video\tcaption\na.mp4\ta bell\n")
+    (tmp_path / "folder.tsv").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="--output_tsv takes a name"):
+        split_command("--input_dir", tmp_path, "--output_tsv", tmp_path / name, "--seconds", "1", "--stride", "0.5")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("start", "nan"), ("end", "inf"), ("start", "-1"), ("id", ""), ("video", "")]
+)
+def test_a_clip_without_a_place_or_a_name_is_refused(tmp_path, column, value):
+    row = {"id": "a_0", "video": "a.mp4", "start": "0", "end": "8", "caption": "", "split": "train"}
+    row |= {"peak_db": "-1", "rms_db": "-9", "silence": "0", column: value}
+    table = tmp_path / "clips.tsv"
+    table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    with pytest.raises(DataError, match=r"clips\.tsv, line 2"):
+        read_clips(table)

@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"--videos {flags.videos}: with less than 8, kinds of object are heard in one video only")
     if not 9 <= flags.seconds <= 600:
         raise ConfigError(f"--seconds {flags.seconds:g}: a video is 9 to 600 s long")
+    if flags.seed < 0:
+        raise ConfigError(f"--seed {flags.seed}: a number from 0 on")
     videos = demo_videos(flags.output_dir, flags.videos, flags.seconds, flags.seed)
     missing = [video for video in videos if not is_made(video)]
     for _ in progress(make_demo_videos(missing, min(4, os.cpu_count() or 1)), len(missing), "sample videos"):

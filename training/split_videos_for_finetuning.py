@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmaudio import cli
-from mmaudio.data.clips import SPLITS, left_out_path, write_clips, write_left_out
+from mmaudio.data.clips import SPLITS, check_table, left_out_path, write_clips, write_left_out
 from mmaudio.data.dividing import Remembered
 from mmaudio.data.rules import kind
 from mmaudio.data.scanning import ScanSettings, ScanStore
@@ -95,6 +95,7 @@ def report(result: SplitResult) -> None:
 def main(arguments: list[str]) -> int:
     """Split as `arguments` ask for."""
     settings, folder, table, wants_page = read_settings(arguments)
+    check_table(table)
     beside = {name: table.with_suffix(f".{name}") for name in ("scans.jsonl", "splits.json", "report.html")}
     ignored = [table, left_out_path(table), *beside.values()]
     if folder.resolve() in table.resolve().parent.parents:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+from codecs import BOM_UTF8
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from mmaudio.data.files import read_text, writing
-from mmaudio.errors import DataError
+from mmaudio.errors import ConfigError, DataError
 
 STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""
@@ -137,6 +139,17 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def check_table(path: Path) -> None:
+    """ConfigError where `path` is no name for a table of clips, or the file there is something else's, not to lose."""
+    wanted = "--output_tsv takes a name such as lora_data/clips.tsv"
+    if path.suffix != ".tsv" or path.is_dir():
+        raise ConfigError(f"{path}: no name of a table; {wanted}")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not file.read(64).removeprefix(BOM_UTF8).startswith(b"id\tvideo\t"):
+                raise ConfigError(f"{path}: is there already and no table of clips, so it stays; {wanted}")
+
+
 def left_out_path(clips_tsv: Path) -> Path:
     """The table of what was left out, beside the table of clips."""
     return clips_tsv.with_suffix(".left_out.tsv")
@@ -177,8 +190,10 @@ def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
         track = int(row.get("track") or 0)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
-    if row["split"] not in SPLITS or end <= start:
+    if row["split"] not in SPLITS or not 0 <= start < end < math.inf:
         raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
+    if not row["id"] or not row["video"]:
+        raise DataError(f"{path}, line {number}: every clip needs an id and a video")
     return Clip(
         row["id"], row["video"], start, end, row["caption"], row["split"], peak_db, rms_db, silence, **measured,
         track=track, breaks=row.get("breaks") or "",

@@ -36,7 +36,7 @@ class Shares:
     """Seconds between the parts of a video that is divided in time."""
 
     def __post_init__(self) -> None:
-        if min(self.val, self.test) < 0 or self.val + self.test >= 1:
+        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):  # so that NaN is refused too
             raise ConfigError(
                 f"val_ratio={self.val}, test_ratio={self.test}: each from 0, together below 1; 0.1 and 0.2 are usual"
             )

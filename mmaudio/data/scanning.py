@@ -51,10 +51,13 @@ class ScanSettings:
     """Whether speech and music are looked for."""
 
     def __post_init__(self) -> None:
+        for name in ("seconds", "stride", "silence_db", "max_gap", "scene_tolerance"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)}: a finite number is expected")
         if self.seconds < SEGMENT_FRAMES / SYNC_FPS:
             raise ConfigError(f"seconds={self.seconds}: at least {SEGMENT_FRAMES / SYNC_FPS} s are needed; 8 is usual")
-        if self.stride <= 0:
-            raise ConfigError(f"stride={self.stride}: more than 0 s; half a clip is usual")
+        if self.stride < 1 / SYNC_FPS:
+            raise ConfigError(f"stride={self.stride}: at least {1 / SYNC_FPS} s, a frame; half a clip is usual")
         if self.max_gap <= 0 or self.scene_tolerance < 0 or self.track < 0:
             raise ConfigError(
                 f"max_gap={self.max_gap}, scene_tolerance={self.scene_tolerance}, audio track {self.track}: the gap is "

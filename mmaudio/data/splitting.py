@@ -24,6 +24,8 @@ GAP = "between training and held-out clips"
 NO_NAME = "its name is no UTF-8; rename it"
 TIMEOUT, TIMEOUT_PER_MB = 120.0, 5.0
 """Seconds that looking through a file may take, and more for each megabyte of it, where nothing else is asked for."""
+LONGEST_TIMEOUT = 1e6
+"""Seconds that may be asked for instead; the system waits for no more than about twice as many."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class SplitSettings:
     """Show what is raised while a file is looked through."""
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and self.timeout <= 0:
-            raise ConfigError(f"timeout per video {self.timeout:g}: more than 0 s")
+        if self.timeout is not None and not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise ConfigError(f"timeout per video {self.timeout:g}: more than 0 s, at most {LONGEST_TIMEOUT:g}")
         _ = self.shares
 
     @property

@@ -24,6 +24,7 @@ from mmaudio.config import TrainConfig, flat
 from mmaudio.data.features import ClipSet
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.state import TrainState
+from mmaudio.model.loading import why_not
 from mmaudio.model.lora import adapter_state, saved_config
 
 FORMAT = 2
@@ -154,8 +155,8 @@ class Checkpoints:
             stored: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TrainingError(
-                f"{self.state} cannot be read ({error}); put state.previous.pt in its place, or start over with "
-                "resume=false"
+                f"{self.state} cannot be read ({why_not(error)}); put state.previous.pt in its place, or start over "
+                "with resume=false"
             ) from error
         if stored.get("format") != FORMAT:
             raise TrainingError(f"{self.state} is of another version; start over with resume=false")

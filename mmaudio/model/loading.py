@@ -6,6 +6,7 @@ first needed); a module with values of its own gets copies.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -17,6 +18,13 @@ SHOWN = 3
 """How many keys an error lists of each kind."""
 ALIKE = 0.5
 """Share of keys that have to fit for a file to be called most like a variant."""
+
+
+def why_not(error: Exception) -> str:
+    """Why torch or safetensors could not read a file, in one line, without torch's advice to trust it."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "no file of weights, or one that holds other things too"
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 class Released(nn.Module):
