@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmaudio.errors import ConfigError
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.spec import model_spec
 
 FOLDER = Path(__file__).resolve().parents[1] / "config"

@@ -114,6 +114,14 @@ def test_importing_prints_and_reads_nothing():
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
+@pytest.mark.parametrize("script", ["mmaudio/checks.py", "training/split_videos_for_finetuning.py"])
+def test_what_only_looks_at_files_and_settings_waits_for_no_large_package(script):
+    code = f"import runpy, sys\nrunpy.run_path({str(ROOT / script)!r})\n"
+    code += "print(*sorted({'peft', 'transformers', 'torchvision', 'open_clip'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
 @pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: path.stem)
 def test_files_and_functions_are_short(path):
     text = path.read_text()

@@ -32,7 +32,7 @@ from mmaudio.data.clips import Clip
 from mmaudio.data.features import Features, FeatureSet, feature_set
 from mmaudio.errors import ConfigError
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.measures import flops_per_clip, matmul_speed
+from mmaudio.finetune.measures import flops_per_clip
 from mmaudio.finetune.plain import PlainTraining
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.recording import batch_for
@@ -44,6 +44,7 @@ from mmaudio.generation.benchmark import machine, random_network
 from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.spec import MODELS, SECONDS, model_spec
 from mmaudio.progress import progress
+from mmaudio.speed import matmul_speed
 
 WARM_UP = 2
 PLAIN, OURS = "plain peft", "this trainer"

@@ -22,7 +22,7 @@ from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.model import base_values
 from mmaudio.model.peft_layers import ADAPTER, lora_layers
-from mmaudio.speed import matmul_speed as matmul_speed
+from mmaudio.speed import matmul_speed
 
 
 @torch.no_grad()
