@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> int:
             ended.append(train_one(composed))
         except MMAudioError as error:  # Hydra would print it in its own way; cli.run knows ours
             ended.append(error)
+        except OSError as error:
+            ended.append(cli.refused(error))
 
     sys.argv = [sys.argv[0], *with_new_keys(arguments)]
     register()

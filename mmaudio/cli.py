@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -66,16 +67,25 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Call `main` with the command line's arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
         sys.exit(main(arguments) or 0)
-    except MMAudioError as error:
+    except (MMAudioError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {refused(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def refused(error: OSError) -> MMAudioError:
+    """What the system refused, in one line: which file, and why."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return MMAudioError(f"{where}{error.strerror or error}; choose another place, or make it one to read and write")
 
 
 def is_offline(asked: bool) -> bool:

@@ -203,7 +203,7 @@ class TrainConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device={self.device!r}: unknown; it is auto, cpu, cuda or cuda:N")
         _at_least("warmup_steps", self.warmup_steps, 0)
-        _at_least("seed", self.seed, 0)
+        _between("seed", self.seed, 0, 2**63 - 1)
         _between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)
         _between("weight_decay", self.weight_decay, 0.0, 1.0)
         _between("max_grad_norm", self.max_grad_norm, 0.0, math.inf, low_open=True)

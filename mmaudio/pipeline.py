@@ -25,6 +25,7 @@ from typing import Any
 from mmaudio import cli
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import MODELS, model_spec
+from mmaudio.quoting import quoted
 
 STAGES = ("split", "extract", "train", "evaluate")
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,7 +97,9 @@ class Job:
     @property
     def exp_id(self) -> str:
         """The experiment's name: the overrides' own, else the folder's and the model's."""
-        named = [text.split("=", 1)[1] for text in self.overrides if text.startswith("exp_id=")]
+        named = [
+            text.split("=", 1)[1].strip("'\"") for text in self.overrides if text.lstrip("+").startswith("exp_id=")
+        ]
         return named[-1] if named else re.sub(r"[^\w.-]+", "_", self.videos.resolve().name) + f"_{self.model}"
 
     @property
@@ -228,12 +231,6 @@ def training_overrides(job: Job) -> list[str]:
     if not has_gpu() and "preset" not in given:
         made["preset"] = "quick"
     return [f"{key}={quoted(value)}" for key, value in made.items() if key not in given] + list(job.overrides)
-
-
-def quoted(value: object) -> str:
-    """`value` as Hydra reads it: quoted unless it is a plain word or path."""
-    text = str(value)
-    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def adapter(job: Job) -> Path:

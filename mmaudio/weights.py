@@ -82,7 +82,8 @@ def find(model: str, part: str, folder: Path | None = None) -> Path | None:
 
 
 def missing(model: str, folder: Path | None = None, parts: Iterable[str] = PARTS) -> list[WeightsFile]:
-    """The files of `parts` of `model` that are not on disk, empty where they all are."""
+    """The files of `parts` of `model` that are not on disk, empty where they all are; WeightsError for no `folder`."""
+    _folders(model, folder)
     absent = []
     for part in parts:
         try:
@@ -212,6 +213,8 @@ def _download(file: WeightsFile) -> None:
 def _folders(model: str, folder: Path | None) -> list[Path]:
     embedded = model_spec(model).embedded
     own = [ASSETS / model] if embedded else [*(Path(name) for name in FOLDERS), cache()]
+    if folder is not None and not folder.is_dir():
+        raise WeightsError(f"{folder}: {'a file' if folder.exists() else 'not there'}; a folder of weights is expected")
     return own if folder is None else [folder, *own]
 
 

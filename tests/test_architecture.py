@@ -24,7 +24,7 @@ ENTRIES = (
     "pretraining",
 )
 LAYERS = (
-    ("errors", "progress", "memory", "speed"),
+    ("errors", "progress", "quoting", "memory", "speed"),
     ("model",),
     ("config", "weights", "released", "hub", "download", "checksums", "adapters", "data", "synthetic"),
     ("features",),

@@ -1,12 +1,15 @@
 """The shared command line: suggestions, exit statuses, one-line errors."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from mmaudio import cli, pipeline
+from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.quoting import quoted
 
 
 def run(main_body, *arguments):
@@ -20,6 +23,7 @@ def run(main_body, *arguments):
         ("return None", 0, ""),
         ("raise errors.DataError('x.mp4: no sound')", 1, "error: x.mp4: no sound\n"),
         ("raise errors.ConfigError('rank=0: too small')", 2, "error: rank=0: too small\n"),
+        ("open('nowhere/x')", 1, "error: nowhere/x: No such file or directory; choose another place"),
         ("raise KeyboardInterrupt", 130, "interrupted"),
     ],
 )
@@ -105,7 +109,34 @@ def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
 
 @pytest.mark.parametrize(("text", "written"), [("plain/path-1.0", "plain/path-1.0"), ("a b'c", r"'a b\'c'")])
 def test_values_are_quoted_for_hydra(text, written):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    assert quoted(text) == written
 
-    assert pipeline.quoted(text) == written
-    assert OverridesParser.create().parse_override(f"key={written}").value() == text
+
+NAMES = (
+    "日本é", "a b #1 100%", "it's & \"so\"", "${x}", r"\${x}", "back\\slash é", "end\\", r"\'", "{a,b}", "a=b",
+    "(x)[y]", "null",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hydra_reads_the_name_of_any_folder(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    arguments = [str(folder), "--model", "tiny_16k", "--output", str(folder)]
+    job = pipeline.read_job(pipeline.parser().parse_args(arguments), [])
+    config = compose(pipeline.training_overrides(job))
+    assert (config.clips_tsv, config.video_root) == (str(job.clips), str(folder)) and config.exp_id == job.exp_id
+
+
+def test_an_experiment_s_name_in_quotes_is_found_again():
+    job = pipeline.read_job(pipeline.parser().parse_args(["--demo"]), ["++exp_id='zweiter_é'"])
+    assert compose(pipeline.training_overrides(job)).exp_id == job.exp_id == "zweiter_é"
+
+
+def test_a_terminal_that_lacks_a_name_s_letters_gets_them_escaped():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    script = "from mmaudio import cli\ncli.run(lambda arguments: print('caf\\xe9'))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "caf\\xe9\n"), result.stderr

@@ -330,12 +330,12 @@ def test_the_command_that_trains_again_states_the_settings():
     lora = LoRAConfig(rank=8, target_modules=["fused_blocks[*].ffn"], rank_pattern={"ffn": 4})
     config = TrainConfig(exp_id="x", model=MODEL, learning_rate=1e-3, preserve_base=0.5, lora=lora, amp=False)
     adapter = adapters.AdapterFile(lora, {}, MODEL, "", config=config.plain())
-    request = Request(Path("a.pt"), Path("v"), Path("c.tsv"), Path("f"), Path("o"))
+    request = Request(Path("a.pt"), Path("v"), Path("ö #1/c.tsv"), Path("f's ${x}"), Path("o"))
     text = dict(commands(request, model_spec(MODEL), adapter))["Train again"]
     python, script, *overrides = shlex.split(text)
     assert (python, script) == ("python", "train_lora.py")
     again = compose(overrides).plain()
-    places = {"exp_id": "again", "clips_tsv": "c.tsv", "features_dir": "f"}
+    places = {"exp_id": "again", "clips_tsv": "ö #1/c.tsv", "features_dir": "f's ${x}"}
     assert again == {**config.plain(), **places}
 
 

@@ -230,3 +230,16 @@ def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
         state = new_state(network, config, 2)
         sizes.append(saved_bytes(state, material(network, small_world.clips(2), torch.device("cpu")), config, 1))
     assert 0 < 2 * sizes[1] < sizes[0]
+
+
+def test_a_batch_that_memory_cannot_hold_is_said_at_the_start(tmp_path):
+    from mmaudio.finetune.dataset import material
+    from mmaudio.finetune.state import new_state
+    from mmaudio.finetune.summary import memory_line
+
+    said = []
+    for size in (2, 10**8):
+        config, network = small_world.config(tmp_path, batch_size=size), mini()
+        state = new_state(network, config, 2)
+        said.append(memory_line(state, material(network, small_world.clips(2), torch.device("cpu")), None, config))
+    assert "are free" not in said[0] and said[1].endswith("lower batch_size and raise gradient_accumulation_steps")

@@ -69,6 +69,13 @@ def call(data, output, *more):
     )
 
 
+def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    result = subprocess.run(command(data, tmp_path / "notes" / "x"), capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "notes" in result.stderr and "Not a directory" in result.stderr
+
+
 @pytest.mark.slow
 def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -99,6 +106,7 @@ def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
     [
         ("batchsize=2", 2, "did you mean 'batch_size'"),
         ("learning_rate=-1", 2, "learning_rate=-1"),
+        ("seed=99999999999999999999", 2, "seed=1e+20: expected at least 0"),
         ("quick", 2, "key=value"),
         ("clips_tsv=absent.tsv", 1, "absent.tsv: not there"),
     ],

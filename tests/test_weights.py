@@ -63,6 +63,7 @@ def test_sizes_are_those_of_the_released_keys(model, part, keys):
 
 def test_places_are_looked_in_in_order(tmp_path):
     places = [tmp_path / "mine", Path("weights"), Path("ext_weights"), weights.cache()]
+    places[0].mkdir()
     for place in reversed(places):
         put(place / NETWORK)
         assert weights.find("small_16k", "network", tmp_path / "mine") == place / NETWORK
@@ -70,6 +71,11 @@ def test_places_are_looked_in_in_order(tmp_path):
     assert loaded.path.parent.name == "mine"
     assert torch.equal(loaded.state["a.weight"], STATE["a.weight"])
     assert loaded.identity == hashlib.sha256(loaded.path.read_bytes()).hexdigest()
+
+
+def test_a_folder_of_weights_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(WeightsError, match="typo: not there; a folder of weights is expected"):
+        weights.missing("small_16k", tmp_path / "typo")
 
 
 def test_a_vocoder_file_keeps_its_weights_under_generator(tmp_path):

@@ -18,6 +18,7 @@ from mmaudio.evaluation.report import Background
 from mmaudio.evaluation.request import Request
 from mmaudio.evaluation.sections import read_history
 from mmaudio.model.spec import ModelSpec
+from mmaudio.quoting import quoted
 
 PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")
 SHOWN = 8
@@ -147,9 +148,10 @@ def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tu
 def _training(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[str]:
     """The command that trains such an adapter: every setting that is not the default's."""
     places = {"exp_id": "again", "model": spec.name, "clips_tsv": request.clips, "features_dir": request.features}
+    stated = {name: quoted(value) for name, value in places.items()}
     given = {name: value for name, value in adapter.config.items() if name not in places}
     own = _differing(given, TrainConfig().plain())
-    return ["python", "train_lora.py", *(f"{name}={value}" for name, value in {**places, **own}.items())]
+    return ["python", "train_lora.py", *(f"{name}={value}" for name, value in {**stated, **own}.items())]
 
 
 def _differing(config: Mapping[str, Any], usual: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -165,11 +167,12 @@ def _differing(config: Mapping[str, Any], usual: Mapping[str, Any], prefix: str 
 
 
 def _override(value: object, inside: bool = False) -> str:
-    """A value in Hydra's grammar; texts within lists are quoted, keys never."""
+    """A value in Hydra's grammar; texts within lists are always quoted, keys never."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_override(own, True)}" for key, own in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_override(own, True) for own in value) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"'{value}'" if inside and isinstance(value, str) else str(value)
+    text = quoted(value)
+    return f"'{text}'" if inside and isinstance(value, str) and text == value else text

@@ -18,6 +18,7 @@ from mmaudio.finetune.measures import sample_draws
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import losses
+from mmaudio.memory import free_memory
 from mmaudio.model.lora import parameter_counts
 from mmaudio.model.lora_config import LoRAConfig
 
@@ -75,7 +76,11 @@ def memory_line(state: TrainState, clips: Material, held: Material | None, confi
         "data": sum(part.nbytes() for part in (clips, held) if part is not None),
     }
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
-    return f"memory:     about {sum(parts.values()) / 1e9:.2f} GB ({listed})"
+    line = f"memory:     about {sum(parts.values()) / 1e9:.2f} GB ({listed})"
+    free = free_memory(next(state.model.parameters()).device)
+    if parts["gradients and optimizer"] + parts["activations"] <= free:
+        return line
+    return f"{line}; only {free / 1e9:.2f} GB are free: lower batch_size and raise gradient_accumulation_steps"
 
 
 def saved_bytes(state: TrainState, clips: Material, config: TrainConfig, count: int) -> int:
