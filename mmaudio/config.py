@@ -166,9 +166,9 @@ class TrainConfig:
     """Recompute activations: a third slower, several times less memory."""
     compile: bool = False
     """torch.compile for each block: minutes at the start, faster steps on a GPU."""
-    cuda_graph: bool = True
-    """On a GPU, record a batch once and replay it: a small network's operations take longer to start than to run.
-    false where recording fails. Not with gradient_checkpointing, preserve_base or lora.enabled=false."""
+    cuda_graph: bool = False
+    """On a GPU, record a batch once and replay it, for speed: a small network's operations take longer to start than
+    to run. Not with gradient_checkpointing, preserve_base, lora.enabled=false or features that do not fit there."""
     features_in_memory: bool | None = None
     """true: all features on the device, for speed. false: read from disk for every batch, to the same numbers, where
     there are too many. null: true where they fit into half of the device's free memory."""

@@ -7,6 +7,7 @@ import torch
 from media import make_video
 
 from mmaudio.data.video import probe
+from mmaudio.errors import ConfigError
 from mmaudio.features import benchmark, clip, synchformer
 from mmaudio.features.encoding import read_material
 from mmaudio.model.spec import SECONDS
@@ -44,6 +45,20 @@ def test_the_command_compares_precisions(video, capsys):
     assert len(errors) == 2 and all(0 < error < 0.05 for error in errors)
     shares = re.findall(r"\(([\d.]+) and ([\d.]+) of the matrix products' speed\)", printed)
     assert len(shares) == 2 and all(0 < float(share) < 1 for pair in shares for share in pair)
+
+
+def test_the_encoders_alone_are_timed_without_a_video(capsys):
+    assert benchmark.main(["--encoders", "tiny_16k", "--clips", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("tiny_16k, 1 clips of 8 s")
+    found = re.findall(r"(CLIP|Synchformer) +([\d.]+) s a clip, ([\d.]+) of the matrix products' speed", printed)
+    assert len(found) == 2 and all(float(seconds) > 0 and float(share) < 1 for _, seconds, share in found)
+
+
+@pytest.mark.parametrize("flags", [[], ["--encoders", "tiny_16k", "--clips", "0"]])
+def test_what_it_cannot_time_is_said(flags):
+    with pytest.raises(ConfigError, match=r"which video|at least 1"):
+        benchmark.main(flags)
 
 
 @pytest.mark.slow

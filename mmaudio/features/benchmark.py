@@ -3,6 +3,7 @@
     python -m mmaudio.features.benchmark VIDEO                  # decoding and preprocessing; encoders are not run
     python -m mmaudio.features.benchmark VIDEO --memory         # peak memory of reading all of it
     python -m mmaudio.features.benchmark VIDEO --precision small_16k     # bf16 against float32, random weights
+    python -m mmaudio.features.benchmark --encoders small_16k --device cuda         # CLIP and Synchformer alone
 
 The released encoders' sizes. A video of more than 60 s is also read at a stride of 4 s beside its clips one at a time.
 """
@@ -32,11 +33,15 @@ from mmaudio.data.prefetch import prefetched
 from mmaudio.data.shards import ShardWriter
 from mmaudio.data.video import VideoInfo, decoded, frame_time, opened, picture_stream, probe
 from mmaudio.data.windows import Grid
-from mmaudio.errors import DataError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.features import clip, synchformer
 from mmaudio.features.clip import build_clip
+from mmaudio.features.encoders import Encoders
 from mmaudio.features.encoding import AHEAD, read_material, row_shapes
+from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer, segments
+from mmaudio.generation.benchmark import machine
+from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import CLIP_FPS, MODELS, SECONDS, SYNC_FPS, lengths, model_spec
 from mmaudio.speed import matmul_speed
 
@@ -60,15 +65,23 @@ def parser() -> cli.Parser:
     """The command line."""
     made = cli.Parser("Time decoding and preprocessing, and measure their memory.")
     made.prog = "python -m mmaudio.features.benchmark"
-    made.add_argument("video", type=Path, help="a video of at least 8 s with sound")
+    made.add_argument("video", type=Path, nargs="?", help="a video of at least 8 s with sound")
     made.add_argument("--memory", action="store_true", help="peak memory of reading all of it")
     made.add_argument("--precision", choices=list(MODELS), metavar="MODEL", help="bf16 beside float32, on the CPU")
+    made.add_argument("--encoders", choices=list(MODELS), metavar="MODEL", help="CLIP and Synchformer, without a video")
+    made.add_argument("--clips", type=int, default=8, help="with --encoders: clips of 8 s")
+    made.add_argument("--device", default="cpu", help="with --encoders: cpu, cuda or cuda:N")
     return made
 
 
 def main(arguments: list[str]) -> int:
     """Measure what is asked for and print it."""
     args = parser().parse_args(arguments)
+    if args.encoders:
+        encoders_alone(args.encoders, args.clips, cli.pick_device(args.device))
+        return 0
+    if args.video is None:
+        raise ConfigError("which video? python -m mmaudio.features.benchmark VIDEO")
     info = probe(args.video)
     print(f"{info.width} x {info.height}, {info.fps:g} fps, {info.codec}; {platform.machine()}, {threads()} threads")
     if args.precision:
@@ -242,6 +255,34 @@ def compare_precision(info: VideoInfo, model: str) -> None:
             f"matrix products' speed); error over the root mean square: mean {error.mean() / scale:.4f}, "
             f"largest {error.max() / scale:.3f}"
         )
+
+
+def encoders_alone(model: str, clips: int, device: torch.device) -> None:
+    """How long the two encoders take for `clips` clips of 8 s as extraction runs them, random weights and pictures.
+
+    Beside the times, what they are of the matrix-product speed by `planning`'s counts.
+    """
+    if clips < 1:
+        raise ConfigError(f"--clips {clips}: at least 1")
+    spec, dtype = model_spec(model), fast_dtype(device)
+    with device:
+        seeing, moving = build_clip(spec.clip.name).eval(), build_synchformer(spec.sync.name).eval()
+    encoders = Encoders(spec, device, build_mel(spec.codec.name), clip=seeing, sync=moving, dtype=dtype)
+    size, speed = lengths(spec.codec), matmul_speed(device, dtype)
+    stills = torch.randint(256, (clips * size.clip, 3, spec.clip.size, spec.clip.size), dtype=torch.uint8)
+    frames = torch.randint(256, (size.sync_frames, 3, spec.sync.size, spec.sync.size), dtype=torch.uint8)
+    print(f"{model}, {clips} clips of 8 s, {str(dtype).removeprefix('torch.')}; {machine(device)}")
+    runs: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "CLIP": (size.clip * planning.clip_flops(spec.clip), lambda: encoders.frames(stills)),
+        "Synchformer": (
+            size.sync_segments * planning.sync_flops(spec.sync),
+            lambda: encoders.motions([frames] * clips),
+        ),
+    }
+    for name, (flops, run) in runs.items():
+        run()  # the first batches find the size that fits
+        seconds = median(run) / clips
+        print(f"{name:<12} {seconds:7.3f} s a clip, {flops / seconds / speed:.2f} of the matrix products' speed")
 
 
 if __name__ == "__main__":

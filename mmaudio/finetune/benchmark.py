@@ -1,7 +1,7 @@
 """How long a training step takes, beside plain peft on plain modules.
 
     python -m mmaudio.finetune.benchmark                                    # small_16k, rank 64, batch 4, on the CPU
-    python -m mmaudio.finetune.benchmark --batch 32 --device cuda
+    python -m mmaudio.finetune.benchmark --batch 32 --device cuda --cuda_graph --compile
     python -m mmaudio.finetune.benchmark --model large_44k_v2 --batch 8 --checkpointing --device cuda
     python -m mmaudio.finetune.benchmark --model tiny_16k --full            # every weight is trained
 
@@ -61,6 +61,7 @@ def parser() -> cli.Parser:
     made.add_argument("--full", action="store_true", help="train every weight instead of an adapter")
     made.add_argument("--checkpointing", action="store_true", help="recompute activations, both of them")
     made.add_argument("--compile", action="store_true", help="the trainer's compile=true")
+    made.add_argument("--cuda_graph", action="store_true", help="the trainer's cuda_graph=true")
     made.add_argument("--float32", action="store_true", help="no bfloat16")
     made.add_argument("--rounds", type=int, default=5, help="how often each one steps")
     made.add_argument("--threads", type=int, help="processor threads; torch's own choice where not given")
@@ -101,6 +102,7 @@ def training_config(args: Namespace) -> TrainConfig:
     return TrainConfig(
         model=args.model, batch_size=args.batch, gradient_accumulation_steps=1, lora=lora, amp=not args.float32,
         gradient_checkpointing=args.checkpointing, compile=args.compile,
+        cuda_graph=args.cuda_graph,
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def heading(config: TrainConfig, dtype: torch.dtype) -> str:
     """What is measured."""
     lora = config.lora
     kind = f"LoRA rank {lora.rank}, dropout {lora.dropout:g}" if lora.enabled else lora.kind
-    extras = [name for name in ("gradient_checkpointing", "compile") if getattr(config, name)]
+    extras = [name for name in ("gradient_checkpointing", "compile", "cuda_graph") if getattr(config, name)]
     what = [config.model, f"batch {config.batch_size}", kind, str(dtype).removeprefix("torch."), *extras]
     return ", ".join(what)
 

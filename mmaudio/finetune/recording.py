@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
+from mmaudio.errors import TrainingError
 from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import Batch, batch_losses
@@ -89,8 +90,14 @@ class _Recording:
             if weight.grad is not None:
                 weight.grad = gradients.setdefault(weight, torch.zeros_like(weight))
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.losses = batch_losses(state, clips, self.rows, config)
+        try:
+            with torch.cuda.graph(self.graph):
+                self.losses = batch_losses(state, clips, self.rows, config)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"cuda_graph=true: recording failed ({str(error).splitlines()[0]}). Take cuda_graph=false: it trains "
+                "the same, slower"
+            ) from error
         for weight, gradient in zip(weights, kept, strict=True):
             weight.grad = gradient
         torch.cuda.set_rng_state(dropout, device)

@@ -92,7 +92,7 @@ def saved_bytes(state: TrainState, clips: Material, config: TrainConfig, count: 
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its history, an operation that keeps its own result would never be freed
 
     draws = sample_draws(clips, count)
     state.model.eval()  # without dropout, whose masks add little

@@ -137,6 +137,8 @@ class HeldSteps:
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+            if gradient is not None and gradient.stride() != parameter.stride():  # the fused optimizer wants them alike
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.move()
         with torch.no_grad():
