@@ -9,6 +9,7 @@ where they are still valid.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def main(arguments: list[str]) -> int:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag} {value}: at least 1")
+    if args.guidance is not None and not 1 <= args.guidance < math.inf:
+        raise ConfigError(f"--guidance {args.guidance:g}: a number from 1, for none, up; 4.5 is usual")
     device = cli.pick_device(args.device)
     request = Request(
         checkpoint=args.lora_checkpoint,

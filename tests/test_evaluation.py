@@ -356,3 +356,9 @@ def test_an_adapter_of_another_base_is_refused_before_any_work(place, tmp_path):
 def test_numbers_that_make_no_sense_are_refused(place):
     with pytest.raises(ConfigError, match="--samples 0"):
         evaluate_lora.main(command(place, "--samples", "0"))
+
+
+@pytest.mark.parametrize("guidance", ["nan", "inf", "0.5"])
+def test_a_guidance_that_is_none_is_refused_before_any_work(place, guidance):
+    with pytest.raises(ConfigError, match="--guidance"):
+        evaluate_lora.main(command(place, "--guidance", guidance))

@@ -302,3 +302,11 @@ def test_a_clip_without_a_place_or_a_name_is_refused(tmp_path, column, value):
     table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
     with pytest.raises(DataError, match=r"clips\.tsv, line 2"):
         read_clips(table)
+
+
+def test_a_row_that_ends_early_is_named(tmp_path):
+    (tmp_path / "clips.tsv").write_text(
+        "id\tvideo\tstart\tend\tcaption\tsplit\tpeak_db\trms_db\tsilence\na_0\ta.mp4\t0\t8\n"
+    )
+    with pytest.raises(DataError, match=r"clips\.tsv, line 2: fewer cells"):
+        read_clips(tmp_path / "clips.tsv")

@@ -184,6 +184,8 @@ def read_left_out(path: Path) -> list[LeftOut]:
 
 
 def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
+    if None in row.values():
+        raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
     try:
         start, end, peak_db, rms_db, silence = (float(row[name]) for name in NUMBERS)
         measured = {name: float(row[name]) for name in MEASURED if row.get(name)}

@@ -143,6 +143,8 @@ def plan(
     for clip in clips:
         by_video.setdefault(clip.video, []).append(clip)
     durations = {clip.seconds for clip in clips}
+    if not durations:
+        raise DataError("the table of clips has no row; split the videos first")
     if len(durations) != 1:
         raise DataError(f"the table of clips has durations {sorted(durations)}; all of a table have one")
     if not any((root / video).is_file() for video in by_video):
