@@ -166,10 +166,12 @@ def estimates(job: Job, config: TrainConfig, clips: int, device: torch.device) -
     low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
     encoding, training = fast if low else torch.float32, fast if config.amp else torch.float32
     speed = {dtype: matmul_speed(device, dtype) for dtype in {encoding, training}}
-    encoders = speed[encoding] * planning.efficiency(planning.ENCODERS, device, encoding)
-    network = speed[training] * planning.efficiency(planning.TRAINING, device, training)
-    samples = config.steps * config.effective_batch
+    encoders = speed[encoding] * planning.efficiency("encoders", device, encoding)
+    network = speed[training] * planning.efficiency("training", device, training)
+    computing = planning.training_flops(model, config.steps * config.effective_batch) / network
+    batches = config.steps * config.gradient_accumulation_steps
+    starting = 0.0 if device.type == "cpu" else planning.launching(model.network, batches, config.cuda_graph)
     return {
         "extract": planning.extraction_flops(model) * clips / encoders,
-        "train": planning.training_flops(model, samples) / network,
+        "train": max(computing, starting),
     }

@@ -6,8 +6,6 @@ A machine reaches a fraction of its matrix-product speed on whole models: `ENCOD
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from mmaudio.model.spec import SEGMENT_FRAMES, ClipSpec, ModelSpec, NetworkSpec, SyncSpec, lengths
@@ -21,8 +19,16 @@ bfloat16, Synchformer 0.55 to 0.67 and 0.29 to 0.34: `python -m mmaudio.features
 TRAINING = {torch.float32: 0.7, torch.bfloat16: 0.5}
 """The same of a training step: small_16k 0.76 in float32, 0.60 in bfloat16 (`python -m mmaudio.finetune.benchmark`,
 also with `--float32`; the share that it prints is of 0.74 of the operations of `training_flops`)."""
-ON_A_GPU = 0.3
-"""Assumed of both on a GPU, not measured."""
+ON_A_GPU = {"encoders": 0.45, "training": 0.2}
+"""The same on a GPU. Encoders of small_16k on an H200: CLIP 0.55, Synchformer 0.21 (`python -m
+mmaudio.features.benchmark --encoders small_16k --device cuda`). Training of small_16k on an H100, recorded: 12.8 %,
+of 0.74 of the operations (`python -m mmaudio.finetune.benchmark --batch 32 --device cuda --cuda_graph`).
+"""
+BLOCK_SECONDS, RECORDED_BLOCK_SECONDS = 0.01, 0.002
+"""What a processor takes, whatever the batch, to start a GPU's operations for a block of the network, forward and
+backward, without `cuda_graph` and with it: beside an H100, the 12 blocks of small_16k took 0.126 s for 32 clips, and
+recorded 0.022 s for 8.
+"""
 
 
 def transformer_flops(tokens: int, width: int, layers: int, matrices: int = 12) -> float:
@@ -68,9 +74,16 @@ def training_flops(model: ModelSpec, samples: int) -> float:
     return 3.0 * samples * network_flops(model.network)
 
 
-def efficiency(known: Mapping[torch.dtype, float], device: torch.device, dtype: torch.dtype) -> float:
-    """Fraction of the matrix-product speed in `dtype` that a part of the job reaches on `device`."""
-    return known[dtype] if device.type == "cpu" else ON_A_GPU
+def efficiency(part: str, device: torch.device, dtype: torch.dtype) -> float:
+    """Fraction of the matrix-product speed in `dtype` that a part of the job reaches on `device`: a key of ON_A_GPU."""
+    on_cpu = {"encoders": ENCODERS, "training": TRAINING}[part]
+    return on_cpu[dtype] if device.type == "cpu" else ON_A_GPU[part]
+
+
+def launching(spec: NetworkSpec, batches: int, recorded: bool) -> float:
+    """Seconds that a processor takes to start `batches` training batches on a GPU; a step is never faster."""
+    each = RECORDED_BLOCK_SECONDS if recorded else BLOCK_SECONDS
+    return batches * (spec.joint_blocks + spec.fused_blocks) * each
 
 
 def readable(seconds: float) -> str:

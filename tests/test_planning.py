@@ -38,11 +38,18 @@ def test_the_released_clip_encoder_takes_a_teraflop_a_frame():
     assert planning.clip_flops(MODELS["small_16k"].clip) == pytest.approx(1.0e12, rel=0.05)
 
 
-@pytest.mark.parametrize("known", [planning.ENCODERS, planning.TRAINING], ids=["encoders", "training"])
-def test_no_part_is_faster_than_matrix_products(known):
-    shares = {dtype: planning.efficiency(known, torch.device("cpu"), dtype) for dtype in known}
-    assert shares.keys() == {torch.float32, torch.bfloat16} and all(0 < share < 1 for share in shares.values())
-    assert planning.efficiency(known, torch.device("cuda"), torch.bfloat16) == planning.ON_A_GPU
+@pytest.mark.parametrize("part", ["encoders", "training"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_part_is_faster_than_matrix_products(part, device, dtype):
+    assert 0 < planning.efficiency(part, torch.device(device), dtype) < 1
+
+
+def test_small_batches_on_a_gpu_wait_for_their_start():
+    spec = MODELS["tiny_16k"].network
+    plain, recorded = (planning.launching(spec, 12_000, how) for how in (False, True))
+    assert plain == pytest.approx(12_000 * (spec.joint_blocks + spec.fused_blocks) * 0.01)
+    assert recorded < plain / 2
 
 
 @pytest.mark.parametrize(
