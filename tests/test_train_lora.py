@@ -16,6 +16,7 @@ from test_reference import write_set
 from mmaudio.adapters import read_adapter
 from mmaudio.data.clips import write_clips
 from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
+from mmaudio.finetune.run import alone
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import model_spec
 
@@ -74,6 +75,13 @@ def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
     result = subprocess.run(command(data, tmp_path / "notes" / "x"), capture_output=True, text=True, check=False)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "notes" in result.stderr and "Not a directory" in result.stderr
+
+
+def test_two_trainings_never_write_one_experiment(data, tmp_path):
+    with alone(tmp_path / "out" / "exp"):
+        result = subprocess.run(command(data, tmp_path / "out"), capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "another process trains this experiment" in result.stderr
+    assert [path.name for path in (tmp_path / "out" / "exp").iterdir()] == [".claims"]
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ outcome = train(compose(["model=tiny_16k", "preset=quick"]), torch.device("cpu")
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from mmaudio import weights
 from mmaudio.config import TrainConfig
+from mmaudio.data.claims import Claims
 from mmaudio.data.features import ClipSet, FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.features.loading import load_frozen
@@ -37,7 +40,18 @@ def train(config: TrainConfig, device: torch.device, team: Team | None = None) -
     weights.fetch(config.model, ("network",), _folder(config), config.offline)
     network, sha256 = load_network(config, device)
     network.set_duration(train_set.seconds)
-    return train_on(network, sha256, config, train_set, held_set, team or Team(device=device))
+    team = team or Team(device=device)
+    with alone(experiment_folder(config)) if team.leads else nullcontext():
+        return train_on(network, sha256, config, train_set, held_set, team)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Keep other trainings from writing into the experiment `root`; TrainingError where one does so already."""
+    with Claims(root) as claims:
+        if not claims.take("training"):
+            raise TrainingError(f"{root}: another process trains this experiment; wait for it, or take another exp_id")
+        yield
 
 
 def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, str]:
