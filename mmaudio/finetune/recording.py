@@ -91,7 +91,7 @@ class _Recording:
                 weight.grad = gradients.setdefault(weight, torch.zeros_like(weight))
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.device(device), torch.cuda.graph(self.graph):
                 self.losses = batch_losses(state, clips, self.rows, config)
         except RuntimeError as error:
             raise TrainingError(
