@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -289,17 +290,28 @@ def _script(name: str) -> str:
 
 
 def finish(job: Job, start: float) -> None:
-    """The last lines: how long it took, the report, the adapter and the command that uses it."""
+    """The last lines: how long it took, the report, the adapter and the command that uses it, on a held-out video."""
+    from mmaudio.data.clips import read_clips
+
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    example = job.videos / "VIDEO.mp4"
+    clips = read_clips(job.clips)
+    example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
     use = [
-        "python", "-m", "mmaudio.generation", "--video", str(example), "--model", job.model, "--adapter",
+        python(), "-m", "mmaudio.generation", "--video", str(job.videos / example), "--model", job.model, "--adapter",
         str(adapter(job)), "--output", "sound",
     ]  # fmt: skip
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest stage took {peak:.1f} GB of memory.")
     print(f"Report:   {job.experiment / 'report' / 'index.html'}")
     print(f"Adapter:  {adapter(job)}")
     print(f"Generate: {shlex.join(use)}", flush=True)
+
+
+def python() -> str:
+    """This interpreter as a command: short where its environment is active, else a path."""
+    here = Path(sys.executable)
+    if shutil.which("python") == str(here):
+        return "python"
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def main(arguments: list[str]) -> int:
