@@ -10,7 +10,7 @@ from mmaudio.features.encoders import load_encoders
 from mmaudio.generation.sampler import load_sampler, mel_of
 from mmaudio.model.spec import model_spec
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretraining import shards  # noqa: F401, the fixture
 
 from mmaudio.errors import TrainingError
 from mmaudio.features.encoders import load_encoders
@@ -17,10 +16,7 @@ from mmaudio.pretraining.held import Objective
 from mmaudio.pretraining.loop import Recipe, train
 from mmaudio.pretraining.stages import TRAINED, Plan, Pretraining
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU; the recipe's steps run on one here"),
-]
+pytestmark = pytest.mark.gpu
 STEPS = 8
 """Three are computed as they are, the others replayed."""
 
@@ -58,7 +54,7 @@ def small(monkeypatch):
     monkeypatch.setattr(codec, "BROAD", 3)
 
 
-def test_every_stage_trains_as_on_the_cpu(shards, tmp_path, small):  # noqa: F811
+def test_every_stage_trains_as_on_the_cpu(shards, tmp_path, small):
     stages = ("sync", "vae", "clip", "features", "network")
     cpu, cpu_lines = pretraining(tmp_path / "cpu", shards, "cpu")
     cpu.run(stages)
@@ -82,7 +78,7 @@ def test_every_stage_trains_as_on_the_cpu(shards, tmp_path, small):  # noqa: F81
     torch.testing.assert_close(sampler.network.final_layer.conv.weight.float(), weights)
 
 
-def test_replayed_steps_are_those_computed_anew(shards, tmp_path, small):  # noqa: F811
+def test_replayed_steps_are_those_computed_anew(shards, tmp_path, small):
     ends = []
     for record in (True, False):
         run, lines = pretraining(tmp_path / str(record), shards, "cuda", record=record)

@@ -8,7 +8,7 @@ from mmaudio.errors import TrainingError
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.model.networks import build_network
 from mmaudio.pretraining import codec, data, sync
-from mmaudio.pretraining.data import load_shard, make_shards
+from mmaudio.pretraining.data import load_shard
 from mmaudio.pretraining.loop import Optimizers, Recipe, step_generator, train
 from mmaudio.pretraining.stages import Plan, Pretraining
 
@@ -90,15 +90,6 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
     with pytest.raises(TrainingError, match="step 0"):
         train(module, lambda generator: module.weight.sum() * torch.nan, QUICK, tmp_path / "a.pt", 1, quiet)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "SHARD", 3)
-        list(make_shards(folder, 5, 1, 1))
-    return folder
 
 
 def test_a_shard_holds_what_was_drawn(shards):

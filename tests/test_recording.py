@@ -21,7 +21,6 @@ from mmaudio.finetune.summary import saved_bytes
 from mmaudio.finetune.team import Team
 from mmaudio.model.lora import LoRAConfig, Phase
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 NO_DROPOUT = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)
 
 
@@ -61,7 +60,7 @@ def gradient_nodes(state):
     return {name: weight.expand_as(weight).grad_fn.next_functions[0][0] for name, weight in state.trained().items()}
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "settings", [{"cuda_graph": False}, {"gradient_checkpointing": True}, {"preserve_base": 0.5}], ids=str
 )
@@ -82,7 +81,7 @@ def steps(folder, batch, seeds, sizes, **settings):
     return found, {name: weight.grad.clone() for name, weight in state.trained().items()}, batch
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{}, {"compile": True}, {"amp": True}], ids=str)
 def test_losses_and_added_gradients_are_the_plain_ones(tmp_path, settings):
     tolerance = 2e-2 if settings.get("amp") else 1e-3  # TF32 and bf16 products, in another order where compiled
@@ -97,7 +96,7 @@ def test_losses_and_added_gradients_are_the_plain_ones(tmp_path, settings):
         assert_close(gradients[name], known, tolerance)
 
 
-@gpu
+@pytest.mark.gpu
 def test_dropout_is_the_plain_passes_and_follows_the_steps_seed(tmp_path):
     plain, expected, _ = steps(tmp_path, batch_losses, [7, 8], [4, 4])
     for seed, same in ((8, True), (9, False)):
@@ -119,7 +118,7 @@ def run(folder, **settings):
     return numbers, read_adapter(outcome.folder / "lora_checkpoints" / "last_lora.pt").state
 
 
-@gpu
+@pytest.mark.gpu
 def test_a_recorded_run_is_the_plain_one_and_resumes(tmp_path):
     plain, _ = run(tmp_path / "plain", max_steps=6, cuda_graph=False)
     whole, adapter = run(tmp_path / "whole", max_steps=6)
@@ -131,7 +130,7 @@ def test_a_recorded_run_is_the_plain_one_and_resumes(tmp_path):
         assert_close(resumed[name], value, 1e-2)
 
 
-@gpu
+@pytest.mark.gpu
 def test_a_rank_that_grows_is_recorded_anew(tmp_path):
     phases = LoRAConfig(rank=2, alpha=4.0, dropout=0.0, phases=[Phase(2, 3), Phase(4, 6)])
     plain, _ = run(tmp_path / "plain", max_steps=6, cuda_graph=False, lora=phases)
