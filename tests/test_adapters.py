@@ -139,6 +139,7 @@ def by_peft(folder, network=None, **settings):
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -105,6 +105,7 @@ def test_nothing_below_the_entry_points_reads_the_process(path):
         assert not where, f"{path.name}: {where[0].strip()}"
 
 
+@pytest.mark.slow
 def test_importing_prints_and_reads_nothing():
     modules = ["mmaudio." + name_of(path) for path in SOURCES if name_of(path) and "__main__" not in name_of(path)]
     script = "import sys, importlib\nstate = dict(__import__('os').environ)\n"
@@ -114,6 +115,7 @@ def test_importing_prints_and_reads_nothing():
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["mmaudio/checks.py", "training/split_videos_for_finetuning.py"])
 def test_what_only_looks_at_files_and_settings_waits_for_no_large_package(script):
     code = f"import runpy, sys\nrunpy.run_path({str(ROOT / script)!r})\n"

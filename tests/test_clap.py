@@ -47,6 +47,7 @@ def reference(folder: Path, waves: torch.Tensor, caption: str) -> torch.Tensor:
         return model(**inputs).logits_per_audio[:, 0] / model.logit_scale_a.exp()
 
 
+@pytest.mark.slow
 def test_the_similarity_is_that_of_transformers_outputs(folder, judge):
     waves = noise(8, 2, 48_000)
     expected = reference(folder, waves, "a dog barks")
@@ -106,6 +107,7 @@ cli.run(main)
 """
 
 
+@pytest.mark.slow
 def test_it_is_fetched_through_the_hub_where_it_is_named_and_kept_there(folder, tmp_path):
     def find(*arguments: str) -> str:
         environment = {**os.environ, "HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}

@@ -39,6 +39,7 @@ def arguments(tmp_path):
     return [text for name, place in flags.items() for text in (f"--{name}", str(tmp_path / place))]
 
 
+@pytest.mark.slow
 def test_settings_stand_beside_the_first_run(tmp_path, arguments, capsys):
     command = [*arguments, "--only", "another seed", "--", *SHORT]
     assert main(command) == 0  # a seed changes more than a few steps of the others
@@ -63,6 +64,7 @@ def test_settings_stand_beside_the_first_run(tmp_path, arguments, capsys):
     assert again.count("nothing to do") == 2 and again.endswith("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, arguments, capsys, monkeypatch):
     command, original = [*arguments, "--only", "another seed", "--", *SHORT], Tracker.stepped
 
@@ -80,11 +82,13 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, arguments, caps
     assert main(command) == 0 and "resumed:    at step 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_validation_there_is_nothing_to_compare(arguments):
     with pytest.raises(DataError, match="no evaluation in it"):
         main([*arguments, "--", *SHORT, "validation.enabled=false"])
 
 
+@pytest.mark.slow
 def test_every_trial_changes_something_and_composes():
     plain = compose(["preset=quick"]).plain()
     assert len({trial.folder for trial in TRIALS}) == len(TRIALS) and not TRIALS[0].overrides

@@ -83,6 +83,7 @@ def test_a_compiled_run_is_the_uncompiled_one_and_resumes_bit_for_bit(tmp_path):
     assert parts == whole and all(torch.equal(resumed[name], value) for name, value in adapter.items())
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_what_to_do(tmp_path):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "CXX": str(tmp_path / "g++"),

@@ -29,6 +29,7 @@ def test_the_yaml_and_the_schema_agree():
     assert compose([]) == TrainConfig(), "config/lora_config.yaml restates the dataclasses' defaults; one has changed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_compose_and_all_but_the_default_size_change_something(name):
     assert (compose([f"preset={name}"]) == compose([])) == (name == "small")

@@ -57,6 +57,7 @@ def onset(path):
         return start + loud[0] / stream.rate, start + loud[-1] / stream.rate, stream.codec_context.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "muxer", "encoder", "options", "suffix"), KINDS)
 def test_the_picture_is_copied_and_the_sound_is_in_time(tmp_path, name, muxer, encoder, options, suffix):
     rate = 44_100  # which Opus does not have: it is resampled

@@ -31,6 +31,7 @@ def through(corpus, tmp_path_factory):
     return table
 
 
+@pytest.mark.slow
 def test_every_file_is_used_or_left_out_with_the_right_reason(through):
     clips = read_clips(through)
     rows = read_left_out(left_out_path(through))
@@ -43,6 +44,7 @@ def test_every_file_is_used_or_left_out_with_the_right_reason(through):
     assert len(USED) + len(LEFT_OUT) == len({clip.video for clip in clips}) + len(whole)
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_file(through):
     page = through.with_suffix(".report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") >= len(USED)
@@ -52,6 +54,7 @@ def test_the_page_shows_every_file(through):
     assert "it&#39;s &#34;quoted&#34; &amp; spaced.mkv" in page
 
 
+@pytest.mark.slow
 def test_no_window_lies_across_a_gap(through):
     for clip in read_clips(through):
         if clip.video.startswith("gap"):
@@ -60,6 +63,7 @@ def test_no_window_lies_across_a_gap(through):
     assert Counter(row.reason.split(":")[0] for row in rows) == {"too short": 2}
 
 
+@pytest.mark.slow
 def test_a_second_look_leaves_no_file_open_and_no_memory_taken(corpus):
     files = [corpus / name for name in (*USED, *LEFT_OUT)]
     process = psutil.Process()
@@ -77,6 +81,7 @@ def test_a_second_look_leaves_no_file_open_and_no_memory_taken(corpus):
     assert grown - memory < 20e6
 
 
+@pytest.mark.slow
 def test_what_the_files_are(corpus):
     assert probe(corpus / "turned.mp4").rotation in (90, 270)
     assert probe(corpus / "starts at 5 s.ts").origin > 4

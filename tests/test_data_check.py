@@ -62,6 +62,7 @@ def place(tmp_path_factory, nothing_ships):
     return root
 
 
+@pytest.mark.slow
 def test_the_late_sound_is_listed_and_the_others_are_not(place, capsys):
     evaluate_lora.main(command(place, "--check-data", "--metrics", "mel_l1", "--steps", "1", "--strengths", ""))
     lines = capsys.readouterr().out.splitlines()
@@ -87,6 +88,7 @@ def test_a_video_that_is_away_and_a_table_without_training_clips_are_named(place
         evaluate_lora.main(command(place, "--check-data", "--test_videos", str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_desync_s_two_offsets_have_to_agree_far_from_zero(place, tmp_path):
     add_classifier(tmp_path)
     judge = load_desync(MODEL, tmp_path)

@@ -120,6 +120,7 @@ def done(place):
     return place / "exp"
 
 
+@pytest.mark.slow
 def test_metrics_json_keeps_its_contract(done):
     results = json.loads((done / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 4, 3)
@@ -140,6 +141,7 @@ def test_metrics_json_keeps_its_contract(done):
     assert results["forgetting"] == {}
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_per_clip(done):
     with (done / "metrics.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -153,6 +155,7 @@ def test_the_table_has_a_line_per_clip(done):
     assert mean == pytest.approx(results["mel_l1"]["adapted"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_stands_alone_and_names_everything(done):
     html = (done / "report" / "index.html").read_text()
     links = re.findall(r'(?:src|href|poster)="([^"#][^"]*)"', html)
@@ -169,6 +172,7 @@ def test_the_report_stands_alone_and_names_everything(done):
     assert "<polyline" in html and "1.500 before, 1.100 at its lowest" in html
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_another_seed_does(done, place, capsys):
     report = done / "report" / "index.html"
     before = report.stat().st_mtime_ns
@@ -183,6 +187,7 @@ def test_a_second_run_does_nothing_and_another_seed_does(done, place, capsys):
     assert second["metrics"].keys() - first["metrics"].keys() == {"duplicates", "diversity"}
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
     output = place / "interrupted"
     real = evaluate_lora.evaluate.__globals__["decode"]
@@ -202,6 +207,7 @@ def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
     assert not (output / ".evaluation").exists()
 
 
+@pytest.mark.slow
 def test_what_was_forgotten_is_measured_on_other_videos(place, tmp_path):
     videos, base = tmp_path / "general", tmp_path / "weights"
     make_base(base)
@@ -220,6 +226,7 @@ def test_what_was_forgotten_is_measured_on_other_videos(place, tmp_path):
     assert "Too few held-out videos for a verdict" in html and "3 clips from 3 videos" in html
 
 
+@pytest.mark.slow
 def test_losses_and_sounds_do_not_depend_on_the_batch(place):
     sampler = load_sampler(MODEL, place / "weights")
     sampler.network.set_duration(SECONDS)
@@ -258,6 +265,7 @@ def test_few_clips_are_spread_over_the_videos():
     assert spread(videos, None) == list(range(8))
 
 
+@pytest.mark.slow
 def test_the_adapter_at_half_strength_is_one_of_half_its_alpha(place, tmp_path, monkeypatch):
     """In float32: a merged adapter and one beside the weights round otherwise."""
     monkeypatch.setattr(evaluate_lora, "fast_dtype", lambda device: torch.float32)
@@ -281,6 +289,7 @@ def test_the_adapter_at_half_strength_is_one_of_half_its_alpha(place, tmp_path, 
     assert "At which strength?" in (tmp_path / "whole" / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_clips_of_videos_that_were_trained_on_are_refused_or_marked(place, tmp_path):
     clips = read_clips(place / "clips.tsv")
     write_clips(tmp_path / "clips.tsv", [replace(clip, split="test") for clip in clips])
@@ -303,6 +312,7 @@ def test_a_video_that_is_divided_by_time_is_known_and_not_refused(place, tmp_pat
     assert "1 of these 1 clip are of videos" in (tmp_path / "out" / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_names_no_base_takes_it_from_the_command(place, tmp_path):
     adapter = adapters.read_adapter(place / "exp" / "lora_checkpoints" / "best_lora.pt")
     adapters.write_adapter(tmp_path / "a.pt", replace(adapter, base_model="", base_sha256=""))
@@ -315,6 +325,7 @@ def test_an_adapter_that_names_no_base_takes_it_from_the_command(place, tmp_path
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == MODEL
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_results_at_the_adapters_step(done):
     events = EventAccumulator(str(done / "evaluation")).Reload()
     results = json.loads((done / "metrics.json").read_text())

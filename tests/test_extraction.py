@@ -117,6 +117,7 @@ def test_a_second_run_redoes_nothing_and_the_same_input_gives_the_same_bits(fold
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_redone(folder, weights, tmp_path_factory):
     run(folder, weights)
     before = contents(folder)
@@ -208,6 +209,7 @@ def test_overlapping_clips_share_the_frames_of_the_same_instants(folder, encoder
         torch.testing.assert_close(together["clip_features"][number], rows["clip_features"][0], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_clip_from_the_middle_is_the_same_as_a_file_of_its_own(tmp_path, encoders):
     """The packets of seconds 4 to 12 of a long video, copied into a file: the same pictures, the same features."""
     long, own = tmp_path / "long.mkv", tmp_path / "own.mkv"

@@ -18,6 +18,7 @@ def video(tmp_path_factory):
     return make_video(tmp_path_factory.mktemp("videos") / "a.mp4", 9.0)
 
 
+@pytest.mark.slow
 def test_one_pass_and_one_clip_at_a_time_read_the_same(video):
     info = probe(video)
     window, sound = next(read_material(info, [0.0], SECONDS, benchmark.MODEL.codec, benchmark.grids()))
@@ -29,6 +30,7 @@ def test_one_pass_and_one_clip_at_a_time_read_the_same(video):
     assert benchmark.ours(info, [0.0, 1.0]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_says_what_each_part_takes(video, capsys):
     assert benchmark.main([str(video)]) == 0
     printed = capsys.readouterr().out
@@ -38,6 +40,7 @@ def test_the_command_says_what_each_part_takes(video, capsys):
     assert re.search(r"8 s: [\d.]+ s \(\d+ frames/s, [\d.]+ clips/s\); one clip at a time: [\d.]+ s", printed)
 
 
+@pytest.mark.slow
 def test_the_command_compares_precisions(video, capsys):
     assert benchmark.main([str(video), "--precision", "tiny_16k"]) == 0
     printed = capsys.readouterr().out
@@ -47,6 +50,7 @@ def test_the_command_compares_precisions(video, capsys):
     assert len(shares) == 2 and all(0 < float(share) < 1 for pair in shares for share in pair)
 
 
+@pytest.mark.slow
 def test_the_encoders_alone_are_timed_without_a_video(capsys):
     assert benchmark.main(["--encoders", "tiny_16k", "--clips", "1"]) == 0
     printed = capsys.readouterr().out

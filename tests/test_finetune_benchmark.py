@@ -44,6 +44,7 @@ def both(dtype=torch.float32, **settings):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"enabled": False}], ids=str)
 def test_contestants_have_the_same_losses_and_gradients(settings):
     (plain_losses, plain), (our_losses, ours) = both(**settings)
@@ -55,6 +56,7 @@ def test_contestants_have_the_same_losses_and_gradients(settings):
         assert_close(gradient, plain[name], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--full", "--checkpointing", "--float32"]], ids=str)
 def test_the_table_names_what_was_measured(arguments, capsys):
     assert main(["--model", "tiny_16k", "--batch", "2", "--rank", "8", "--rounds", "1", *arguments]) == 0

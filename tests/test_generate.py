@@ -32,6 +32,7 @@ def encoders(base):
     return load_encoders(MODEL, base, parts=SEEING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1, 1.37, 5, 8, 30])
 def test_any_duration_is_one_pass_of_its_own_length(sampler, encoders, seconds):
     calls = []
@@ -93,6 +94,7 @@ def test_prompts_and_their_opposites_are_heard(base, sampler, encoders):
         assert all((sound - other).abs().max() > 1e-3 for other in sounds[index + 1 :])
 
 
+@pytest.mark.slow
 def test_the_solver_is_part_of_the_wish(sampler, encoders):
     euler, midpoint, fine = (
         generate(sampler, encoders, Wish(None, "rain", seconds=1, steps=steps, method=method))

@@ -76,6 +76,7 @@ def test_a_video_gets_its_sound(base, tmp_path, capsys):
     assert said["prompt"] == "a ball" and said["negative_prompt"] == "hum" and said["seed"] == 0 and said["steps"] == 2
 
 
+@pytest.mark.slow
 def test_seed_prompt_video_and_solver_all_matter_and_nothing_else_does(base, tmp_path):
     video = ["--video", base / "clip.mp4"]
     takes = {
@@ -94,6 +95,7 @@ def test_seed_prompt_video_and_solver_all_matter_and_nothing_else_does(base, tmp
     assert len({sound_of(tmp_path / f"{name}.flac").tobytes() for name in takes}) == len(takes) - 1
 
 
+@pytest.mark.slow
 def test_samples_are_named_by_their_seeds_and_sound_as_they_do(base, tmp_path, capsys):
     text = ["--prompt", "a dog barks", "--seconds", "1"]
     assert generated(base, tmp_path / "a", *text, "--samples", "3", "--seed", "4") == 0
@@ -110,6 +112,7 @@ def test_samples_are_named_by_their_seeds_and_sound_as_they_do(base, tmp_path, c
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_adapter_acts_by_its_strength(base, adapter, tmp_path):
     text = ["--prompt", "a dog barks", "--seconds", "1"]
     assert generated(base, tmp_path / "base.flac", *text) == 0
@@ -162,6 +165,7 @@ def test_a_folder_is_made_with_its_encoders_loaded_once(base, tmp_path, capsys, 
     assert comment_of(out / "b.flac")["prompt"] == "a cat" and comment_of(out / "a.webm.webm")["prompt"] == "a dog"
 
 
+@pytest.mark.slow
 def test_a_folder_goes_on_where_it_stopped(base, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -203,6 +207,7 @@ def test_what_is_there_is_not_overwritten_unasked(base, tmp_path):
             generated(base, base, "--folder", base, *more)
 
 
+@pytest.mark.slow
 def test_a_sound_begins_where_it_is_told_to_and_notes_say_what_is_left_silent(base, tmp_path, capsys):
     make_video(tmp_path / "a.mp4", 0, 3.0)
     assert generated(base, tmp_path / "b.mp4", "--video", tmp_path / "a.mp4", "--start", "1", "--seconds", "1.5") == 0

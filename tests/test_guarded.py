@@ -24,6 +24,7 @@ def test_what_does_not_come_back_is_lost_and_the_next_is_not():
         assert guarded(("end",), 30.0) == "END"
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_too_long_is_left_out_and_looked_at_again(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

@@ -248,6 +248,7 @@ def settings():
             yield pytest.param(part.replace("[...]", "['fused_blocks[*].attn.qkv']"), id=f"{name} {number}".strip(" 0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", settings())
 def test_every_key_of_the_settings_is_accepted(tmp_path, text):
     folder = shutil.copytree(FOLDER, tmp_path / "config")
@@ -308,6 +309,7 @@ def loudness(audio):
     return build_mel(MODEL)(audio[None])[0]
 
 
+@pytest.mark.slow
 def test_the_python_api_loads_tells_and_generates(names, guide):
     lora_model, audio = names["lora_model"], names["audio"]
     assert audio.shape == (lengths(model_spec(MODEL).codec, SECONDS).samples,)
@@ -319,6 +321,7 @@ def test_the_python_api_loads_tells_and_generates(names, guide):
     assert f"{size / 1e6:.1f} MB in " in names["said"]
 
 
+@pytest.mark.slow
 def test_strength_and_seed_reach_the_sound(names, guide):
     lora_model, audio, video = names["lora_model"], names["audio"], guide / "test.mp4"
     again = lora_model.generate_from_video(video_path=video, prompt="audio for this video")
@@ -333,6 +336,7 @@ def test_strength_and_seed_reach_the_sound(names, guide):
     assert (loudness(base) - loudness(expected)).abs().mean() < 0.01
 
 
+@pytest.mark.slow
 def test_a_custom_configuration_adapts_what_it_names(guide):
     found = {}
     run(CUSTOM_CONFIGURATION, guide, found)
@@ -348,6 +352,7 @@ def test_a_custom_configuration_adapts_what_it_names(guide):
     assert sorted(lora_layers(model)) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_a_merged_model_sounds_the_same(names, guide):
     lora_model, adapted = names["lora_model"], names["audio"]
     found = dict(names)
@@ -367,6 +372,7 @@ def test_a_merged_model_sounds_the_same(names, guide):
     assert merged_off < base_off / 3
 
 
+@pytest.mark.slow
 def test_phases_of_progressive_training_are_settings(guide):
     found = {"LoRAConfig": LoRAConfig}
     run(PROGRESSIVE, guide, found)
@@ -380,6 +386,7 @@ def test_phases_of_progressive_training_are_settings(guide):
         add_lora(build_network("small_16k"), config.lora)
 
 
+@pytest.mark.slow
 def test_the_checks_show_every_adapted_layer_and_the_progress(names, guide):
     python, _, shell = CHECKS.partition("# Check training progress\n")
     said = run(python, guide, names)
@@ -398,6 +405,7 @@ def test_the_checks_show_every_adapted_layer_and_the_progress(names, guide):
     assert events.Reload().Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_the_targets_are_the_defaults(names):
     targeted, kept = (block.splitlines()[1:] for block in TARGETS.split("\n\n"))
     assert tuple(line.split()[0] for line in targeted) == DEFAULT_TARGETS
@@ -409,6 +417,7 @@ def test_the_targets_are_the_defaults(names):
     assert not any(weight.requires_grad for module in frozen for weight in module.parameters())
 
 
+@pytest.mark.slow
 def test_the_formula_is_what_is_computed(names, guide):
     layer = names["lora_model"].network.fused_blocks[0].attn.qkv
     found = {

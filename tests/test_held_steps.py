@@ -151,6 +151,7 @@ def test_other_words_for_steps_are_refused(word, said):
         steps_from([word])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"), [(["--steps", "synch=3"], "sync"), (["--device", "gpux"], "auto, cpu, cuda")]
 )

@@ -41,6 +41,7 @@ def folder(extracted, tmp_path):
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 def test_verify_lists_and_mends_what_is_wrong(folder, weights):
     before = contents(folder)
     poison(shard_path(folder / "features", "a.mp4"), "sync_features", 1)
@@ -138,6 +139,7 @@ def command(folder, weights):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [["0", "1"], ["0", "0"]], ids=["torchrun", "two runs"])
 def test_two_processes_on_one_folder_share_the_work(folder, weights, ranks):
     """As torchrun starts them, and started twice by accident: every shard is whole and no video is done twice."""

@@ -58,6 +58,7 @@ def done(place):
     return json.loads((place / "exp" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_desync_of_every_sound_is_the_model_s_own(place, done):
     found = done["metrics"]["desync"]
     judge = load_desync(MODEL, place / "weights")
@@ -71,11 +72,13 @@ def test_desync_of_every_sound_is_the_model_s_own(place, done):
     assert (found["clips"], found["videos"]) == (2, 2)
 
 
+@pytest.mark.slow
 def test_clap_hears_the_clips_that_have_a_caption(done):
     found = done["metrics"]["clap"]
     assert found["clips"] == 1 and -1 <= found["original"] <= 1
 
 
+@pytest.mark.slow
 def test_every_metric_has_a_value_or_a_reason(place, done):
     assert set(done["metrics"]) | set(done["not_computed"]) == set(metrics.METRICS)
     assert not set(done["metrics"]) & set(done["not_computed"])
@@ -85,6 +88,7 @@ def test_every_metric_has_a_value_or_a_reason(place, done):
     assert re.search(r"DeSync<small>.*?<small>original: \d", html, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_only_the_metrics_that_are_named_are_computed_and_shown(place, done):
     output = place / "named"
     wanted = ("--metrics", "onset_f1, diversity", "--max_clips", "1", "--steps", "1")
@@ -134,6 +138,7 @@ def test_what_clips_need_is_said_of_metrics_that_there_are():
     assert set(NEEDS) <= set(metrics.METRICS)
 
 
+@pytest.mark.slow
 def test_panns_that_are_absent_are_named_and_too_few_clips_before_that(done):
     absent = done["not_computed"]
     assert absent["kl"].startswith("needs Cnn14_mAP=0.431.pth") and absent["kl"] == absent["kad"] == absent["isc"]

@@ -112,6 +112,7 @@ def test_folding_in_place_gives_the_same_weights_in_the_same_memory():
     assert folded["weight"].data_ptr() == direction.data_ptr() != copied["weight"].data_ptr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_another_models_network_is_recognised(name):
     state = on_meta(partial(build_network, name)).state_dict()
@@ -123,6 +124,7 @@ def test_another_models_network_is_recognised(name):
         wrong.load_released(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [build_vae, partial(build_vae, drop_encoder=True), build_vocoder])
 def test_another_codecs_file_is_recognised(build):
     state = on_meta(partial(build, "44k")).state_dict()

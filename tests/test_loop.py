@@ -35,6 +35,7 @@ def whole(tmp_path_factory):
     return small_world.run(tmp_path_factory.mktemp("whole"), ema_decay=0.9)
 
 
+@pytest.mark.slow
 def test_it_learns_and_writes_what_it_should(whole):
     assert (whole.step, whole.reason, whole.new_steps) == (6, "max_steps", 6)
     assert whole.best < 0.98 * whole.base and whole.best_step > 0
@@ -70,6 +71,7 @@ def stop_at(monkeypatch, place, count):
     monkeypatch.setattr(owner, name, dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, count",
     [
@@ -101,6 +103,7 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(whole, tmp_path, monk
     assert steps == sorted(steps) and len(steps) == 10, "no step is reported twice"
 
 
+@pytest.mark.slow
 def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
     original = loop.train_step
 
@@ -123,6 +126,7 @@ def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
     assert "running average" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
     original = loop.train_step
 
@@ -140,6 +144,7 @@ def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypat
     assert rest.new_steps == 3 and same(weights(rest), weights(whole)), "the good data continues as if nothing had been"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
     original = Tracker.stepped
@@ -158,6 +163,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
     assert rest.new_steps == 3 and same(weights(rest), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_redone(tmp_path, capsys):
     outcome = small_world.run(tmp_path, max_steps=2)
     before = {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
@@ -168,6 +174,7 @@ def test_a_finished_run_is_not_redone(tmp_path, capsys):
     assert small_world.run(tmp_path, max_steps=4).new_steps == 2
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_with_the_differences(tmp_path):
     small_world.run(tmp_path, max_steps=2)
     with pytest.raises(TrainingError, match=r"learning_rate: 0.01, now 0.02.*resume=false"):

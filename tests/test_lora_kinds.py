@@ -72,12 +72,14 @@ def saved(kind, tmp_path):
     return flow(network), tmp_path / "best_lora.pt"
 
 
+@pytest.mark.slow
 def test_a_fresh_one_changes_nothing(kind):
     network = mini()
     add_lora(network, kind, torch.Generator().manual_seed(0)).eval()
     assert near(flow(network), flow(mini()))
 
 
+@pytest.mark.slow
 def test_without_it_the_network_is_the_base(kind):
     network, model = trained(kind)
     expected, adapted = flow(mini()), flow(network)
@@ -87,6 +89,7 @@ def test_without_it_the_network_is_the_base(kind):
     assert torch.equal(flow(network), adapted)
 
 
+@pytest.mark.slow
 def test_a_graph_outlives_a_look_at_the_base(kind):
     network, model = trained(kind)
     loss = network(**mini_inputs()).square().mean()
@@ -96,6 +99,7 @@ def test_a_graph_outlives_a_look_at_the_base(kind):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
+@pytest.mark.slow
 def test_its_file_is_its_effect_in_every_form(kind, saved):
     expected, path = saved
     forms = (
@@ -108,6 +112,7 @@ def test_its_file_is_its_effect_in_every_form(kind, saved):
         assert found.lora.kind == kind.kind.replace("PiSSA + ", "").replace("PiSSA", "LoRA")
 
 
+@pytest.mark.slow
 def test_plain_peft_reads_the_folder(kind, saved):
     expected, path = saved
     if not kind.enabled:
@@ -117,6 +122,7 @@ def test_plain_peft_reads_the_folder(kind, saved):
     assert near(flow(theirs), expected)
 
 
+@pytest.mark.slow
 def test_merged_equals_unmerged(kind, saved):
     expected, path = saved
     network = mini()
@@ -127,6 +133,7 @@ def test_merged_equals_unmerged(kind, saved):
     assert near(flow(merge(model)), expected, 1e-4) and list(network.state_dict()) == list(dtypes)
 
 
+@pytest.mark.slow
 def test_strength_goes_from_the_base_to_the_adapter(kind, saved):
     expected, path = saved
     network, base = mini(), flow(mini())

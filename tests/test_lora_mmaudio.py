@@ -95,6 +95,7 @@ def test_a_fresh_adapter_tells_its_size(folder):
     assert f"{trained / 1e6:.1f} MB when it is saved" in fresh.parameter_info()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["merged_model.pt", "merged_model.pth", "deploy/network.safetensors"])
 def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path, name, capsys):
     lora_model = load(folder)

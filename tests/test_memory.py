@@ -57,6 +57,7 @@ def check(path: Path, part: str, build: str):
     assert 0.8 * size < grown <= LIMIT * size, f"{grown / size:.2f} times the file"
 
 
+@pytest.mark.slow
 def test_a_small_network(tmp_path):
     torch.save(MMAudio(SMALL).state_dict(), tmp_path / "mmaudio_small_16k.pth")
     check(tmp_path / "mmaudio_small_16k.pth", "network", f"MMAudio({SMALL!r})")

@@ -14,6 +14,7 @@ def all_of(dtype):
     return dict.fromkeys(mini().state_dict(), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_a_merged_copy_has_the_keys_and_types_of_the_base_and_computes_the_same(dtype):
     network, model = adapted()

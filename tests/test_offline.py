@@ -84,6 +84,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["flag", "environment"])
 def test_every_command_names_what_it_lacks_and_connects_to_nothing(folder, asked):
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -73,6 +73,7 @@ def test_an_optimizer_that_is_not_installed_is_named(tmp_path, monkeypatch, name
         build_optimizer(weights, small_world.config(tmp_path, optimizer=name))
 
 
+@pytest.mark.slow
 def test_prodigy_learns_without_a_rate_and_resumes(tmp_path):
     pytest.importorskip("prodigyopt")
     settings = {"optimizer": "prodigy", "learning_rate": 1.0, "warmup_steps": 0}

@@ -42,6 +42,7 @@ def after_three_steps(folder, **changed):
     return state, clips, config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_growing_keeps_the_function(tmp_path, name):
     state, _, _ = after_three_steps(tmp_path, **KINDS[name])
@@ -109,6 +110,7 @@ def test_killed_around_the_border_and_continued_is_the_whole_run(tmp_path, monke
     attach(mini(), weights(parts), "tiny_16k")
 
 
+@pytest.mark.slow
 def test_a_run_says_its_phases(tmp_path, capsys):
     small_world.run(tmp_path, lora=lora())
     said = capsys.readouterr().out

@@ -67,6 +67,7 @@ def test_bad_videos_are_named_and_left_out_and_the_rest_goes_on(whole):
     assert "notes.mp4" in report.read_text() and "cut.mp4" in report.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "status", "said"),
     [
@@ -83,6 +84,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
     assert printed.count("error:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -97,12 +99,14 @@ def test_wrong_use_is_status_2_before_any_work(tmp_path, arguments, said):
     assert code == 2 and said in printed and not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_plan_alone(tmp_path):
     printed, code = run("--demo", "--dry-run", cwd=tmp_path)
     assert code == 0 and "model:    tiny_16k" in printed and not any(tmp_path.iterdir())
     assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min)$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_big_model_without_a_gpu_stops_after_the_plan(videos, tmp_path):
     import torch
 

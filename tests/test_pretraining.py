@@ -92,6 +92,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_shard_holds_what_was_drawn(shards):
     shard = load_shard(shards, 0)
     assert shard.frames.shape == (3, 200, 64, 64, 3)
@@ -124,6 +125,7 @@ def test_sync_targets_lie_where_the_events_are(shards):
     assert torch.equal(weight[24:, :, 0], -weight[24:, :, 1])  # a picture at rest gives these filters nothing
 
 
+@pytest.mark.slow
 def test_every_stage_runs_and_leaves_its_result(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "SHARD", 3)
     monkeypatch.setattr(codec, "BROAD", 3)

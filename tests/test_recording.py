@@ -42,6 +42,7 @@ def test_on_a_cpu_batches_are_plain(tmp_path):
     assert batch_for(clips, config) is batch_losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [flops_per_clip, lambda *given: saved_bytes(*given, 2)], ids=["flops", "memory"])
 def test_nothing_outlives_a_pass_that_measures(tmp_path, measure):
     """What adds to a parameter's gradient keeps to the stream that it was made on, which no recording may touch."""

@@ -61,6 +61,7 @@ def test_an_error_leaves_what_was_there_before(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir() if entry.suffix != ".part"] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said(tmp_path):
     """A limit on the size of files, which a full disk resembles: one line, and nothing is left."""
     script = f"""

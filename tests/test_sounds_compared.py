@@ -50,6 +50,7 @@ def test_stft_distance_is_clip_by_clip():
     assert spectra.stft_distance(x, y).tolist() == pytest.approx(single, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", RATES)
 def test_centroid_and_bandwidth_are_those_of_librosa(kind, rate):
@@ -112,6 +113,7 @@ def test_levels_are_root_mean_squares():
     assert loudness.levels(tone[None], 16_000)[0].tolist() == pytest.approx([20 * math.log10(0.1 / 2**0.5)] * 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["16k", "44k"])
 @pytest.mark.parametrize("seconds", [-0.5, -0.1, 0.0, 0.25, 0.8])
 def test_the_lag_of_a_shifted_sound_is_its_shift(name, seconds):

@@ -62,6 +62,7 @@ REASONS = {
 }
 
 
+@pytest.mark.slow
 def test_every_file_is_used_or_left_out_with_its_reason(messy, tmp_path):
     result = split_folder(messy, SplitSettings(SETTINGS), ScanStore(tmp_path / "scans.jsonl"))
     reasons = {row.video: row.reason for row in result.unused}
@@ -111,6 +112,7 @@ def test_a_table_inside_the_folder_is_no_input(messy, tmp_path):
     assert "clips" not in (tmp_path / "clips.left_out.tsv").read_text()
 
 
+@pytest.mark.slow
 def test_only_changed_files_are_looked_at_again(messy, tmp_path):
     store = tmp_path / "scans.jsonl"
     settings = SplitSettings(SETTINGS)

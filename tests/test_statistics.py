@@ -66,6 +66,7 @@ def test_the_interval_covers_at_its_rate(videos):
     assert covered / 500 == pytest.approx(0.95, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("videos", [3, 5, 10])
 def test_identical_models_with_other_noise_get_cannot_tell(videos):
     """Both draw from the same distribution, every metric of them; clips of one video resemble each other."""

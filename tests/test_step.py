@@ -156,12 +156,14 @@ def test_a_fresh_adapter_has_not_drifted(tmp_path):
     assert trained_for(tmp_path, steps=0 + 1, learning_rate=1e-12)[0] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_preserving_the_base_keeps_the_unconditional_velocity(tmp_path):
     (free, loss, _), (kept, kept_loss, state) = trained_for(tmp_path), trained_for(tmp_path, preserve_base=10.0)
     assert 0 < kept < 0.5 * free, "the velocity without conditions stays nearer to the base model's"
     assert all(weight.requires_grad for weight in state.trained().values()) and kept_loss != loss
 
 
+@pytest.mark.slow
 def test_weight_decay_pulls_the_adapter_toward_nothing(tmp_path):
     norms = [
         sum(

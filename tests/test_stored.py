@@ -107,6 +107,7 @@ def run(folder, stored, **settings):
     return outcome, numbers, (state["order"]["order"].tolist(), state["order"]["position"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_training_from_disk_gives_the_same_batches_and_losses(tmp_path, stored, name):
     _, near, order = run(tmp_path / "near", stored, features_in_memory=True, **SETTINGS[name])
@@ -116,6 +117,7 @@ def test_training_from_disk_gives_the_same_batches_and_losses(tmp_path, stored, 
     assert far == pytest.approx(near, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_from_the_other_place(tmp_path, stored, capsys):
     _, whole, _ = run(tmp_path / "whole", stored, features_in_memory=True)
     run(tmp_path / "parts", stored, features_in_memory=True, max_steps=2, schedule="constant", eval_every=2)
@@ -126,6 +128,7 @@ def test_a_run_may_go_on_from_the_other_place(tmp_path, stored, capsys):
     assert parts[:2] == pytest.approx(whole[:2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_too_many_features_for_the_memory_stay_on_disk_unasked(tmp_path, stored, capsys, monkeypatch):
     needed = room(mini().requires_grad_(False), list(stored.values()), CPU).needed
     near = [material(mini().requires_grad_(False), clips, CPU) for clips in stored.values()]

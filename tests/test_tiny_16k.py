@@ -31,6 +31,7 @@ def test_it_is_whole_and_small():
     assert all(video.with_suffix(".txt").read_text(encoding="utf-8").strip() for video in VIDEOS)
 
 
+@pytest.mark.slow
 def test_the_video_and_the_words_lower_the_velocity_loss(base):
     encoders, sampler, items = base
     network = sampler.network
@@ -55,6 +56,7 @@ def test_the_video_and_the_words_lower_the_velocity_loss(base):
     assert (seen < other).float().mean() >= 0.8
 
 
+@pytest.mark.slow
 def test_onsets_follow_the_picture(base):
     _, sampler, items = base
     mels = generate(sampler, items)

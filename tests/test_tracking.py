@@ -47,6 +47,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_run_and_a_resumed_one_once(tmp_path):
     small_world.run(tmp_path, max_steps=3, save_every=2)
     outcome = small_world.run(tmp_path, max_steps=6)
@@ -127,6 +128,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, monkeypatch, capsys):
     small_world.run(tmp_path / "pipe", max_steps=4)
     lines = capsys.readouterr().out.splitlines()
@@ -138,6 +140,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, mon
     assert "4/4" in screen.getvalue() and ", validation " in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_pictures_sounds_and_videos_of_truth_base_and_adapted(tmp_path, capsys):
     config, network = small_world.config(tmp_path, ema_decay=0.0), mini()
     state = new_state(network, config, 5)

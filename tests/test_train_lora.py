@@ -70,6 +70,7 @@ def call(data, output, *more):
     )
 
 
+@pytest.mark.slow
 def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
     (tmp_path / "notes").write_text("mine")
     result = subprocess.run(command(data, tmp_path / "notes" / "x"), capture_output=True, text=True, check=False)
@@ -77,6 +78,7 @@ def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
     assert "notes" in result.stderr and "Not a directory" in result.stderr
 
 
+@pytest.mark.slow
 def test_two_trainings_never_write_one_experiment(data, tmp_path):
     with alone(tmp_path / "out" / "exp"):
         result = subprocess.run(command(data, tmp_path / "out"), capture_output=True, text=True, check=False)

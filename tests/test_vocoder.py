@@ -81,6 +81,7 @@ def test_loading_takes_either_name_of_weight_norm_and_folds(mode: str):
         assert_close(vocoder(mel), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_loading_names_what_does_not_fit():
     state = small("16k").state_dict()
     del state["conv_pre.bias"]

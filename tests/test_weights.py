@@ -231,6 +231,7 @@ def through_the_hub(address, home, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_vocoder_and_clip_come_through_the_hub_s_client_and_cache(tmp_path):
     vocoder, clip = saved(tmp_path, {"generator": STATE}), saved(tmp_path, {"logit_scale": torch.zeros(())})
     repositories = "nvidia/bigvgan_v2_44khz_128band_512x", "apple/DFN5B-CLIP-ViT-H-14-384"
@@ -250,6 +251,7 @@ def test_vocoder_and_clip_come_through_the_hub_s_client_and_cache(tmp_path):
     assert "Traceback" not in nobody.stderr
 
 
+@pytest.mark.slow
 def test_the_hub_without_the_file_is_one_line(tmp_path):
     with serving() as site:
         result = through_the_hub(site.address, tmp_path / "home")
