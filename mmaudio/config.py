@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import math
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmaudio.errors import ConfigError
 from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.spec import model_spec
+from mmaudio.quoting import quoted
 
 FOLDER = Path(__file__).resolve().parents[1] / "config"
 """The checkout's YAML files."""
@@ -292,15 +295,24 @@ def check_names(overrides: list[str], folder: Path = FOLDER) -> None:
     """ConfigError for an override of a key that does not exist or that cannot be read, naming the nearest key."""
     groups = [path.name for path in folder.iterdir() if path.is_dir()]
     known = [*keys(TrainConfig), *groups]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(_one_line(error)) from error
-    for override in parsed:
+    for override in map(_parsed, overrides):
         name = override.key_or_group.split("@")[0]
         if name in known or name.split(".")[0] == "hydra" or name.startswith("hydra/"):
             continue
         raise ConfigError(f"{override.input_line}: there is no key {name!r}{_nearest(name, known)}")
+
+
+def _parsed(text: str) -> Override:
+    """An override as Hydra reads it; ConfigError that shows how to quote a value that it cannot read."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        name, _, value = text.partition("=")
+        if not re.fullmatch(r"[\w./@]+", name, re.ASCII):
+            raise ConfigError(f"{text}: a setting is written key=value, such as batch_size=4") from error
+        told = f"{name}={quoted(value)}"
+        told = shlex.quote(told) if re.search(r'["$`\\!]', told) else f'"{told}"'
+        raise ConfigError(f"{text}: Hydra cannot read this value; as a text it is written {told}") from error
 
 
 def keys(schema: type, prefix: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """The configuration: the guide's keys work, every YAML composes, a mistake gets one line with the nearest name."""
 
 import ast
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_defaults_are_the_guides():
 
 def test_the_yaml_and_the_schema_agree():
     assert compose([]) == TrainConfig(), "config/lora_config.yaml restates the dataclasses' defaults; one has changed"
+
+
+@pytest.mark.parametrize("value", ["d\u00e9", "a(b", '"x', "b)", "it's (x"])
+def test_a_value_that_hydra_cannot_read_is_shown_as_it_is_written(value):
+    with pytest.raises(ConfigError, match="cannot read this value") as refused:
+        compose([f"features_dir={value}"])
+    (told,) = shlex.split(str(refused.value).partition(" it is written ")[2])
+    assert compose([told]).features_dir == value
+
+
+def test_a_key_that_hydra_cannot_read_is_told_how_settings_are_written():
+    with pytest.raises(ConfigError, match="key=value"):
+        compose(["\u00e9=3"])
 
 
 @pytest.mark.slow
