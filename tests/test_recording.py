@@ -10,6 +10,7 @@ from conftest import assert_close, filled
 from test_networks import mini
 
 from mmaudio.adapters import read_adapter
+from mmaudio.finetune import run as run_module
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import flops_per_clip
 from mmaudio.finetune.precision import seeded
@@ -59,6 +60,26 @@ def test_nothing_outlives_a_pass_that_measures(tmp_path, measure):
 def gradient_nodes(state):
     """By parameter, what adds to its gradient: it lives as long as something that was computed from the parameter."""
     return {name: weight.expand_as(weight).grad_fn.next_functions[0][0] for name, weight in state.trained().items()}
+
+
+@pytest.mark.slow
+def test_what_a_recording_reads_stays_in_its_place_in_a_whole_run(tmp_path, monkeypatch):
+    """A replay reads the addresses of recording: no evaluation, average or save may move a tensor."""
+    places = []
+
+    def batch(state, clips, rows, config):
+        kept = [*state.model.named_parameters(), *state.model.named_buffers()]
+        kept += enumerate([clips.mean, clips.std, clips.untitled, *clips.projected.tensors(), *clips.empty.tensors()])
+        places.append({name: tensor.data_ptr() for name, tensor in kept})
+        with state.without_adapter():  # as pictures and sounds of the base model do
+            pass
+        return batch_losses(state, clips, rows, config)
+
+    monkeypatch.setattr(run_module, "batch_for", lambda clips, config: batch)
+    settings = small_world.config(tmp_path, ema_decay=0.5, save_every=1, eval_every=1)
+    settings.validation.average_every = 1
+    small_world.run(tmp_path, **vars(settings) | {"output_dir": str(tmp_path)})
+    assert len(places) == settings.max_steps and all(there == places[0] for there in places)
 
 
 @pytest.mark.gpu
