@@ -10,6 +10,7 @@ from conftest import assert_close, filled
 from test_networks import mini
 
 from mmaudio.adapters import read_adapter
+from mmaudio.finetune import recording
 from mmaudio.finetune import run as run_module
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import flops_per_clip
@@ -80,6 +81,38 @@ def test_what_a_recording_reads_stays_in_its_place_in_a_whole_run(tmp_path, monk
     settings.validation.average_every = 1
     small_world.run(tmp_path, **vars(settings) | {"output_dir": str(tmp_path)})
     assert len(places) == settings.max_steps and all(there == places[0] for there in places)
+
+
+class Replayed:
+    """What stands for a graph on a CPU: a pass over rows of its own, which adds to the tensors it was made with."""
+
+    def __init__(self, state, clips, rows, config, gradients):
+        self.rows, self.again = rows.map(torch.clone), lambda: batch_losses(state, clips, self.rows, config)
+        self.held = {w: gradients.setdefault(w, torch.zeros_like(w)) for w in state.trained().values()}
+
+    def replay(self, rows):
+        for own, new in zip(self.rows.tensors(), rows.tensors(), strict=True):
+            own.copy_(new)
+        assert all(weight.grad is gradient for weight, gradient in self.held.items())
+        losses = self.again()
+        assert all(weight.grad is gradient for weight, gradient in self.held.items())
+        return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", [[], [Phase(2, 3), Phase(4, 6)]], ids=["one rank", "a rank that grows"])
+def test_whole_runs_of_replays_are_the_plain_ones_bit_for_bit(tmp_path, monkeypatch, phases):
+    """Gradients that are added up, evaluations and new ranks, without the graph itself."""
+    lora = LoRAConfig(rank=2, alpha=4.0, dropout=0.1, phases=phases)
+    settings = {"lora": lora, "batch_size": 3, "gradient_accumulation_steps": 2}
+    plain = small_world.run(tmp_path / "plain", **settings)
+    monkeypatch.setattr(recording, "_Recording", Replayed)
+    monkeypatch.setattr(run_module, "batch_for", lambda clips, config: RecordedBatch())
+    replayed = small_world.run(tmp_path / "replayed", **settings)
+    first, second = (
+        read_adapter(each.folder / "lora_checkpoints" / "last_lora.pt").state for each in (plain, replayed)
+    )
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.gpu
