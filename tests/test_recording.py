@@ -87,12 +87,14 @@ class Replayed:
     """What stands for a graph on a CPU: a pass over rows of its own, which adds to the tensors it was made with."""
 
     def __init__(self, state, clips, rows, config, gradients):
-        self.rows, self.again = rows.map(torch.clone), lambda: batch_losses(state, clips, self.rows, config)
+        self.state, self.rows = state, rows.map(torch.clone)
+        self.again = lambda: batch_losses(state, clips, self.rows, config)
         self.held = {w: gradients.setdefault(w, torch.zeros_like(w)) for w in state.trained().values()}
 
     def replay(self, rows):
         for own, new in zip(self.rows.tensors(), rows.tensors(), strict=True):
             own.copy_(new)
+        assert self.held.keys() == set(self.state.trained().values()), "a graph trains the weights it was recorded with"
         assert all(weight.grad is gradient for weight, gradient in self.held.items())
         losses = self.again()
         assert all(weight.grad is gradient for weight, gradient in self.held.items())
