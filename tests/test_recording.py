@@ -83,6 +83,33 @@ def test_what_a_recording_reads_stays_in_its_place_in_a_whole_run(tmp_path, monk
     assert len(places) == settings.max_steps and all(there == places[0] for there in places)
 
 
+@pytest.mark.slow
+def test_nothing_of_an_earlier_pass_is_alive_when_a_batch_begins(tmp_path, monkeypatch):
+    """From the state's making on, through the memory estimate, evaluations and steps: recordings may begin anywhere."""
+    found = []
+
+    def mark(state):
+        for node in gradient_nodes(state).values():
+            node.metadata["old"] = True
+
+    def made(*given):
+        state = new_state(*given)
+        mark(state)
+        return state
+
+    def batch(state, clips, rows, config):
+        gc.collect()
+        found.append([name for name, node in gradient_nodes(state).items() if "old" in node.metadata])
+        losses = batch_losses(state, clips, rows, config)
+        mark(state)
+        return losses
+
+    monkeypatch.setattr(run_module, "new_state", made)
+    monkeypatch.setattr(run_module, "batch_for", lambda clips, config: batch)
+    small_world.run(tmp_path)
+    assert found == [[]] * 6
+
+
 class Replayed:
     """What stands for a graph on a CPU: a pass over rows of its own, which adds to the tensors it was made with."""
 
