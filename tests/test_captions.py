@@ -66,6 +66,13 @@ def test_every_kind_of_table(root, tmp_path, suffix):
         ("a.jsonl", '{"video": "a.mp4"}', "line 1: a caption, and a video"),
         ("a.jsonl", '{"video": "a.mp4", "caption": "x"}\n{"video"', "line 2"),
         ("a.jsonl", '["a.mp4"]', "is expected"),
+        ("a.jsonl", "[" * 100_000, "line 1"),
+        ("a.tsv", 'video\tcaption\na.mp4\t"Loud bell\nb.mp4\train\n', 'line 2: .*stands in "quotes"'),
+        ("a.tsv", "video\tcaption\nb.mp4\train\na.mp4\ta bell\trings\n", "line 3: more cells"),
+        ("a.csv", "video,caption,caption\na.mp4,bell,rain\n", "one caption"),
+        ("a.csv", "video,caption\na.mp4,bell\na.mp4,rain\n", "line 3: a second caption for a.mp4"),
+        ("a.csv", "video,caption\na.mp4," + "x" * 200_000, "line 2: field larger"),
+        ("a.csv", "video,caption\na.mp4," + "x" * 20_000, "line 2: 20000 characters"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(root, tmp_path, name, content, said):
@@ -73,3 +80,23 @@ def test_a_table_that_makes_no_sense_is_refused(root, tmp_path, name, content, s
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=said):
         Captions(root, table=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'video,caption\na.mp4,"a bell\nrings"\n'),
+        ("a.tsv", "video\tcaption\r\na.mp4\ta bell\u0085rings\r\n"),
+        ("a.csv", "\ufeffvideo,caption,\na.mp4,a bell rings,,\n\na.mp4,a bell  rings,,\n"),
+        ("a.jsonl", '{"video": "a.mp4", "caption": "a bell\u2028rings"}\n'),
+    ],
+)
+def test_a_break_within_a_caption_is_a_space(root, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    assert Captions(root, table=tmp_path / name).of("a.mp4", "a_0", 0.0) == "a bell rings"
+
+
+def test_a_text_beside_a_video_that_is_no_caption_is_refused(root):
+    (root / "b.txt").write_text("x" * 200_000)
+    with pytest.raises(DataError, match=r"b\.txt: 200000 characters; a caption has at most 10000"):
+        Captions(root).of("b.mp4", "b_0", 0.0)

@@ -312,3 +312,12 @@ def test_a_row_that_ends_early_is_named(tmp_path):
     )
     with pytest.raises(DataError, match=r"clips\.tsv, line 2: fewer cells"):
         read_clips(tmp_path / "clips.tsv")
+
+
+def test_a_cell_longer_than_tables_have_is_refused(tmp_path):
+    row = "\t".join(["a_0", "a.mp4", "0", "8", "x" * 200_000, "train", "-1", "-9", "0"])
+    (tmp_path / "clips.tsv").write_text(
+        f"id\tvideo\tstart\tend\tcaption\tsplit\tpeak_db\trms_db\tsilence\n{row}\n",
+    )
+    with pytest.raises(DataError, match=r"clips\.tsv, line 2: field larger"):
+        read_clips(tmp_path / "clips.tsv")

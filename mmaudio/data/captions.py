@@ -7,19 +7,20 @@ one clip.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmaudio.data.clips import FOLDER_CAPTION
-from mmaudio.data.files import read_text
+from mmaudio.data.files import read_text, table_columns, table_rows
 from mmaudio.errors import DataError
 
 FORMATS = (".tsv", ".csv", ".jsonl")
 NEAR = 0.01
 """Seconds by which a stated start may differ from a clip's."""
+LONGEST = 10_000
+"""Characters of a caption; the text encoder reads some hundreds of them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ class Captions:
         path = self.root / video
         texts = [path.with_suffix(".txt"), *(folder / FOLDER_CAPTION for folder in self._folders(video))]
         beside = next((text for text in texts if text.is_file()), None)
-        return one_line(self.prompt if beside is None else read_text(beside))
+        found = one_line(self.prompt if beside is None else read_text(beside))
+        if len(found) > LONGEST:
+            raise DataError(f"{beside or 'the prompt'}: {len(found)} characters; a caption has at most {LONGEST}")
+        return found
 
     def unused(self) -> list[Row]:
         """Rows of the table that no clip has asked for so far."""
@@ -89,25 +93,31 @@ def read_captions(path: Path) -> list[Row]:
         raise DataError(f"{path}: not there; a table of captions is expected")
     text = read_text(path)
     lines = _json_lines(path, text) if path.suffix.lower() == ".jsonl" else _table_lines(path, text)
-    return [_row(path, number, cells) for number, cells in lines]
+    rows: dict[tuple[str, str, float | None], Row] = {}
+    for number, cells in lines:
+        row = _row(path, number, cells)
+        first = rows.setdefault((row.id, row.video, row.start), row)
+        if first.caption != row.caption:
+            raise DataError(f"{path}, line {number}: a second caption for {row.id or row.video}; leave one of them")
+    return list(rows.values())
 
 
 def _table_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    names = reader.fieldnames or []
-    if "caption" not in names or not {"id", "video"} & set(names):
-        raise DataError(f"{path}: its first line has to name the columns: caption, and video or id")
-    for cells in reader:
-        yield reader.line_num, dict(cells)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    names = table_columns(path, text, delimiter)
+    if names.count("caption") != 1 or not {"id", "video"} & set(names):
+        raise DataError(f"{path}: its first line has to name the columns: one caption, and video or id")
+    for number, cells in table_rows(path, text, delimiter):
+        yield number, dict(cells)
 
 
 def _json_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         if not isinstance(cells, dict):
             raise DataError(f'{path}, line {number}: {{"video": ..., "caption": ...}} is expected')
@@ -122,5 +132,8 @@ def _row(path: Path, number: int, cells: dict[str, object]) -> Row:
         start = None if stated["start"] in (None, "") else float(str(stated["start"]))
     except ValueError as error:
         raise DataError(f"{path}, line {number}: start {stated['start']!r} is no number of seconds") from error
+    words = one_line(stated["caption"])
+    if len(words) > LONGEST:
+        raise DataError(f"{path}, line {number}: {len(words)} characters; a caption has at most {LONGEST}")
     video = str(stated["video"] or "").replace("\\", "/").removeprefix("./")
-    return Row(one_line(stated["caption"]), str(stated["id"] or ""), video, start)
+    return Row(words, str(stated["id"] or ""), video, start)

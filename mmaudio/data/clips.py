@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from mmaudio.data.files import read_text, writing
+from mmaudio.data.files import read_text, table_columns, table_rows, writing
 from mmaudio.errors import ConfigError, DataError
 
 STRIDE = 4.0
@@ -184,8 +184,6 @@ def read_left_out(path: Path) -> list[LeftOut]:
 
 
 def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
-    if None in row.values():
-        raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
     try:
         start, end, peak_db, rms_db, silence = (float(row[name]) for name in NUMBERS)
         measured = {name: float(row[name]) for name in MEASURED if row.get(name)}
@@ -206,12 +204,21 @@ def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells by name of every row."""
     if not path.is_file():
         raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), dialect="excel-tab")
+    text = read_text(path)
+    columns = table_columns(path, text, "\t")
     needed = [field.name for field in fields(kind) if kind is LeftOut or field.default is MISSING]
-    absent = [name for name in needed if name not in (reader.fieldnames or [])]
+    absent = [name for name in needed if name not in columns]
     if absent:
         raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
-    return [(reader.line_num, row) for row in reader]
+    return [(number, _whole(path, number, row)) for number, row in table_rows(path, text, "\t")]
+
+
+def _whole(path: Path, number: int, row: dict[str, str | None]) -> dict[str, str]:
+    """`row` where it has a cell for every column."""
+    cells = {name: cell for name, cell in row.items() if cell is not None}
+    if len(cells) < len(row):
+        raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
+    return cells
 
 
 def _write(path: Path, kind: type[Row], rows: list[Row]) -> bool:

@@ -233,7 +233,7 @@ class ScanStore:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         self._ragged = bool(text) and not text.endswith("\n")
         self._known: dict[str, Scan] = {}
-        for line in text.splitlines():
+        for line in text.split("\n"):
             scan = _parsed(line)
             if scan is not None:
                 self._known[scan.key] = scan
