@@ -48,6 +48,11 @@ def main(arguments: list[str]) -> int:
             ended.append(error)
         except OSError as error:
             ended.append(cli.refused(error))
+        except (MemoryError, RuntimeError) as error:
+            full = cli.out_of_memory(error)
+            if full is None:
+                raise
+            ended.append(full)
 
     sys.argv = [sys.argv[0], *with_new_keys(arguments)]
     register()

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+MOST = 1_000_000
+"""No flag that counts something goes beyond it."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors name the nearest flag or choice; exit status 2. `--debug` is always there."""
 
@@ -77,6 +81,12 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         print(f"error: {refused(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except (MemoryError, RuntimeError) as error:
+        full = out_of_memory(error)
+        if full is None or "--debug" in arguments:
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -84,13 +94,36 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def refused(error: OSError) -> MMAudioError:
     """What the system refused, in one line: which file, and why."""
-    where = f"{error.filename}: " if error.filename is not None else ""
+    name = error.filename if error.filename2 is None else error.filename2  # what is renamed has a temporary name
+    where = f"{name}: " if name is not None else ""
     return MMAudioError(f"{where}{error.strerror or error}; choose another place, or make it one to read and write")
+
+
+def out_of_memory(error: Exception) -> MMAudioError | None:
+    """What to say of an error of torch or Python that a device had no memory left; None for any other error."""
+    found = re.search(r"ried to allocate ([\d.]+ \w+)", text := str(error))
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
+    if not known and "can't allocate memory" not in text:
+        return None
+    asked = f" ({found.group(1)} more were asked for)" if found else ""
+    return MMAudioError(
+        f"out of memory{asked}; let less be computed at once, such as a smaller batch: in training batch_size=4 "
+        "gradient_accumulation_steps=8, or preset=low_memory"
+    )
 
 
 def is_offline(asked: bool) -> bool:
     """Whether nothing may be connected to: --offline says so, or HF_HUB_OFFLINE does, as the hub's programs read it."""
     return asked or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def at_least(flags: argparse.Namespace, **least: int) -> None:
+    """ConfigError where a whole number among the flags is below its least, or larger than any such thing can be."""
+    for name, least_value in least.items():
+        value = getattr(flags, name)
+        if value is not None and not least_value <= value <= MOST:
+            bound = f"at least {least_value}" if value < least_value else f"at most {MOST}"
+            raise ConfigError(f"--{name} {value}: {bound}")
 
 
 def pick_device(name: str = "auto") -> torch.device:

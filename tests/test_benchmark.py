@@ -6,6 +6,7 @@ from conftest import assert_close, fill
 from test_flow_matching import mini_conditions
 from test_networks import mini, mini_inputs
 
+from mmaudio.errors import ConfigError
 from mmaudio.generation.benchmark import REFERENCE, build_contestants, difference, main
 from mmaudio.generation.plain import PlainNetwork
 
@@ -39,3 +40,21 @@ def test_the_table_names_what_was_measured(capsys):
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "plain PyTorch, float32", "plain PyTorch, bfloat16", "this network, float32", "this network, bfloat16",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--steps", "0", "at least 1"),
+        ("--batch", "-1", "at least 1"),
+        ("--batch", "100000000", "at most 1000000"),
+        ("--rounds", "0", "at least 1"),
+        ("--threads", "-1", "at least 1"),
+        ("--seconds", "nan", "1 to 30"),
+        ("--seconds", "inf", "1 to 30"),
+        ("--seconds", "1e9", "1 to 30"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(flag, value, said):
+    with pytest.raises(ConfigError, match=f"{flag} .*: {said}"):
+        main(["--model", "tiny_16k", flag, value])

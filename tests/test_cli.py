@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mmaudio import cli, pipeline
 from mmaudio.config import compose
@@ -24,6 +25,14 @@ def run(main_body, *arguments):
         ("raise errors.DataError('x.mp4: no sound')", 1, "error: x.mp4: no sound\n"),
         ("raise errors.ConfigError('rank=0: too small')", 2, "error: rank=0: too small\n"),
         ("open('nowhere/x')", 1, "error: nowhere/x: No such file or directory; choose another place"),
+        ("__import__('os').replace('nowhere/x', 'nowhere/y')", 1, "error: nowhere/y: No such file"),
+        ("raise MemoryError", 1, "error: out of memory; let less be computed at once"),
+        ("bytearray(1 << 62)", 1, "error: out of memory"),
+        (
+            'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 64 bytes. Error")',
+            1,
+            "error: out of memory (64 bytes more were asked for)",
+        ),
         ("raise KeyboardInterrupt", 130, "interrupted"),
     ],
 )
@@ -34,6 +43,13 @@ def test_errors_are_one_line_with_their_status(body, status, said):
 
 def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise errors.DataError('x')", "--debug").stderr
+    assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
+
+
+def test_a_gpu_without_memory_is_said_in_one_line():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1")
+    said = str(cli.out_of_memory(error))
+    assert said.startswith("out of memory (2.00 GiB more") and "batch_size=4" in said and "\n" not in said
 
 
 @pytest.mark.parametrize(

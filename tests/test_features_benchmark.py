@@ -59,9 +59,9 @@ def test_the_encoders_alone_are_timed_without_a_video(capsys):
     assert len(found) == 2 and all(float(seconds) > 0 and float(share) < 1 for _, seconds, share in found)
 
 
-@pytest.mark.parametrize("flags", [[], ["--encoders", "tiny_16k", "--clips", "0"]])
+@pytest.mark.parametrize("flags", [[], ["--clips", "0"], ["--clips", "9999999999"]])
 def test_what_it_cannot_time_is_said(flags):
-    with pytest.raises(ConfigError, match=r"which video|at least 1"):
+    with pytest.raises(ConfigError, match=r"which video|at least 1|at most"):
         benchmark.main(flags)
 
 

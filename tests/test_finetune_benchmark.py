@@ -70,6 +70,8 @@ def test_the_table_names_what_was_measured(arguments, capsys):
     assert lines[5].startswith("this trainer takes ") and len(lines) == 6
 
 
-def test_no_rounds_are_refused():
-    with pytest.raises(ConfigError, match="--rounds 0: at least 1"):
-        main(["--rounds", "0"])
+@pytest.mark.parametrize("flag", ["--batch", "--rank", "--rounds", "--threads"])
+@pytest.mark.parametrize(("value", "said"), [("0", "at least 1"), ("-1", "at least 1"), ("9999999999", "at most")])
+def test_numbers_that_make_no_sense_are_refused(flag, value, said):
+    with pytest.raises(ConfigError, match=f"{flag} {value}: {said}"):
+        main([flag, value])

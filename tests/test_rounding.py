@@ -95,3 +95,5 @@ def test_the_command_says_what_it_measured(capsys):
     assert said.startswith("tiny_16k, LoRA rank 8, 8 samples; ") and "of the mean, at most " in said
     with pytest.raises(ConfigError, match="--clips 0: at least 1"):
         main(["--clips", "0"])
+    with pytest.raises(ConfigError, match="--rank 9999999999: at most"):
+        main(["--rank", "9999999999"])

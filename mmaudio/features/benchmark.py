@@ -77,6 +77,7 @@ def parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Measure what is asked for and print it."""
     args = parser().parse_args(arguments)
+    cli.at_least(args, clips=1)
     if args.encoders:
         encoders_alone(args.encoders, args.clips, cli.pick_device(args.device))
         return 0
@@ -262,8 +263,6 @@ def encoders_alone(model: str, clips: int, device: torch.device) -> None:
 
     Beside the times, what they are of the matrix-product speed by `planning`'s counts.
     """
-    if clips < 1:
-        raise ConfigError(f"--clips {clips}: at least 1")
     spec, dtype = model_spec(model), fast_dtype(device)
     with device:
         seeing, moving = build_clip(spec.clip.name).eval(), build_synchformer(spec.sync.name).eval()

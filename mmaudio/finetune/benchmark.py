@@ -30,7 +30,6 @@ from mmaudio import cli
 from mmaudio.config import TrainConfig
 from mmaudio.data.clips import Clip
 from mmaudio.data.features import Features, FeatureSet, feature_set
-from mmaudio.errors import ConfigError
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import flops_per_clip
 from mmaudio.finetune.plain import PlainTraining
@@ -72,8 +71,7 @@ def parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Measure and print the table."""
     args = parser().parse_args(arguments)
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds {args.rounds}: at least 1")
+    cli.at_least(args, batch=1, rank=1, rounds=1, threads=1)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = cli.pick_device(args.device)

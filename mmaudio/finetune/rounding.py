@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mmaudio import cli
 from mmaudio.config import TrainConfig
-from mmaudio.errors import ConfigError
 from mmaudio.finetune.benchmark import random_features
 from mmaudio.finetune.dataset import Material, material
 from mmaudio.finetune.state import Draws, TrainState, new_state
@@ -69,8 +68,7 @@ def main(arguments: list[str]) -> int:
     made.add_argument("--rank", type=int, default=64, help="of the adapter")
     made.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     args = made.parse_args(arguments)
-    if args.clips < 1:
-        raise ConfigError(f"--clips {args.clips}: at least 1")
+    cli.at_least(args, clips=1, rank=1)
     device = cli.pick_device(args.device)
     found = measure(args.model, args.clips, args.rank, device)
     print(

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from mmaudio import cli
+from mmaudio.errors import ConfigError
+from mmaudio.generation.generate import LONGEST, SHORTEST
 from mmaudio.generation.plain import PlainNetwork
 from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
@@ -48,6 +50,9 @@ def parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Measure and print the table."""
     args = parser().parse_args(arguments)
+    cli.at_least(args, steps=1, batch=1, rounds=1, threads=1)
+    if not SHORTEST <= args.seconds <= LONGEST:
+        raise ConfigError(f"--seconds {args.seconds:g}: {SHORTEST:g} to {LONGEST:g}")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = cli.pick_device(args.device)
