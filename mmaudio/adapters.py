@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mmaudio.data.files import writing
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.loading import check_keys, why_not
 from mmaudio.model.lora import add_lora, inject, load_adapter_state, peft_settings
@@ -125,16 +126,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write; afterwards synced to the disk and renamed to `path`, or gone where writing failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    """A temporary name to write; afterwards synced to the disk and renamed to `path`, or gone where writing failed.
+
+    Raises MMAudioError for what the system has against writing there.
+    """
+    with writing(path) as part:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def size_on_disk(path: Path) -> int:

@@ -11,7 +11,7 @@ import torch
 from test_networks import mini
 
 from mmaudio.adapters import read_adapter
-from mmaudio.errors import TrainingError
+from mmaudio.errors import MMAudioError, TrainingError
 from mmaudio.finetune import checkpoint, loop
 from mmaudio.finetune.tracking import Tracker
 from mmaudio.model.lora import LoRAConfig
@@ -208,6 +208,35 @@ def test_a_state_cut_off_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
         small_world.run(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_state_that_is_gone_while_the_one_before_is_there_starts_nothing_over_it(tmp_path):
+    outcome = small_world.run(tmp_path, max_steps=4)
+    adapter = (outcome.folder / "lora_checkpoints" / "best_lora.pt").read_bytes()
+    (outcome.folder / "lora_checkpoints" / "state.pt").unlink()
+    with pytest.raises(TrainingError, match=r"state\.pt is gone, state\.previous\.pt is there"):
+        small_world.run(tmp_path, max_steps=4)
+    assert small_world.run(tmp_path, max_steps=2, resume=False).folder.name == "exp-2"
+    assert (outcome.folder / "lora_checkpoints" / "best_lora.pt").read_bytes() == adapter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("content", "said"), [(None, "is gone"), (b"PK\x03\x04", "cannot be read as an adapter")])
+def test_a_finished_run_without_its_adapter_says_so(tmp_path, content, said):
+    outcome = small_world.run(tmp_path, max_steps=2)
+    path = outcome.folder / "lora_checkpoints" / "best_lora.pt"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"best_lora\.pt:? {said}.*resume=false"):
+        small_world.run(tmp_path, max_steps=2)
+
+
+def test_where_nothing_can_be_written_the_file_is_named(tmp_path):
+    (tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt").mkdir(parents=True)
+    with pytest.raises(MMAudioError, match=r"lora_checkpoints/best_lora\.pt: cannot be written \(Is a directory\)"):
+        small_world.run(tmp_path, max_steps=2)
 
 
 def test_what_is_said_at_the_start(tmp_path, capsys):

@@ -183,7 +183,7 @@ def test_the_loudest_cell_is_the_brightest():
 
 def test_lines_after_the_saved_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    path.write_bytes(b'{"step": 1}\n\xff\xd0\n[]\n{"step": "x"}\n{"step": 2}\n{"step": 3}\n{"ste')
     forget_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     forget_after(path, 0)

@@ -24,11 +24,11 @@ PARTS = (("train", "training"), ("val", "validation"), ("test", "held out for th
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of training's `metrics.jsonl`; empty where there is none. A torn last line is passed over."""
+    """The lines of training's `metrics.jsonl`; empty where there is none. What is no line of a step is passed over."""
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

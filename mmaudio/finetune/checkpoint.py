@@ -77,7 +77,8 @@ def fingerprint(clips: ClipSet) -> str:
 def experiment_folder(config: TrainConfig) -> Path:
     """`output_dir/exp_id`, or with resume=false and a run in it the next free one: `exp_id-2`, ..."""
     folder = Path(config.output_dir) / config.exp_id
-    if config.resume or not Checkpoints(folder).state.exists():
+    files = Checkpoints(folder)
+    if config.resume or not (files.state.exists() or files.previous.exists()):
         return folder
     number = 2
     while Checkpoints(folder.with_name(f"{folder.name}-{number}")).folder.exists():
@@ -100,6 +101,11 @@ class Checkpoints:
     def state(self) -> Path:
         """The trainer's state; the one before it is kept as state.previous.pt."""
         return self.folder / "state.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The state before the newest."""
+        return self.folder / "state.previous.pt"
 
     @property
     def best(self) -> Path:
@@ -128,7 +134,7 @@ class Checkpoints:
             spare = self.folder / ".state.previous.part"
             spare.unlink(missing_ok=True)
             os.link(self.state, spare)
-            spare.replace(self.state.with_name("state.previous.pt"))
+            spare.replace(self.previous)
         write_whole(self.state, buffer.getvalue())
 
     def load(self, state: TrainState, origin: Origin) -> bool:
@@ -150,6 +156,11 @@ class Checkpoints:
 
     def _read(self) -> dict[str, Any] | None:
         if not self.state.exists():
+            if self.previous.exists():
+                raise TrainingError(
+                    f"{self.state} is gone, {self.previous.name} is there; put it in its place, or start over in a new "
+                    "folder with resume=false"
+                )
             return None
         try:
             stored: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mmaudio import weights
+from mmaudio.adapters import read_adapter
 from mmaudio.config import TrainConfig
 from mmaudio.data.claims import Claims
 from mmaudio.data.features import ClipSet, FeatureSet
@@ -156,13 +157,13 @@ def videos(run: Run, shown: FeatureSet) -> Path | None:
 
 
 def end(run: Run, result: Outcome) -> None:
-    """Print how it ended, and where the adapters are; TrainingError where a finished run's adapter is gone."""
+    """Print how it ended, and where the adapters are; TrainingError as `check_best`."""
     say, files = run.tracker.say, run.files
     if result.reason == "interrupted":
         say(f"interrupted at step {result.step}, saved; the same command continues from here")
         return
-    if not result.new_steps and not files.best.exists():
-        raise TrainingError(f"{files.best} is gone, though its run is finished; start over with resume=false")
+    if not result.new_steps:
+        check_best(files.best)
     done = f"finished at step {result.step} ({result.reason})"
     say(done if result.new_steps else f"nothing to do: this run {done}; a higher max_steps would continue it")
     if result.best_step == 0:
@@ -171,6 +172,16 @@ def end(run: Run, result: Outcome) -> None:
         say(f"validation: {result.base:.4f} for the base, {result.best:.4f} at step {result.best_step}, the best")
         say(f"            change {result.gain}: {'better' if result.gain.sure else 'cannot tell'}")
     say(f"adapter:    {files.best}")
+
+
+def check_best(path: Path) -> None:
+    """TrainingError where the adapter of a finished run is gone or cannot be read."""
+    if not path.exists():
+        raise TrainingError(f"{path} is gone, though its run is finished; start over with resume=false")
+    try:
+        read_adapter(path)
+    except WeightsError as error:
+        raise TrainingError(f"{error}, or start over with resume=false: its run is finished") from error
 
 
 def _folder(config: TrainConfig) -> Path | None:

@@ -165,10 +165,18 @@ class Tracker:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again."""
+    """Drop the lines of steps that a resumed run will do again, and what is no line of a step."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= step).encode() if step else b"")
+        lines = path.read_bytes().splitlines(keepends=True)
+        write_whole(path, b"".join(line for line in lines if _is_before(line, step)) if step else b"")
+
+
+def _is_before(line: bytes, step: int) -> bool:
+    """Whether it is a whole line, of a step up to `step`."""
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def rounded(ids: list[str], losses: list[float]) -> dict[str, float]:
