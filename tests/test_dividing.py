@@ -41,8 +41,12 @@ def test_the_split_is_remembered_in_a_file_and_forgotten_with_other_shares(tmp_p
     kept = Remembered(path, Shares()).splits
     assert kept == {video: next(iter(parts)) for video, parts in divided.items()}
     assert Remembered(path, Shares(test=0.4)).splits == {}
-    path.write_text(path.read_text()[:20])
-    assert Remembered(path, Shares()).splits == {}
+    whole = path.read_bytes()
+    for damaged in (whole[:20], b"\xff\xd0"):
+        path.write_bytes(damaged)
+        assert Remembered(path, Shares()).splits == {}
+        Remembered(path, Shares()).keep(divided)
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

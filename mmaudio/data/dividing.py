@@ -150,7 +150,8 @@ class Remembered:
         for video, parts in divided.items():
             self.splits[video] = next(iter(parts)) if len(parts) == 1 else MIXED
         text = json.dumps({"shares": self.shares, "splits": self.splits}, ensure_ascii=False, indent=1, sort_keys=True)
-        if self.path.is_file() and self.path.read_text(encoding="utf-8") == text + "\n":
+        content = f"{text}\n".encode()
+        if self.path.is_file() and self.path.read_bytes() == content:
             return
         with writing(self.path) as part:
-            part.write_text(text + "\n", encoding="utf-8")
+            part.write_bytes(content)
