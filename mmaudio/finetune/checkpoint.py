@@ -75,10 +75,9 @@ def fingerprint(clips: ClipSet) -> str:
 
 
 def experiment_folder(config: TrainConfig) -> Path:
-    """`output_dir/exp_id`, or with resume=false and a run in it the next free one: `exp_id-2`, ..."""
+    """`output_dir/exp_id`, or with resume=false and adapters or a state in it the next free one: `exp_id-2`, ..."""
     folder = Path(config.output_dir) / config.exp_id
-    files = Checkpoints(folder)
-    if config.resume or not (files.state.exists() or files.previous.exists()):
+    if config.resume or not Checkpoints(folder).folder.exists():
         return folder
     number = 2
     while Checkpoints(folder.with_name(f"{folder.name}-{number}")).folder.exists():
