@@ -1,6 +1,7 @@
 """Adapter files: what is written is what is read, by us and by peft; the wrong base is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_networks import mini, mini_inputs
 from test_recognition import state_of
 
-from mmaudio.adapters import AdapterFile, attach, check_base, read_adapter, size_on_disk, write_adapter
+from mmaudio.adapters import AdapterFile, attach, check_base, read_adapter, size_on_disk, write_adapter, write_whole
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, load_adapter_state
 from mmaudio.model.networks import build_network
@@ -301,3 +302,11 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(WeightsError, match=r"best_lora\.pt: cannot be read as an adapter \(.+\); copy") as refused:
         read_adapter(tmp_path / "best_lora.pt")
     assert "\n" not in str(refused.value) and "weights_only" not in str(refused.value)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "state.pt", []
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append((os.fstat(number).st_size, path.read_bytes())))
+    write_whole(path, b"newer")
+    assert seen == [(5, b"old")] and path.read_bytes() == b"newer" and list(tmp_path.iterdir()) == [path]

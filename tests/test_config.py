@@ -23,6 +23,8 @@ def test_defaults_are_the_guides():
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 128.0, 0.1)
     assert (config.batch_size, config.gradient_accumulation_steps, config.effective_batch) == (8, 4, 32)
     assert (config.learning_rate, config.max_steps, config.warmup_steps) == (5e-4, 3000, 200)
+    assert config.ema_decay and config.validation.enabled and config.validation.levels >= 8
+    assert config.early_stopping.enabled and config.preserve_base == config.latent_noise == 0
     assert config.amp and not config.compile and tuple(config.lora.target_modules) == DEFAULT_TARGETS
 
 

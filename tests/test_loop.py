@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from test_networks import mini
 
 from mmaudio.adapters import read_adapter
+from mmaudio.config import LoggingConfig
 from mmaudio.errors import MMAudioError, TrainingError
-from mmaudio.finetune import checkpoint, loop
+from mmaudio.finetune import checkpoint, loop, run
 from mmaudio.finetune.tracking import Tracker
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.model.lora import LoRAConfig, add_lora, parameter_counts
 
 
 class Killed(BaseException):
@@ -127,6 +129,43 @@ def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_best_stays_where_later_ones_are_worse(tmp_path, monkeypatch):
+    settings = {"ema_decay": 0.0, "schedule": "constant"}
+    four = small_world.run(tmp_path / "four", max_steps=4, **settings)
+    original = loop.train_step
+
+    def thrown_off(state, *rest):
+        metrics = original(state, *rest)
+        if state.step > 4:
+            for weight in state.trained().values():
+                weight.data *= 20
+        return metrics
+
+    monkeypatch.setattr(loop, "train_step", thrown_off)
+    outcome = small_world.run(tmp_path / "six", **settings)
+    assert (outcome.step, outcome.best_step, outcome.best) == (6, 4, four.best)
+    assert same(weights(outcome, "best_lora.pt"), weights(four)) and weights(outcome).step == 6
+
+
+@pytest.mark.slow
+def test_the_state_before_the_last_is_kept_and_continues(whole, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "exp")
+    files = checkpoint.Checkpoints(tmp_path / "exp")
+    files.previous.replace(files.state)
+    rest = small_world.run(tmp_path, ema_decay=0.9)
+    assert rest.new_steps == 2 and same(weights(rest), weights(whole))
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_when_they_are_due(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "samples", lambda *given: None)  # the miniature has no decoder
+    seen = []
+    monkeypatch.setattr(Tracker, "sample", lambda self, state: seen.append(state.step))
+    small_world.run(tmp_path, logging=LoggingConfig(log_every=1, sample_every=2), max_steps=5)
+    assert seen == [2, 4, 5]
+
+
+@pytest.mark.slow
 def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
     original = loop.train_step
 
@@ -189,12 +228,24 @@ def test_changed_settings_are_refused_with_the_differences(tmp_path):
     assert anew.folder.name == "exp-2" and (tmp_path / "exp" / "lora_checkpoints" / "state.pt").exists()
 
 
+def test_starting_over_writes_over_nothing(tmp_path):
+    kept = tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"all that was kept of an old run")
+    outcome = small_world.run(tmp_path, max_steps=1, resume=False)
+    assert outcome.folder.name == "exp-2" and kept.read_bytes() == b"all that was kept of an old run"
+
+
+@pytest.mark.slow
 def test_early_stopping(tmp_path):
     settings = small_world.config(tmp_path).early_stopping
     settings.patience, settings.min_delta = 2, 1e9
     outcome = small_world.run(tmp_path, early_stopping=settings)
     assert (outcome.reason, outcome.step) == ("early stopping", 4)
     assert small_world.run(tmp_path, early_stopping=settings).new_steps == 0
+    settings.enabled = False
+    rest = small_world.run(tmp_path, early_stopping=settings)
+    assert (rest.reason, rest.new_steps) == ("max_steps", 2)
 
 
 def test_without_validation_the_last_is_the_best(tmp_path):
@@ -242,13 +293,16 @@ def test_where_nothing_can_be_written_the_file_is_named(tmp_path):
 def test_what_is_said_at_the_start(tmp_path, capsys):
     small_world.run(tmp_path, max_steps=1)
     said = capsys.readouterr().out
+    counts = parameter_counts(add_lora(mini(), small_world.config(tmp_path).lora))
     for expected in (
+        f"parameters: {counts.total / 1e6:.2f} M in all, {counts.trainable / 1e6:.2f} M trained",
+        *(f"{name} {count / 1e6:.2f} M" for name, count in counts.blocks.items()),
+        "training:   5 clips of 3 videos, 0.01 h; a step takes 4 clips",
+        "validation: 3 clips of 3 videos, 0.01 h, 8 flow times each",
         "rank 4, alpha 8",
         "2 x fused_blocks[*].attn.qkv",
         "6 x joint_blocks[*].latent_block.ffn",
         "3 x joint_blocks[*].clip_block.ffn",
-        "5 clips of 3 videos",
-        "3 clips of 3 videos",
         "memory:     about",
         "validation loss",
     ):

@@ -13,7 +13,7 @@ from mmaudio.data.features import Features, feature_set
 from mmaudio.errors import ConfigError, TrainingError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.precision import seeded, settle_frozen
+from mmaudio.finetune.precision import compute_dtype, seeded, settle_frozen
 from mmaudio.finetune.state import Draws, new_state
 from mmaudio.finetune.team import Team
 from mmaudio.model.lora import LoRAConfig
@@ -83,6 +83,41 @@ def test_accumulation_is_the_large_batch(tmp_path):
     told = size > 1e-4 * size.max()  # Adam divides: in a gradient that is rounding alone, the rounding would show
     assert told.sum() > 1000
     assert torch.allclose(weights[told], expected[told], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"drop_conditions": 0.6}, {"drop_conditions": 0.0, "drop_captions": 0.9}, {"latent_noise": 0.5}],
+    ids=str,
+)
+def test_a_step_drops_and_adds_what_the_settings_say(tmp_path, settings):
+    metrics, plain = (after_one_step(tmp_path, **each)[0] for each in (settings, {"drop_conditions": 0.0}))
+    config, network = small_world.config(tmp_path, **settings), mini()
+    drawn = new_state(network, config, 5).draw(4, config.drop_conditions, config.caption_dropout)
+    clips = material(network, small_world.clips(5), CPU)
+    expected = step.losses(network, clips, drawn, torch.float32, config.latent_noise).detach().mean()
+    assert metrics.loss == pytest.approx(float(expected), rel=1e-5) and metrics.loss != pytest.approx(
+        plain.loss, rel=1e-4
+    )
+
+
+def test_a_step_drops_inputs_of_the_adapter(tmp_path):
+    norms = []
+    for dropout in (0.0, 0.5):
+        config, network = small_world.config(tmp_path, lora=LoRAConfig(rank=4, alpha=8.0, dropout=dropout)), mini()
+        state = new_state(network, config, 5)
+        state.model.eval()  # as an evaluation leaves it
+        norms.append(step.train_step(state, material(network, small_world.clips(5), CPU), config, Team()).grad_norm)
+    assert norms[0] != pytest.approx(norms[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("known, dtype", [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)], ids=str)
+def test_amp_is_bfloat16_where_there_are_instructions_for_it(tmp_path, monkeypatch, known, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert (compute_dtype(CPU, amp=True), compute_dtype(CPU, amp=False)) == (dtype, torch.float32)
+    found = after_one_step(tmp_path, amp=True)[0].loss
+    exact = after_one_step(tmp_path, amp=False)[0].loss
+    assert found == pytest.approx(exact, rel=2e-2) and (found == exact) == (dtype == torch.float32)
 
 
 def gradients(tmp_path, team=Team(), **settings):  # noqa: B008 - frozen
@@ -196,6 +231,18 @@ def test_what_is_not_finite_stops_before_the_weights_change(tmp_path, bad):
         step.train_step(state, broken, config, Team())
     assert state.step == 0 and not state.optimizer.state
     assert all(torch.equal(weight, before[name]) for name, weight in state.trained().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_as_a_loss_does(tmp_path):
+    config, network = small_world.config(tmp_path), mini()
+    state, same = new_state(network, config, 5), new_state(mini(), config, 5)
+    before = {name: weight.detach().clone() for name, weight in state.trained().items()}
+    name = next(name for name in before if "lora_B" in name)
+    state.trained()[name].register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingError, match=r"step 1: loss \d\S+, gradient norm (nan|inf);"):
+        step.train_step(state, material(network, small_world.clips(5), CPU), config, Team())
+    assert all(torch.equal(weight, before[name]) for name, weight in state.trained().items())
+    assert torch.equal(state.draw(4, 0.1, 0.1).noise, same.draw(4, 0.1, 0.1).noise), "the step is drawn again"
 
 
 def test_dropout_is_seeded_and_leaves_the_default_generator_alone():

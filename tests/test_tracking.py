@@ -20,6 +20,7 @@ from mmaudio.data.video import probe
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
+from mmaudio.finetune.optimizers import learning_rate
 from mmaudio.finetune.samples import Samples, mel_picture
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.tracking import Tracker, forget_after
@@ -57,6 +58,8 @@ def test_tensorboard_shows_the_run_and_a_resumed_one_once(tmp_path):
     tags = set(found.Tags()["scalars"])
     train = ("learning_rate", "grad_norm", "steps_per_second", "samples_per_second")
     assert {f"train/{name}" for name in train} <= tags
+    rates = [learning_rate(number, small_world.config(tmp_path)) for number in range(3, 6)]
+    assert [event.value for event in found.Scalars("train/learning_rate")][3:] == pytest.approx(rates)
     assert {f"validation/change{end}" for end in ("", "_low", "_high")} <= tags
     assert {f"adapter_norm/{block}_blocks.{i}" for block in ("joint", "fused") for i in (0, 1)} <= tags
     norms = [event.value for event in found.Scalars("adapter_norm/fused_blocks.0")]
@@ -98,6 +101,8 @@ def test_speed_becomes_utilisation_where_there_is_a_meter(tmp_path):
         shown = {"train/flops_utilisation"} & set(events(tmp_path / name).Tags()["scalars"])
         assert bool(shown) == (meter is not None)
     assert rows[0]["train/samples_per_second"] == pytest.approx(4 * rows[0]["train/steps_per_second"])
+    told = {f"train/{name}": value for name, value in (("loss", 1.0), ("grad_norm", 0.5), ("learning_rate", 1e-3))}
+    assert rows[0] | told | {"train_loss_by_time/0.50-0.75": 1.0} == rows[0]
     expected = 2e9 * rows[0]["train/samples_per_second"] / 1e12
     assert rows[0]["train/flops_utilisation"] == pytest.approx(expected)
     assert "train/flops_utilisation" not in rows[1]
@@ -144,12 +149,14 @@ def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, mon
 def test_pictures_sounds_and_videos_of_truth_base_and_adapted(tmp_path, capsys):
     config, network = small_world.config(tmp_path, ema_decay=0.0), mini()
     state = new_state(network, config, 5)
-    for name, weight in state.trained().items():
-        if "lora_B" in name:
-            weight.data += 0.01 * filled(name, *weight.shape)
     spec = dataclasses.replace(model_spec("tiny_16k"), network=small_world.MINI)
     sampler = Sampler(spec, network, Decoder(), Vocoder(), torch.device("cpu"))
     samples = Samples(sampler, small_world.clips(2, "val", videos=2), tmp_path / "videos")
+    fresh = [shown.waveforms for shown in samples.draw(state)]
+    assert all(torch.equal(sounds["base"], sounds["adapted"]) for sounds in fresh), "both start from the same noise"
+    for name, weight in state.trained().items():
+        if "lora_B" in name:
+            weight.data += 0.01 * filled(name, *weight.shape)
     make_video(tmp_path / "videos" / "val0.mp4", 0, 8.5)
     with Tracker(tmp_path / "run", config, 0, samples) as tracker:
         tracker.sample(state)
@@ -167,6 +174,7 @@ def test_pictures_sounds_and_videos_of_truth_base_and_adapted(tmp_path, capsys):
     shown = list(samples.draw(state))
     assert [clip.name for clip in shown] == ["val0", "val1"]
     sounds = shown[0].waveforms
+    assert torch.equal(sounds["base"], fresh[0]["base"]), "at every step"
     assert list(sounds) == ["truth", "base", "adapted"] and not torch.equal(sounds["base"], sounds["adapted"])
     assert shown[0].picture.shape == (3 * 8 + 2 * 4, 30, 3)
     found = events(tmp_path / "run").Tags()

@@ -8,6 +8,7 @@ from mmaudio.finetune.dataset import material
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.team import Team
 from mmaudio.finetune.validation import held_out, time_grid, validate
+from mmaudio.model.lora import LoRAConfig
 
 CPU = torch.device("cpu")
 
@@ -43,3 +44,16 @@ def test_it_sees_the_weights(tmp_path):
         if "lora_B" in name:
             weight.data.add_(0.01)
     assert not torch.equal(before, validate(state, held, config, Team()))
+
+
+def test_nothing_is_dropped_in_it(tmp_path):
+    found = []
+    for dropout in (0.5, 0.0):
+        config, network = small_world.config(tmp_path, lora=LoRAConfig(rank=4, alpha=8.0, dropout=dropout)), mini()
+        state, clips = new_state(network, config, 5), small_world.clips(2, "val")
+        for name, weight in state.trained().items():
+            if "lora_B" in name:
+                weight.data.add_(0.01)
+        state.model.train()  # as a step leaves it
+        found.append(validate(state, held_out(material(network, clips, CPU), clips.ids, 8), config, Team()))
+    assert torch.equal(*found)
