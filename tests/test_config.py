@@ -1,6 +1,7 @@
 """The configuration: the guide's keys work, every YAML composes, a mistake gets one line with the nearest name."""
 
 import ast
+import re
 import shlex
 from pathlib import Path
 
@@ -30,6 +31,22 @@ def test_defaults_are_the_guides():
 
 def test_the_yaml_and_the_schema_agree():
     assert compose([]) == TrainConfig(), "config/lora_config.yaml restates the dataclasses' defaults; one has changed"
+
+
+def test_the_yaml_lists_every_setting_and_says_when_to_change_it():
+    def names(nested, prefix=""):
+        for name, value in nested.items():
+            yield prefix + name
+            yield from names(value, f"{prefix}{name}.") if isinstance(value, dict) else ()
+
+    text = (FOLDER / f"{PRIMARY}.yaml").read_text()
+    listed = {name for name in names(yaml.safe_load(text)) if name.split(".")[0] not in ("defaults", "hydra")}
+    assert listed == set(keys(TrainConfig)) - set(SHORT)
+    settings = text[text.index("exp_id:") : text.index("hydra:\n")].splitlines()
+    assert not [line for line in settings if re.match(r" *\w+: *[^ #]", line) and "  # " not in line]
+    for name in PRESETS:
+        second = (FOLDER / "preset" / f"{name}.yaml").read_text().splitlines()[1]
+        assert second.startswith("# "), name
 
 
 @pytest.mark.parametrize("value", ["d\u00e9", "a(b", '"x', "b)", "it's (x"])
