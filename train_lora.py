@@ -12,9 +12,13 @@ Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
+import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import hydra
 import torch
@@ -24,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmaudio import cli
+from mmaudio.adapters import write_whole
 from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config, with_new_keys
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.finetune.loop import Outcome
@@ -39,24 +44,11 @@ def main(arguments: list[str]) -> int:
     arguments = ["offline=true" if text == "--offline" else text for text in arguments if text != "--debug"]
     arguments = sorted(arguments, key=lambda text: text not in SWEEP)
     check(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides
-    ended: list[Outcome | MMAudioError] = []
-
-    def job(composed: DictConfig) -> None:
-        try:
-            ended.append(train_one(composed))
-        except MMAudioError as error:  # Hydra would print it in its own way; cli.run knows ours
-            ended.append(error)
-        except OSError as error:
-            ended.append(cli.refused(error))
-        except (MemoryError, RuntimeError) as error:
-            full = cli.out_of_memory(error)
-            if full is None:
-                raise
-            ended.append(full)
-
     sys.argv = [sys.argv[0], *with_new_keys(arguments)]
     register()
-    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
+    told = tempfile.TemporaryDirectory(prefix=".train_lora-", dir=".") if elsewhere(arguments) else nullcontext()
+    with told as place:
+        ended = run_jobs(place)
     outcomes = [end for end in ended if isinstance(end, Outcome)]
     if len(outcomes) > 1 and "RANK" not in os.environ:
         print("", *sweep_lines(outcomes), sep="\n")
@@ -65,6 +57,47 @@ def main(arguments: list[str]) -> int:
             raise end
     signals = [end.signal for end in outcomes if end.signal is not None]
     return 128 + signals[0] if signals else 0
+
+
+End = Outcome | MMAudioError
+"""Of a job."""
+
+
+def elsewhere(arguments: list[str]) -> bool:
+    """Whether a launcher runs the jobs in other processes, perhaps on other machines."""
+    return any(text in SWEEP for text in arguments) and any(text.startswith("hydra/launcher=") for text in arguments)
+
+
+def run_jobs(place: str | None) -> list[End]:
+    """Let Hydra run what the command line asks for; how every job ended, told through files in `place` if given."""
+    ended: list[End] = []
+    folder = None if place is None else Path(place).resolve()
+
+    def job(composed: DictConfig) -> None:
+        end = end_of(composed)
+        ended.append(end)
+        if folder is not None:
+            if isinstance(end, MMAudioError):
+                print(f"error: {end}", file=sys.stderr)  # into the job's own log
+            write_whole(folder / f"{HydraConfig.get().job.num:06d}", pickle.dumps(end))
+
+    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
+    return ended if folder is None else [pickle.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
+
+
+def end_of(composed: DictConfig) -> End:
+    """Train; the error of one that fails, which Hydra would print in its own way: cli.run knows ours."""
+    try:
+        return train_one(composed)
+    except MMAudioError as error:
+        return error
+    except OSError as error:
+        return cli.refused(error)
+    except (MemoryError, RuntimeError) as error:
+        full = cli.out_of_memory(error)
+        if full is None:
+            raise
+        return full
 
 
 def check(arguments: list[str]) -> None:

@@ -184,7 +184,7 @@ def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
     original = Tracker.stepped
 
@@ -198,6 +198,31 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
         outcome = small_world.run(tmp_path, ema_decay=0.9)
     assert (outcome.reason, outcome.step, outcome.signal) == ("interrupted", 3, number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    rest = small_world.run(tmp_path, ema_decay=0.9)
+    assert rest.new_steps == 3 and same(weights(rest), weights(whole))
+
+
+@pytest.mark.slow
+def test_a_handler_that_was_there_gets_the_signal_once_all_is_saved(whole, tmp_path, monkeypatch):
+    files, original, saved = checkpoint.Checkpoints(tmp_path / "exp"), Tracker.stepped, []
+
+    def queue_again(number, frame):
+        saved.append(torch.load(files.state, weights_only=True)["state"]["step"])
+        raise SystemExit
+
+    def interrupted(self, state, metrics):
+        original(self, state, metrics)
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, queue_again)
+    try:
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(Tracker, "stepped", interrupted)
+            small_world.run(tmp_path, ema_decay=0.9)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert saved == [3]
     rest = small_world.run(tmp_path, ema_decay=0.9)
     assert rest.new_steps == 3 and same(weights(rest), weights(whole))
 

@@ -17,6 +17,7 @@ from mmaudio.adapters import read_adapter
 from mmaudio.data.clips import write_clips
 from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
 from mmaudio.finetune.run import alone
+from mmaudio.finetune.tracking import Tracker
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import model_spec
 
@@ -177,3 +178,38 @@ def test_a_sweep_has_a_folder_per_job(data, tmp_path):
     assert table[0].split() == ["run", "steps", "base", "best", "at", "step", "change"]
     assert sorted(line.split()[0] for line in table[1:]) == found, "the last lines are a table of the runs"
     assert [line.split()[1] for line in table[1:]] == ["1", "1"]
+
+
+@pytest.mark.slow
+def test_jobs_of_a_launcher_tell_how_they_ended(data, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = call(data, tmp_path, "--multirun", "hydra/launcher=submitit_local", "max_steps=1", "lora.alpha=4,8,-1")
+    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
+    table = done.stdout.splitlines()[-3:]
+    assert table[0].startswith("run ") and sorted(line.split()[0] for line in table[1:]) == found and len(found) == 2
+    refused = "error: lora.alpha=-1.0: the scale is a positive number"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(refused), done.stderr
+    logs = [path.read_text() for path in tmp_path.glob("exp/.submitit/*/*_log.err")]
+    assert sum(refused in text for text in logs) == 1, "it stands in the job's own log, too"
+    assert [path.name for path in tmp_path.iterdir()] == ["exp"]
+
+
+@pytest.mark.slow
+def test_a_signal_is_the_status(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    import train_lora
+    from mmaudio import cli
+
+    original = Tracker.stepped
+
+    def interrupted(self, state, metrics):
+        original(self, state, metrics)
+        if state.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "stepped", interrupted)
+    monkeypatch.setattr(sys, "argv", command(data, tmp_path)[1:])
+    with pytest.raises(SystemExit) as left:
+        cli.run(train_lora.main)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert "interrupted at step 1, saved; the same command continues" in capsys.readouterr().out

@@ -7,14 +7,16 @@ import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)  # SIGUSR1 is what batch schedulers send
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # the last two are what batch schedulers send
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 """What asks for the stop; a second SIGINT ends the process at once."""
 
 
 class Interrupts:
-    """Within it the signals only set `asked`; after it they do what they did before."""
+    """Within it the signals only set `asked`; after it they do what they did before.
+
+    A handler that was there before gets the signal at the end: submitit's, for one, then queues the job again.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -29,6 +31,9 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        handler = None if self.asked is None else self._before.get(self.asked)
+        if self.asked is not None and callable(handler) and handler is not signal.default_int_handler:
+            signal.raise_signal(self.asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
