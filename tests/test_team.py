@@ -28,13 +28,24 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 plain = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0), "max_steps": 4}
 
-def process(name, rank, size, dies, settings):
+def note_writing(place, rank):
+    # adds a line to a file of this process whenever it writes, renames or links in the place
+    file = os.open(folder / f"{place.name}.{rank}.wrote", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    def hook(event, given):
+        writes = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ("os.rename", "os.link", "os.mkdir")) and str(given[0]).startswith(str(place / "exp")):
+            os.write(file, f"{event} {given[0]}\\n".encode())
+    sys.addaudithook(hook)
+
+def process(name, rank, size, hit, number, settings):
+    note_writing(folder / name, rank)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=size)
     original = Tracker.stepped
     def stepped(self, state, metrics):
-        if rank == dies and state.step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == hit and state.step == 2:
+            (folder / f"{name}.hit").touch()
+            os.kill(os.getpid(), number)
         original(self, state, metrics)
     Tracker.stepped = stepped
     try:
@@ -42,19 +53,22 @@ def process(name, rank, size, dies, settings):
     except TrainingError as error:
         (folder / f"{name}.{rank}.error").write_text(str(error))
 
-def start(name, size, dies=None, settings=plain):
+def start(name, size, hit=None, number=signal.SIGKILL, settings=plain):
     children = []
     for rank in range(size):
         children.append(os.fork())
         if not children[-1]:
-            process(name, rank, size, dies, settings)
+            process(name, rank, size, hit, number, settings)
             os._exit(0)
     return [os.waitpid(child, 0)[1] for child in children]
 """
 SIZES = """
 for size in (1, 2, 4):
     assert start(f"of-{size}", size) == [0] * size
-assert start("dying", 4, dies=2) == [0, 0, 9, 0]
+assert start("dying", 4, hit=2) == [0, 0, 9, 0]
+assert start("told", 2, hit=1, number=signal.SIGUSR1) == [0, 0]
+(folder / "told.rendezvous").unlink()
+assert start("told", 2) == [0, 0]
 """
 KINDS = """
 from test_lora_kinds import KINDS
@@ -90,14 +104,20 @@ def curve(folder: Path, key: str) -> list[float]:
 
 @pytest.mark.slow
 def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
-    run_script(tmp_path, SIZES)
+    said = run_script(tmp_path, SIZES)
     for key in ("train/loss", "validation/loss", "train/grad_norm"):
         alone = curve(tmp_path / "of-1", key)
         assert len(alone) >= 3 and alone[0] != alone[-1]
-        for size in (2, 4):
-            assert curve(tmp_path / f"of-{size}", key) == pytest.approx(alone, rel=2e-3), (key, size)
+        for name in ("of-2", "of-4", "told"):
+            assert curve(tmp_path / name, key) == pytest.approx(alone, rel=2e-3), (key, name)
+    assert said.count("finished at step 4") == 4, "the first process alone speaks"
+    assert said.count("interrupted at step 2, saved") == said.count("resumed:    at step 2") == 1
+    wrote = {path.name.removesuffix(".wrote") for path in tmp_path.glob("*.wrote") if path.stat().st_size}
+    assert wrote == {"of-1.0", "of-2.0", "of-4.0", "dying.0", "told.0"}, "the first process alone writes"
     errors = {path.name: path.read_text() for path in tmp_path.glob("*.error")}
     assert set(errors) == {f"dying.{rank}.error" for rank in (0, 1, 3)}, "the survivors end, and say why"
+    died = (tmp_path / "dying.hit").stat().st_mtime
+    assert all(path.stat().st_mtime - died < 60 for path in tmp_path.glob("*.error")), "within a minute"
     assert all("lost the others" in text and "The same command continues" in text for text in errors.values())
     assert (tmp_path / "dying" / "exp" / "lora_checkpoints").is_dir()
 

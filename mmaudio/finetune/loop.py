@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 
 from mmaudio.config import TrainConfig
 from mmaudio.finetune.checkpoint import Checkpoints, Origin
@@ -35,7 +36,7 @@ class Outcome:
     gain: Change | None = None
     """From the base to the best; None where there is no validation."""
     signal: int | None = None
-    """The signal that interrupted."""
+    """The signal that interrupted; SIGTERM where it came to another process."""
 
 
 @dataclass
@@ -84,7 +85,7 @@ def fit(run: Run) -> Outcome:
                 save(run)
         if not stop:
             run.tracker.finished(state.progress)
-    return outcome(run, start, interrupts.asked if stop else None)
+    return outcome(run, start, (interrupts.asked or SIGTERM) if stop else None)  # another process may have been asked
 
 
 def next_phase(run: Run) -> None:
