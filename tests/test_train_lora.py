@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import small_world
 import torch
+from random_base import make_video
 from safetensors.torch import save_file
 from test_reference import write_set
 
 from mmaudio.adapters import read_adapter
+from mmaudio.config import compose
 from mmaudio.data.clips import write_clips
 from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
-from mmaudio.finetune.run import alone
+from mmaudio.finetune.run import alone, train
 from mmaudio.finetune.tracking import Tracker
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import model_spec
@@ -213,3 +215,15 @@ def test_a_signal_is_the_status(data, tmp_path, monkeypatch, capsys):
         cli.run(train_lora.main)
     assert left.value.code == 128 + signal.SIGTERM
     assert "interrupted at step 1, saved; the same command continues" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_shows_held_out_clips_as_sounds_pictures_and_films(data, tmp_path):
+    make_video(tmp_path / "videos" / "val0.mp4", 0, 12.5)
+    settings = ("max_steps=1", "logging.sample_every=1", f"video_root={tmp_path}/videos", "lora.rank=4", "device=cpu")
+    given = [text for text in command(data, tmp_path)[2:] if not text.startswith(("weights=", "logging.", "device="))]
+    outcome = train(compose([*given, *settings]), torch.device("cpu"))  # with the decoder that ships
+    for clip in ("val0", "val1"):
+        found = {path.name for path in (outcome.folder / "samples" / clip).iterdir()}
+        sounds = {f"{name}{end}" for name in ("truth", "base", "step-000001") for end in (".flac", ".mp4")}
+        assert found == sounds | {"step-000001.png"}
