@@ -21,9 +21,11 @@ from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
 from mmaudio.finetune.optimizers import learning_rate
+from mmaudio.finetune.progress import Evaluation
 from mmaudio.finetune.samples import Samples, mel_picture
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.tracking import Tracker, forget_after
+from mmaudio.finetune.validation import by_clip, held_out
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.spec import model_spec
 
@@ -107,6 +109,22 @@ def test_speed_becomes_utilisation_where_there_is_a_meter(tmp_path):
     assert rows[0]["train/flops_utilisation"] == pytest.approx(expected)
     assert "train/flops_utilisation" not in rows[1]
     assert not any("device_memory" in key for row in rows for key in row), "a CPU has none of its own"
+
+
+def test_every_validation_loss_counts_at_its_own_time(tmp_path):
+    config, network, rows = small_world.config(tmp_path), mini(), small_world.clips(2, "val")
+    state = new_state(network, config, 5)
+    held = held_out(material(network, rows, torch.device("cpu")), rows.ids, 8)
+    losses = held.draws.t.view(-1, 8)  # as if the loss were the time
+    state.progress.take_in(Evaluation(0, by_clip(losses)), 0.0)
+    with Tracker(tmp_path / "run", config, 0) as tracker:
+        tracker.evaluated(state, losses, held)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    bins = {name.partition("/")[2]: value for name, value in row.items() if name.startswith("validation_loss_by_time/")}
+    assert len(bins) == 4
+    for name, value in bins.items():
+        low, high = map(float, name.split("-"))
+        assert low < value < high
 
 
 def flops_of(work):
