@@ -53,6 +53,10 @@ def check_settings(job: Job) -> None:
     check_splitting(job)
     if torch.cuda.is_available() and job.gpus > torch.cuda.device_count():
         raise ConfigError(f"--gpus {job.gpus}: there are {torch.cuda.device_count()} here")
+    if not torch.cuda.is_available() and job.gpus > max(2, cores := os.cpu_count() or 1):
+        raise ConfigError(
+            f"--gpus {job.gpus}: there is no GPU here, and so many processes are too many for {cores} cores"
+        )
     config = compose(training_overrides(job))
     with torch.device("meta"):
         network = build_network(config.model)

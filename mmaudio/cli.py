@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import io
 import os
 import re
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST = 1_000_000
 """No flag that counts something goes beyond it."""
 
@@ -96,7 +98,8 @@ def refused(error: OSError) -> MMAudioError:
     """What the system refused, in one line: which file, and why."""
     name = error.filename if error.filename2 is None else error.filename2  # what is renamed has a temporary name
     where = f"{name}: " if name is not None else ""
-    return MMAudioError(f"{where}{error.strerror or error}; choose another place, or make it one to read and write")
+    way = "make it one to read and write" if error.errno not in FULL else "make room there"
+    return MMAudioError(f"{where}{error.strerror or error}; choose another place, or {way}")
 
 
 def out_of_memory(error: Exception) -> MMAudioError | None:

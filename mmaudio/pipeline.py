@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODES = {"16k": "small_16k", "44k": "small_44k"}
 PRECISIONS = ("auto", "bf16", "float32")
 """What extraction's encoders may compute in."""
+GRACE = 5.0
+"""Seconds after which a stage that goes on in spite of Ctrl-C is asked once more."""
 DEMO_OUTPUT = Path("demo_output")
 DEMO_SPLIT = ("--test_ratio", "0.3")
 """The demo holds out more videos than a user's folder, so that its intervals are short."""
@@ -189,7 +191,7 @@ def commands(job: Job) -> dict[str, list[str]]:
     """The command of every stage, as a user could type it from anywhere."""
     python = [sys.executable]
     if job.gpus > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}"]
+        python += ["-m", "mmaudio.launch", "--standalone", f"--nproc-per-node={job.gpus}"]
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     weights += ["--offline"] if job.offline else []
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
@@ -250,12 +252,32 @@ def run_stage(name: str, command: list[str]) -> None:
     """Run one stage and wait for it; the pipeline exits with its status where it fails."""
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
-    status = subprocess.run(command, check=False).returncode
+    status = wait_for(command)
     if status < 0 or status >= 128:
         raise KeyboardInterrupt
     if status:
         sys.exit(status)  # the stage has said why
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def wait_for(command: list[str]) -> int:
+    """Run a command: its status. After Ctrl-C it may end what it does, as a training its step; a second one kills it.
+
+    KeyboardInterrupt once it has ended. Where it had no Ctrl-C of its own it is asked to stop after GRACE seconds.
+    """
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
 
 
 def set_aside(job: Job) -> None:

@@ -20,6 +20,7 @@ ENTRIES = (
     "features.benchmark",
     "finetune.benchmark",
     "finetune.rounding",
+    "launch",
     "model.lora_mmaudio",
     "pretraining",
 )

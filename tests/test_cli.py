@@ -25,6 +25,11 @@ def run(main_body, *arguments):
         ("raise errors.DataError('x.mp4: no sound')", 1, "error: x.mp4: no sound\n"),
         ("raise errors.ConfigError('rank=0: too small')", 2, "error: rank=0: too small\n"),
         ("open('nowhere/x')", 1, "error: nowhere/x: No such file or directory; choose another place"),
+        (
+            "__import__('os').write(__import__('os').open('/dev/full', 1), b'x')",
+            1,
+            "error: No space left on device; choose another place, or make room",
+        ),
         ("__import__('os').replace('nowhere/x', 'nowhere/y')", 1, "error: nowhere/y: No such file"),
         ("raise MemoryError", 1, "error: out of memory; let less be computed at once"),
         ("bytearray(1 << 62)", 1, "error: out of memory"),

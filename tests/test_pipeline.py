@@ -114,3 +114,34 @@ def test_a_big_model_without_a_gpu_stops_after_the_plan(videos, tmp_path):
         pytest.skip("there is a GPU here")
     printed, code = run(videos, cwd=tmp_path)
     assert code == 1 and "--model tiny_16k" in printed and "--yes" in printed
+
+
+STAGE = """
+import signal, sys, time
+def saving(*_):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    time.sleep(1.0)
+    print("saved", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGINT, saving)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])
+def test_ctrl_c_lets_a_stage_end_what_it_does_and_a_second_one_does_not(tmp_path, presses, saved):
+    (tmp_path / "stage.py").write_text(STAGE)
+    code = "import sys; from mmaudio import cli, pipeline\n"
+    code += "cli.run(lambda arguments: pipeline.run_stage('train', [sys.executable, *arguments]))"
+    process = subprocess.Popen(
+        [PYTHON, "-c", code, tmp_path / "stage.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert any(line == "here\n" for line in process.stdout)
+    for _ in range(presses):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.4)
+    said = process.communicate()[0]
+    assert process.returncode == 130 and ("saved" in said) is saved and "the same command goes on" in said

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import small_world
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmaudio.data.video import probe
+from mmaudio.errors import MMAudioError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
@@ -214,3 +216,18 @@ def test_lines_after_the_saved_step_are_dropped(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     forget_after(path, 0)
     assert path.read_text() == ""
+
+
+def test_a_full_disk_is_said_with_the_file_that_did_not_fit(tmp_path, monkeypatch):
+    """What TensorBoard's own file would say at the end is less."""
+    config = small_world.config(tmp_path)
+    state = new_state(mini(), config, 5)
+    tracker = Tracker(tmp_path / "run", config, 0)
+    with pytest.raises(MMAudioError, match=r"metrics\.jsonl: cannot be written \(No space left"), tracker:
+        (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+        monkeypatch.setattr(tracker._writer, "close", lambda: Path("/dev/full").write_text("x"))
+        tracker.stepped(state, step.StepMetrics(1.0, 0.5, 1e-3, torch.ones(4), torch.full((4,), 0.5)))
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    tracker = Tracker(tmp_path / "run", config, 0)
+    with pytest.raises(MMAudioError, match=r"run: cannot be written \(No space left"), tracker:
+        monkeypatch.setattr(tracker._writer, "close", lambda: Path("/dev/full").write_text("x"))

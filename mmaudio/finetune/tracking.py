@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmaudio.adapters import write_whole
 from mmaudio.config import TrainConfig, flat
+from mmaudio.data.files import unwritable
 from mmaudio.errors import DataError
 from mmaudio.finetune.compiling import uncompiled
 from mmaudio.finetune.measures import Meter, device_memory, update_norms
@@ -57,11 +58,16 @@ class Tracker:
                 self._bar = tqdm(total=self.config.steps, initial=self.first, desc="train", dynamic_ncols=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
+        if self._writer is None or self.folder is None:
+            return
+        try:
             self._writer.close()
+        except OSError as error:
+            if kind is None:  # what went wrong before it says more
+                raise unwritable(self.folder, error) from error
 
     def say(self, line: str) -> None:
         """Print a line, above the progress bar where there is one."""
@@ -160,8 +166,11 @@ class Tracker:
             return
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        with (self.folder / JSONL).open("a") as file:
-            file.write(json.dumps({"step": step, **scalars, **(more or {})}) + "\n")
+        try:
+            with (self.folder / JSONL).open("a") as file:
+                file.write(json.dumps({"step": step, **scalars, **(more or {})}) + "\n")
+        except OSError as error:
+            raise unwritable(self.folder / JSONL, error) from error
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -1,0 +1,68 @@
+"""Several processes at once: what a failed one said, and its status, are what a user gets."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+def start(script):
+    command = [sys.executable, "-m", "mmaudio.launch", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.slow
+def test_the_status_and_the_line_of_a_failed_process_are_all_that_is_left(tmp_path):
+    script = tmp_path / "job.py"
+    fail = "def main(arguments):\n    raise errors.ConfigError('rank=0: too small')\ncli.run(main)\n"
+    script.write_text(f"from mmaudio import cli, errors\n{fail}")
+    process = start(script)
+    said = process.communicate()[1]
+    assert process.returncode == 2 and set(said.splitlines()) == {"error: rank=0: too small"}
+
+
+@pytest.mark.slow
+def test_all_done_is_status_zero(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text("import os\nos.write(1, f'rank {os.environ[\"RANK\"]}\\n'.encode())\n")
+    process = start(script)
+    said = process.communicate()[0]
+    assert process.returncode == 0 and sorted(said.split("\n")) == ["", "rank 0", "rank 1"]
+
+
+WAITING = r"""
+import os, time
+from mmaudio import cli
+def work(_):
+    os.write(1, b"here\n")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1.0)
+        os.write(1, b"saved\n")
+        raise
+cli.run(work)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_comes_once_and_is_no_error(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(WAITING)
+    process = start(script)
+    assert process.stdout.readline() == "here\n" and process.stdout.readline() == "here\n"
+    os.killpg(process.pid, signal.SIGINT)
+    printed, said = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
+    assert "saved" in printed
