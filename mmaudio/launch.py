@@ -2,15 +2,12 @@
 
     python -m mmaudio.launch --standalone --nproc-per-node=2 train_lora.py ...
 
-takes torchrun's flags. The exit status is that of the process that failed first. Ctrl-C reaches the processes by
-itself; torchrun would send it a second time, which ends a training without saving.
+takes torchrun's flags. The exit status is that of the process that failed first, or says which signal ended them.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 
 from torch.distributed import run
@@ -20,9 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main(arguments: list[str]) -> int:
     """Start the processes and wait for them: the exit status, 128 and the number of a signal that ended them."""
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT")
-    signal.signal(signal.SIGINT, lambda *_: None)  # to ignore it would be inherited
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # of torchrun alone: the processes are others
     try:
         run.main(arguments)
     except ChildFailedError as error:

@@ -22,6 +22,11 @@ def start(script):
     )
 
 
+def only(said, line):
+    """Whether `line` was said, by one process or by both, and nothing else."""
+    return line in said and not said.replace(line, "").strip()
+
+
 @pytest.mark.slow
 def test_the_status_and_the_line_of_a_failed_process_are_all_that_is_left(tmp_path):
     script = tmp_path / "job.py"
@@ -29,7 +34,7 @@ def test_the_status_and_the_line_of_a_failed_process_are_all_that_is_left(tmp_pa
     script.write_text(f"from mmaudio import cli, errors\n{fail}")
     process = start(script)
     said = process.communicate()[1]
-    assert process.returncode == 2 and set(said.splitlines()) == {"error: rank=0: too small"}
+    assert process.returncode == 2 and only(said, "error: rank=0: too small")
 
 
 @pytest.mark.slow
@@ -64,5 +69,5 @@ def test_an_interrupt_comes_once_and_is_no_error(tmp_path):
     assert process.stdout.readline() == "here\n" and process.stdout.readline() == "here\n"
     os.killpg(process.pid, signal.SIGINT)
     printed, said = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
-    assert "saved" in printed
+    assert process.returncode == 130 and "saved" in printed
+    assert only(said, "interrupted; the same command goes on from here")
