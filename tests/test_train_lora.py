@@ -188,6 +188,7 @@ def test_jobs_of_a_launcher_tell_how_they_ended(data, tmp_path):
     done = call(data, tmp_path, "--multirun", "hydra/launcher=submitit_local", "max_steps=1", "lora.alpha=4,8,-1")
     found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
     table = done.stdout.splitlines()[-3:]
+    assert len(table) == 3, done.stderr
     assert table[0].startswith("run ") and sorted(line.split()[0] for line in table[1:]) == found and len(found) == 2
     refused = "error: lora.alpha=-1.0: the scale is a positive number"
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(refused), done.stderr

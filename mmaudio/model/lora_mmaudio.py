@@ -173,14 +173,17 @@ class LoRAMMAudio(Generator):
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write a state dict, by torch or by safetensors as the suffix says; the file is whole or not there."""
+    """Write a state dict, by torch or by safetensors as the suffix says; the file is whole or not there.
+
+    Raises MMAudioError where it cannot be written.
+    """
     try:
         with replacing(path) as part:
             if path.suffix == ".safetensors":
                 save_file({key: value.contiguous() for key, value in state.items()}, part, {"format": "pt"})
             else:
                 torch.save(state, part)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
 
