@@ -183,6 +183,7 @@ def test_a_sweep_has_a_folder_per_job(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_jobs_of_a_launcher_tell_how_they_ended(data, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = call(data, tmp_path, "--multirun", "hydra/launcher=submitit_local", "max_steps=1", "lora.alpha=4,8,-1")
