@@ -148,6 +148,7 @@ def test_the_launcher_for_slurm_composes():
         launcher = hydra_compose(PRIMARY, overrides, return_hydra_config=True).hydra.launcher
     assert launcher["_target_"].endswith("SlurmLauncher")
     assert (launcher.timeout_min, launcher.gpus_per_node, launcher.max_num_timeout) == (30, 1, 5)
+    assert "%" not in launcher.submitit_folder, "a folder for each job is made after the job was started"
 
 
 def test_what_the_optimizer_cannot_do_is_refused():
