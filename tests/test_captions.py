@@ -38,6 +38,17 @@ def test_the_order_of_sources(root, tmp_path):
     assert caption(root / "sub" / "c.mp4", "no") == "rain"
 
 
+@pytest.mark.parametrize("names", [("c", "sub/c"), ("c.mp4", "sub/c"), ("sub/c", "sub/c.mp4")])
+def test_the_most_exact_name_of_a_video_counts_wherever_it_stands(root, tmp_path, names):
+    loose, exact = names
+    for order in (names, names[::-1]):
+        table = tmp_path / "words.csv"
+        table.write_text("video,caption\n" + "".join(f"{name},of {name}\n" for name in order))
+        captions = Captions(root, table=table)
+        assert captions.of("sub/c.mp4", "c_0", 0.0) == f"of {exact}"
+        assert [row.video for row in captions.unused()] == [loose]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".tsv"])
 def test_every_kind_of_table(root, tmp_path, suffix):
     rows = [{"video": "sub/c.mp4", "caption": 'wind, "strong"\tand cold'}, {"video": "gone.mp4", "caption": "lost"}]

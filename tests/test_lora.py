@@ -260,6 +260,8 @@ def test_a_star_is_one_component_and_overlaps_count_once():
 def test_a_target_that_matches_nothing_names_the_nearest(pattern, nearest):
     with pytest.raises(ConfigError, match=f"matches nothing.*{nearest}"):
         add_lora(mini(), LoRAConfig(target_modules=["fused_blocks[*].attn.qkv", pattern]))
+    with pytest.raises(ConfigError, match=f"^lora.extra_targets: .*matches nothing in the network.*{nearest}"):
+        add_lora(mini(), LoRAConfig(extra_targets=[pattern]))
 
 
 def test_a_target_without_weights_to_adapt_is_an_error():

@@ -34,8 +34,7 @@ class Row:
 
     def names(self, video: str) -> bool:
         """Whether it speaks of `video`, a path below the folder of videos."""
-        path = PurePosixPath(video)
-        return self.video in (video, path.name, path.stem, str(path.with_suffix("")))
+        return self.video in _names(video)
 
 
 class Captions:
@@ -64,8 +63,8 @@ class Captions:
         return [row for row in self.rows if row not in self._used]
 
     def _candidates(self, video: str, clip_id: str, start: float) -> Iterator[Row]:
-        """The rows that fit, those that name the clip before those that name the video."""
-        named = [row for row in self.rows if row.video and row.names(video)]
+        """The rows that fit, those that name the clip before those that name the video, the most exact name first."""
+        named = sorted((row for row in self.rows if row.names(video)), key=lambda row: _names(video).index(row.video))
         yield from (row for row in self.rows if row.id and row.id == clip_id)
         yield from (row for row in named if row.start is not None and abs(row.start - start) <= NEAR)
         yield from (row for row in named if row.start is None and not row.id)
@@ -73,6 +72,12 @@ class Captions:
     def _folders(self, video: str) -> list[Path]:
         """The folder of a video and those above it, up to the folder of videos."""
         return [self.root / parent for parent in PurePosixPath(video).parents]
+
+
+def _names(video: str) -> list[str]:
+    """What a table may call a video, the most exact first."""
+    path = PurePosixPath(video)
+    return [video, str(path.with_suffix("")), path.name, path.stem]
 
 
 def caption(video: Path, prompt: str) -> str:

@@ -213,4 +213,7 @@ def _unused(captions: Captions, settings: SplitSettings) -> list[str]:
     if not rows:
         return []
     first = rows[0].id or rows[0].video
-    return [f"{settings.captions}: {len(rows)} of its {len(captions.rows)} rows name no clip that is used, as {first}"]
+    return [
+        f"{settings.captions}: {len(rows)} of its {len(captions.rows)} rows name no clip that is used, or one that "
+        f"another row names more exactly, as {first}"
+    ]

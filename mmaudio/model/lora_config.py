@@ -143,11 +143,6 @@ class LoRAConfig:
         self.rank, self.alpha = ranks[0], self.phases[0].alpha or self.alpha
 
     @property
-    def patterns(self) -> list[str]:
-        """Patterns of all layers to adapt."""
-        return [*self.target_modules, *self.extra_targets]
-
-    @property
     def steps(self) -> int | None:
         """Optimizer steps of all phases, else `max_steps`."""
         return sum(phase.max_steps for phase in self.phases) or self.max_steps

@@ -38,10 +38,10 @@ class LayerSettings:
     """Factor on B A."""
 
 
-def expand_targets(network: nn.Module, patterns: Sequence[str]) -> list[str]:
+def expand_targets(network: nn.Module, patterns: Sequence[str], key: str = "lora.target_modules") -> list[str]:
     """Names of the linears and convolutions that the patterns mean, in the network's order, each once.
 
-    Raises ConfigError for a pattern that matches none, with the nearest names.
+    Raises ConfigError, which names the setting `key`, for a pattern that matches none, with the nearest names.
     """
     modules = dict(network.named_modules())
     leaves = [name for name, module in modules.items() if isinstance(module, (nn.Linear, nn.Conv1d))]
@@ -50,7 +50,7 @@ def expand_targets(network: nn.Module, patterns: Sequence[str]) -> list[str]:
         inside = {leaf for leaf in leaves if matches(pattern, leaf)}
         if not inside:
             matched = [name for name in modules if _regex(pattern).fullmatch(name)]
-            raise ConfigError(_no_match(pattern, matched, leaves))
+            raise ConfigError(_no_match(pattern, matched, leaves, key))
         chosen |= inside
     return [leaf for leaf in leaves if leaf in chosen]
 
@@ -79,17 +79,17 @@ def _regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(?:.*\.)?{found}")
     except re.error as error:
-        raise ConfigError(f"lora.target_modules: {pattern!r} is no shell-style pattern: {error}") from error
+        raise ConfigError(f"lora: {pattern!r} is no shell-style pattern: {error}") from error
 
 
-def _no_match(pattern: str, matched: list[str], leaves: list[str], key: str = "lora.target_modules") -> str:
+def _no_match(pattern: str, matched: list[str], leaves: list[str], key: str) -> str:
     if matched:
         return f"{key}: {pattern!r} names {matched[0]}, which holds no linear or convolution to adapt"
     names = {re.sub(r"\.\d+\.", "[*].", name) for name in leaves}
     names |= {name.rsplit(".", 1)[0] for name in names if "." in name}
     wanted = re.sub(r"\.?\[[^\]]*\](?=\.)|\.(\*|\d+)(?=\.)", "[*]", pattern)
     nearest = difflib.get_close_matches(wanted, sorted(names), n=3, cutoff=0.0)
-    place = "the network" if key == "lora.target_modules" else "the adapted layers"
+    place = "the adapted layers" if key.endswith("_pattern") else "the network"
     return f"{key}: {pattern!r} matches nothing in {place}; the nearest names: {', '.join(nearest)}"
 
 
@@ -121,7 +121,8 @@ def fresh_targets(network: nn.Module, config: LoRAConfig) -> list[str]:
     """The layers that a new adapter of `config` is on, none where all are trained; ConfigError as `lora.add_lora`."""
     if not config.enabled:
         return []
-    targets = expand_targets(network, config.patterns)
+    expand_targets(network, config.extra_targets, "lora.extra_targets")
+    targets = expand_targets(network, [*config.target_modules, *config.extra_targets])
     check_fresh(network, config, targets)
     return targets
 
