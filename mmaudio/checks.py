@@ -12,7 +12,7 @@ import torch
 from mmaudio import hub, planning, weights
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.captions import read_captions
-from mmaudio.data.clips import STRIDE, find_videos
+from mmaudio.data.clips import STRIDE, find_videos, video_below
 from mmaudio.data.scanning import ScanSettings
 from mmaudio.data.scenes import check_scenes
 from mmaudio.data.settings import compose_split
@@ -88,6 +88,8 @@ def plan(job: Job, go_on: bool) -> bool:
     check_disk(job.base, clips)
     costs = estimates(job, config, clips, device)
     print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {SECONDS:g} s")
+    if (below := other_video(job)) is not None:
+        print(f"          more in sub-folders, such as {below}: --recursive takes them")
     print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
     print("time:     about " + ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items()))
     print(f"weights:  {weights_line(job)}")
@@ -147,6 +149,13 @@ def usable_seconds(job: Job) -> tuple[float, int]:
             continue  # splitting names it, with the reason
         count += 1
     return seconds, count
+
+
+def other_video(job: Job) -> str | None:
+    """A video in a sub-folder, where none of them is asked for."""
+    if "--recursive" in job.split or not job.videos.is_dir():
+        return None
+    return video_below(job.videos, (job.clips.parent,))
 
 
 def check_disk(base: Path, clips: int) -> None:

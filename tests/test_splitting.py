@@ -277,6 +277,31 @@ def test_odd_names_links_and_folders(tmp_path):
     assert result.found == 7
 
 
+def test_videos_in_sub_folders_are_pointed_out_and_results_among_the_videos_are_none(tmp_path, capsys):
+    """A report's films hold generated sounds and held-out pictures: they never become training clips."""
+    content = make_video(tmp_path / "a.mp4", 8).read_bytes()
+    films = [tmp_path / "output" / name for name in ("try/report/media/001.mp4", "other/report/media/001.mp4")]
+    for path in films:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    (tmp_path / "output" / "try" / "lora_checkpoints").mkdir()
+    (tmp_path / "output" / "other" / "metrics.json").write_text("{}")
+    flags = ("--input_dir", tmp_path, "--output_tsv", tmp_path / "lora_data" / "clips.tsv", "--seconds", 1)
+    assert split_command(*flags) == 0
+    assert "sub-folders" not in capsys.readouterr().out
+
+    for name in ("b.mp4", "c.mp4"):
+        (tmp_path / "2024").mkdir(exist_ok=True)
+        (tmp_path / "2024" / name).write_bytes(content)
+    assert split_command(*flags) == 0
+    assert "note: sub-folders hold videos too, such as 2024/b.mp4: --recursive takes them" in capsys.readouterr().out
+    assert split_command(*flags, "--recursive") == 0
+    said = capsys.readouterr().out
+    assert "found 3 files = 3 used" in said
+    assert "sub-folders" not in said
+    assert "captions: 0 of " in said
+
+
 def test_a_place_that_cannot_be_written_is_one_line(messy, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(MMAudioError, match=r"file/clips\.scans\.jsonl: cannot be written \(.*\); make room there"):

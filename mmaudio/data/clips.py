@@ -28,6 +28,8 @@ VIDEO_SUFFIXES = (
     ".3gp",
 )  # fmt: skip
 """A file of another kind is named as left out without a look into it."""
+RESULTS = frozenset({"lora_checkpoints", "metrics.json"})
+"""What lies in an experiment's folder: its sounds and films are no videos to train on."""
 
 NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
 MEASURED = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
@@ -114,7 +116,7 @@ def find_videos(root: Path, ignored: tuple[Path, ...] = (), recursive: bool = Fa
 
 
 def _files(root: Path, recursive: bool) -> list[Path]:
-    """All files. Links to folders are followed, but no folder is looked into twice."""
+    """All files. Links to folders are followed, but no folder is looked into twice, and none of an experiment's."""
     found: list[Path] = []
     seen: set[Path] = set()
 
@@ -124,10 +126,33 @@ def _files(root: Path, recursive: bool) -> list[Path]:
         found.append(Path(error.filename))
 
     for folder, below, names in os.walk(root, onerror=refused, followlinks=True):
+        if _of_experiment(root, folder, below, names):
+            continue
         seen.add(Path(folder).resolve())
         found += [path for name in names if (path := Path(folder, name)).is_file() or _broken(path)]
         below[:] = [name for name in sorted(below) if recursive and Path(folder, name).resolve() not in seen]
     return found
+
+
+def _of_experiment(root: Path, folder: str, below: list[str], names: list[str]) -> bool:
+    """Whether `folder` below `root` is an experiment's; os.walk then looks into none `below` it."""
+    if Path(folder) == root or RESULTS.isdisjoint([*below, *names]):
+        return False
+    below.clear()
+    return True
+
+
+def video_below(root: Path, ignored: tuple[Path, ...] = ()) -> str | None:
+    """The first video in a sub-folder of `root`, where only --recursive looks; None where there is none."""
+    others = {path.resolve() for path in ignored}
+    for folder, below, names in os.walk(root):
+        if _of_experiment(root, folder, below, names):
+            continue
+        below[:] = sorted(name for name in below if name[0] != "." and Path(folder, name).resolve() not in others)
+        videos = [name for name in names if name[0] != "." and Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        if Path(folder) != root and videos:
+            return Path(folder, min(videos)).relative_to(root).as_posix()
+    return None
 
 
 def _broken(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmaudio.data.captions import Captions
 from mmaudio.data.captions import caption as caption
-from mmaudio.data.clips import MEASURED, Clip, LeftOut, find_videos
+from mmaudio.data.clips import MEASURED, Clip, LeftOut, find_videos, video_below
 from mmaudio.data.dividing import Divided, Remembered, Shares, divide, rank
 from mmaudio.data.guarded import Guarded, Lost
 from mmaudio.data.rules import Rules, kind
@@ -129,6 +129,8 @@ def split_folder(
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
     clips = _clips(divided, settings, captions)
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
+    if not settings.recursive and (other := video_below(root, ignored)):
+        notes.append(f"sub-folders hold videos too, such as {other}: --recursive takes them")
     return SplitResult(clips, left_out, len(files), scanned, notes + _unused(captions, settings), scans)
 
 
