@@ -26,7 +26,8 @@ def in_a_child(work):
         work()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    # flushed, or the next child has a copy in its buffer and prints it as well
+    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
 
 def dying(place, method, step):
     original = getattr(Tracker, method)
@@ -37,11 +38,11 @@ def dying(place, method, step):
     setattr(Tracker, method, killing)
     small_world.run(place, **settings)
 
-print(in_a_child(lambda: small_world.run(folder / "whole", **settings)))
+in_a_child(lambda: small_world.run(folder / "whole", **settings))
 for name in sys.argv[2:]:
     method, step = name.split("-")
-    print(in_a_child(lambda: dying(folder / name, method, int(step))))
-    print(in_a_child(lambda: small_world.run(folder / name, **settings)))
+    in_a_child(lambda: dying(folder / name, method, int(step)))
+    in_a_child(lambda: small_world.run(folder / name, **settings))
 """
 MOMENTS = ("stepped-1", "stepped-2", "evaluated-4", "stepped-5", "stepped-7")
 """A call of the tracker and its step: before the first save, before an evaluation, in one, after a save, at the end.
