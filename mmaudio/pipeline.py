@@ -100,15 +100,18 @@ class Job:
     @property
     def exp_id(self) -> str:
         """The experiment's name: the overrides' own, else the folder's and the model's."""
-        named = [
-            text.split("=", 1)[1].strip("'\"") for text in self.overrides if text.lstrip("+").startswith("exp_id=")
-        ]
-        return named[-1] if named else re.sub(r"[^\w.-]+", "_", self.videos.resolve().name) + f"_{self.model}"
+        named = [text.split("=", 1)[1].strip("'\"") for text in self.overrides if _names_experiment(text)]
+        folder = re.sub(r"[^\w.-]+", "_", self.videos.resolve().name).lstrip(".-")
+        return named[-1] if named else f"{folder}_{self.model}"
 
     @property
     def experiment(self) -> Path:
         """Where training and evaluation write."""
         return self.base / "output" / self.exp_id
+
+
+def _names_experiment(override: str) -> bool:
+    return override.lstrip("+").startswith("exp_id=")
 
 
 def parser() -> cli.Parser:
@@ -222,18 +225,19 @@ def training_overrides(job: Job) -> list[str]:
     made = {
         "exp_id": job.exp_id,
         "model": job.model,
-        "custom_finetune": "true",
+        "custom_finetune": True,
         "clips_tsv": job.clips,
         "features_dir": job.features,
         "output_dir": job.base / "output",
         "video_root": job.videos,
         **({} if job.weights is None else {"weights": job.weights}),
-        **({"offline": "true"} if job.offline else {}),
+        **({"offline": True} if job.offline else {}),
     }
-    given = {text.split("=", 1)[0].lstrip("+~") for text in job.overrides}
+    own = [text for text in job.overrides if not _names_experiment(text)]
+    given = {text.split("=", 1)[0].lstrip("+~") for text in own}
     if not has_gpu() and "preset" not in given:
         made["preset"] = "quick"
-    return [f"{key}={quoted(value)}" for key, value in made.items() if key not in given] + list(job.overrides)
+    return [f"{key}={quoted(value)}" for key, value in made.items() if key not in given] + own
 
 
 def adapter(job: Job) -> Path:

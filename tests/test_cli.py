@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,25 +129,38 @@ def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
     assert job.model == "small_16k" and str(job.clips) == "lora_data/clips.tsv" and job.experiment.parts[0] == "output"
 
 
-@pytest.mark.parametrize(("text", "written"), [("plain/path-1.0", "plain/path-1.0"), ("a b'c", r"'a b\'c'")])
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("plain/path-1.0", "plain/path-1.0"), ("a b'c", r"'a b\'c'"), ("2024_05_12", "'2024_05_12'"), (2e-4, "0.0002"),
+        (True, "true"),
+    ],
+)  # fmt: skip
 def test_values_are_quoted_for_hydra(text, written):
     assert quoted(text) == written
 
 
 NAMES = (
     "日本é", "a b #1 100%", "it's & \"so\"", "${x}", r"\${x}", "back\\slash é", "end\\", r"\'", "{a,b}", "a=b",
-    "(x)[y]", "null",
+    "(x)[y]", "null", "2024_05_12", "007", "1e3", "1.50", "True", ".5", "inf",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hydra_reads_the_name_of_any_folder(tmp_path, name):
-    folder = tmp_path / name
-    folder.mkdir()
-    arguments = [str(folder), "--model", "tiny_16k", "--output", str(folder)]
+def test_hydra_reads_the_name_of_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    arguments = [f"./{name}", "--model", "tiny_16k", "--output", name, "--weights", f"./{name}"]
     job = pipeline.read_job(pipeline.parser().parse_args(arguments), [])
     config = compose(pipeline.training_overrides(job))
-    assert (config.clips_tsv, config.video_root) == (str(job.clips), str(folder)) and config.exp_id == job.exp_id
+    assert (config.clips_tsv, config.video_root, config.weights) == (str(job.clips), name, name)
+    assert config.exp_id == job.exp_id
+
+
+def test_the_experiment_has_the_name_that_was_given(tmp_path):
+    for text in ("exp_id=2024_05_12", "exp_id='1e3'", "+exp_id=007"):
+        job = pipeline.read_job(pipeline.parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])
+        assert compose(pipeline.training_overrides(job)).exp_id == job.exp_id == text.split("=")[1].strip("'")
 
 
 def test_an_experiment_s_name_in_quotes_is_found_again():
