@@ -16,6 +16,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio import cli
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.quoting import quoted
 
@@ -36,6 +37,8 @@ PRECISIONS = ("auto", "bf16", "float32")
 """What extraction's encoders may compute in."""
 GRACE = 5.0
 """Seconds after which a stage that goes on in spite of Ctrl-C is asked once more."""
+CRASHES = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
+"""Signals with which nobody asks a stage to stop."""
 DEMO_OUTPUT = Path("demo_output")
 DEMO_SPLIT = ("--test_ratio", "0.3")
 """The demo holds out more videos than a user's folder, so that its intervals are short."""
@@ -253,12 +256,18 @@ def has_gpu() -> bool:
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage and wait for it; the pipeline exits with its status where it fails."""
+    """Run one stage and wait for it; the pipeline exits with its status where it fails.
+
+    KeyboardInterrupt where it was asked to stop, MMAudioError where it was killed or crashed.
+    """
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
     status = wait_for(command)
-    if status < 0 or status >= 128:
-        raise KeyboardInterrupt
+    if (number := -status if status < 0 else status - 128) > 0:
+        if number not in CRASHES:
+            raise KeyboardInterrupt
+        why = "the system does that to what takes too much memory" if number == signal.SIGKILL else "it crashed"
+        raise MMAudioError(f"{name}: ended by {signal.Signals(number).name}; {why}. The same command goes on from here")
     if status:
         sys.exit(status)  # the stage has said why
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)

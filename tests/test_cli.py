@@ -10,7 +10,7 @@ import torch
 
 from mmaudio import cli, pipeline
 from mmaudio.config import compose
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.quoting import quoted
 
 
@@ -116,6 +116,18 @@ def test_a_device_that_is_not_here_is_refused(device):
 def test_a_command_that_contradicts_itself_is_refused(arguments, overrides, error):
     with pytest.raises(error):
         pipeline.read_job(pipeline.parser().parse_args(arguments), overrides)
+
+
+@pytest.mark.parametrize("ended", ["os.kill(os.getpid(), 9)", "os._exit(137)"])
+def test_a_stage_that_the_system_killed_was_not_interrupted(ended):
+    with pytest.raises(MMAudioError, match=r"train: ended by SIGKILL; the system .* memory"):
+        pipeline.run_stage("train", [sys.executable, "-c", f"import os; {ended}"])
+
+
+@pytest.mark.parametrize("status", [130, 143, 138])
+def test_a_stage_that_was_asked_to_stop_was_interrupted(status):
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_stage("train", [sys.executable, "-c", f"import os; os._exit({status})"])
 
 
 def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():
