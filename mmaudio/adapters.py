@@ -141,6 +141,13 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
+def files_of(path: Path) -> list[Path]:
+    """What `read_adapter` reads: the weights, and peft's settings where they are beside them; WeightsError for none."""
+    weights = _weights_in(path)
+    beside = weights.parent / CONFIG_NAME
+    return [weights, beside] if beside.is_file() else [weights]
+
+
 def read_adapter(path: Path) -> AdapterFile:
     """The adapter in a .pt file, a PEFT folder or a .safetensors file; WeightsError for anything else."""
     if not path.exists():

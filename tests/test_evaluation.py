@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from mmaudio.data.features import Features, Header, load_features, shard_path, w
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.evaluation import measure, running
 from mmaudio.evaluation.background import commands
+from mmaudio.evaluation.data_check import Check
+from mmaudio.evaluation.evaluate import inputs_key
 from mmaudio.evaluation.general import spread
 from mmaudio.evaluation.request import Request
+from mmaudio.evaluation.search import Search
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.model.networks import build_network
@@ -205,6 +209,51 @@ def test_what_is_done_is_kept_for_a_run_that_goes_on(place, done, monkeypatch):
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (done, output))
     assert first["metrics"] == second["metrics"]
     assert not (output / ".evaluation").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_broke_off_leaves_no_valid_report_with_its_sounds(place, tmp_path, monkeypatch, capsys):
+    short = ["--output", str(tmp_path), "--max_clips", "1", "--strengths", "", "--metrics", "mel_l1_loud"]
+    evaluate_lora.main(command(place, *short))
+    sound = tmp_path / "report" / "media" / "001_adapted.flac"
+    before, last = sound.read_bytes(), sound.with_name("009_base.flac")
+    last.write_bytes(b"of an evaluation of more clips")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setitem(evaluate_lora.evaluate.__globals__, "write_report", interrupted)
+        evaluate_lora.main(command(place, *short, "--seed", "1"))
+    assert sound.read_bytes() != before and not last.exists()
+    capsys.readouterr()
+    evaluate_lora.main(command(place, *short))
+    assert "still valid" not in capsys.readouterr().out and sound.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_results_are_not_valid_for_another_file_of_a_video_or_another_alpha(place, tmp_path):
+    shutil.copytree(place / "videos", tmp_path / "videos")
+    shutil.copytree(place / "exp" / "lora_checkpoints" / "best_lora", tmp_path / "best_lora")
+    request = Request(tmp_path / "best_lora", tmp_path / "videos", place / "clips.tsv", place / "features", tmp_path)
+    request = replace(request, weights=place / "weights")
+    held_out = load_features(request.clips, request.features, "test", MODEL)
+
+    def key() -> str:
+        return inputs_key(request, model_spec(MODEL), held_out, None, {})
+
+    check = Check(request, Search(MODEL), held_out.clips, "no judge")
+    first, checked = key(), check.identity
+    settings = tmp_path / "best_lora" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 99}))
+    second = key()
+    make_video(tmp_path / "videos" / VIDEOS[0], 9, 4.0)
+    third = key()
+    assert check.identity != checked
+    weights = tmp_path / "best_lora" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_name("adapter_model.bin"))
+    weights.unlink()
+    assert len({first, second, third, key()}) == 4
 
 
 @pytest.mark.slow

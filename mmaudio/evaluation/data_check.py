@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.clips import Clip, read_clips
 from mmaudio.data.features import left_out, read_shard, shard_path
+from mmaudio.data.scanning import fingerprint
 from mmaudio.data.sounds import read_sounds
 from mmaudio.data.video import probe
 from mmaudio.data.windows import Grid, read_windows
@@ -103,7 +104,8 @@ class Check:
     def identity(self) -> dict[str, Any]:
         """What its outcome depends on."""
         judge = self.judge if isinstance(self.judge, str) else self.judge.identity
-        return {"clips": [asdict(clip) for clip in self.clips], "judge": judge}
+        videos = [fingerprint(self.request.videos / video) for video in dict.fromkeys(c.video for c in self.clips)]
+        return {"clips": [asdict(clip) for clip in self.clips], "videos": videos, "judge": judge}
 
     def run(self) -> DataCheck:
         """Check them, and print the outcome."""

@@ -17,14 +17,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmaudio import weights
-from mmaudio.adapters import WEIGHTS_NAME, AdapterFile, check_base, read_adapter
+from mmaudio.adapters import AdapterFile, check_base, files_of, read_adapter
 from mmaudio.data.clips import read_clips
 from mmaudio.data.features import FeatureSet, load_features, read_header, shard_path
+from mmaudio.data.scanning import fingerprint
 from mmaudio.errors import DataError, WeightsError
 from mmaudio.evaluation import gaps, wording
 from mmaudio.evaluation.background import about
 from mmaudio.evaluation.data_check import asked_check
-from mmaudio.evaluation.decoding import Material, decode
+from mmaudio.evaluation.decoding import MEDIA, Material, decode
 from mmaudio.evaluation.general import General, general_set, spread
 from mmaudio.evaluation.metrics import chosen_metrics
 from mmaudio.evaluation.panel import find_judges
@@ -84,6 +85,8 @@ def evaluate(request: Request) -> Path:
     run_models(sampler, adapter, base_sha256, sets, request, kept / key[:16])
     sampled = time.monotonic()
     wanted = judges.load(names)
+    (request.output / "metrics.json").unlink(missing_ok=True)  # from here on what stands there is no longer whole
+    shutil.rmtree(report.parent / MEDIA, ignore_errors=True)
     results = {
         name: decode(sampler, part, report.parent if name == "held-out" else None, wanted)
         for name, part in sets.items()
@@ -162,23 +165,20 @@ def inputs_key(
     known: dict[str, object] = {
         **more,
         "version": VERSION,
-        "adapter": adapter_hash(request.checkpoint),
+        "adapter": [weights.file_hash(file) for file in files_of(request.checkpoint)],
         "base": {part: weights.identity(spec.name, part, request.weights) for part in ("network", "vae", "vocoder")},
         "draws": asdict(request.draws),
         "strengths": request.strengths,
         "device": [request.device.type, str(request.dtype)],
         "clips": [asdict(clip) for clip in held_out.clips],
-        "features": _keys(request.features, held_out.videos),
-        "general": None if general is None else _keys(general.folder, general.features.videos),
+        "features": _keys(request.features, request.videos, held_out.videos),
+        "general": None if general is None else _keys(general.folder, general.root, general.features.videos),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def adapter_hash(path: Path) -> str:
-    """SHA-256 of an adapter's weights file, in hexadecimal; of a PEFT folder's, where `path` is one."""
-    return weights.file_hash(path / WEIGHTS_NAME if path.is_dir() else path)
-
-
-def _keys(folder: Path, videos: Sequence[str]) -> list[str]:
-    headers = [read_header(shard_path(folder, video)) for video in dict.fromkeys(videos)]
-    return [f"{header.picture_key} {header.text_key}" for header in headers if header is not None]
+def _keys(folder: Path, root: Path, videos: Sequence[str]) -> list[str]:
+    """Of the features, and of the videos themselves: their own sounds are what models are compared with."""
+    headers = [(video, read_header(shard_path(folder, video))) for video in dict.fromkeys(videos)]
+    keys = [(video, header.picture_key, header.text_key) for video, header in headers if header is not None]
+    return [f"{picture} {text} {fingerprint(root / video)}" for video, picture, text in keys]
