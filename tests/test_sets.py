@@ -43,6 +43,15 @@ def test_kad_has_no_bias_in_small_sets_where_the_frechet_distance_is_all_bias():
     assert np.mean([sets.frechet_distance(*gaussians(0, 1, 20, 64, seed)) for seed in range(5)]) > 20
 
 
+def test_kad_has_no_bias_where_the_takes_of_a_clip_are_alike():
+    kads = []
+    for seed in range(200):
+        own, reference = gaussians(0, 1, 10, 8, seed)
+        takes = 0.2**0.5 * np.random.default_rng(1000 + seed).normal(size=(20, 8))
+        kads.append(sets.kad(0.8**0.5 * own.repeat(2, 0) + takes, reference, np.arange(10).repeat(2)))
+    assert abs(np.mean(kads)) < 3 * np.std(kads) / math.sqrt(200)
+
+
 def test_kad_is_what_sklearn_kernels_give():
     x, y = gaussians(0.2, 1.1, 40, 7)
     gamma = 1 / (2 * sets.median_distance(y) ** 2)
@@ -54,7 +63,7 @@ def test_kad_is_what_sklearn_kernels_give():
 def test_kad_where_it_cannot_be():
     x, y = gaussians(0, 1, 5, 3)
     assert math.isnan(sets.kad(x[:1], y)) and math.isnan(sets.kad(x, y[:1]))
-    assert math.isnan(sets.kad(x, np.ones((4, 3))))
+    assert math.isnan(sets.kad(x, np.ones((4, 3)))) and math.isnan(sets.kad(x, y, np.zeros(5, int)))
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (0.3, 0.7)])

@@ -41,7 +41,7 @@ from mmaudio.model.recognition import shapes_of
 from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.released import PARTS
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the same inputs give other results."""
 
 
@@ -85,16 +85,14 @@ def evaluate(request: Request) -> Path:
     run_models(sampler, adapter, base_sha256, sets, request, kept / key[:16])
     sampled = time.monotonic()
     wanted = judges.load(names)
-    (request.output / "metrics.json").unlink(missing_ok=True)  # from here on what stands there is no longer whole
-    shutil.rmtree(report.parent / MEDIA, ignore_errors=True)
+    remove_earlier(request.output, report.parent)
     results = {
         name: decode(sampler, part, report.parent if name == "held-out" else None, wanted)
         for name, part in sets.items()
     }
     compare_strengths(results["held-out"])
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
-    background = about(request, adapter, spec, general, why_none, times)
-    background = replace(background, data_check=checked)
+    background = replace(about(request, adapter, spec, general, why_none, times), data_check=checked)
     write_report(report, results["held-out"], results.get("general"), background)
     write_tsv(request.output / "metrics.tsv", results)
     shutil.rmtree(kept)
@@ -108,6 +106,12 @@ def evaluate(request: Request) -> Path:
     for line in said:
         print(line)
     return report
+
+
+def remove_earlier(output: Path, report: Path) -> None:
+    """Remove what an earlier evaluation calls valid, and its sounds: those of two must not stand in one report."""
+    (output / "metrics.json").unlink(missing_ok=True)
+    shutil.rmtree(report / MEDIA, ignore_errors=True)
 
 
 def refuse_absent(root: Path, features: FeatureSet) -> None:

@@ -94,7 +94,7 @@ def _statistics(name: str, collected: Collected) -> dict[str, Statistic]:
 
 
 def _kad(rows: Rows, reference: Rows) -> Statistic:
-    kernels = Kernels(rows.values, reference.values)
+    kernels = Kernels(rows.values, reference.values, rows.clips)
     return lambda kept: kernels.kad(kept[rows.clips], kept[reference.clips])
 
 

@@ -18,6 +18,7 @@ SCALE = 100.0
 FEWEST_FOR_FD = 513
 """Below this many clips a Frechet distance is mostly bias, whatever the features."""
 FEWEST_FOR_KAD = 2
+Labels = npt.NDArray[np.intp]
 Which = slice | npt.NDArray[np.bool_]
 EVERY = slice(None)
 """All rows."""
@@ -29,20 +30,26 @@ def median_distance(reference: Array) -> float:
     return float(np.median(pdist(np.asarray(reference, np.float64))))
 
 
-def kad(features: Array, reference: Array) -> float:
+def kad(features: Array, reference: Array, clips: Labels | None = None) -> float:
     """Kernel audio distance of (n, D) from (m, D): 100 x the unbiased squared MMD; lower is better, below 0 by chance.
 
     Gaussian kernel exp(-d^2 / (2 s^2)), s the median pairwise distance of the reference set. Unbiased: no sound is
-    compared with itself, so two samples of one distribution are 0 apart on average. NaN below two sounds or for a
-    reference whose sounds are all the same. Source: arXiv 2502.15602; the estimator: Gretton et al., JMLR 13, 2012.
+    compared with itself, so two samples of one distribution are 0 apart on average; nor with other takes of its clip,
+    which are alike (`clips` (n,): the number of each sound's; None: each is of its own). NaN below two sounds or clips,
+    or for a reference whose sounds are all the same. Source: arXiv 2502.15602; the estimator: Gretton et al., JMLR 13,
+    2012.
     """
-    return Kernels(features, reference).kad()
+    return Kernels(features, reference, clips).kad()
 
 
 class Kernels:
     """The kernel between all pairs of two sets of sounds, computed once, for `kad` of parts of them."""
 
-    def __init__(self, features: Array, reference: Array) -> None:
+    def __init__(self, features: Array, reference: Array, clips: Labels | None = None) -> None:
+        self.clips = {
+            "own": np.arange(len(features)) if clips is None else clips,
+            "reference": np.arange(len(reference)),
+        }
         x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
         self.known = min(len(x), len(y)) >= FEWEST_FOR_KAD and (bandwidth := median_distance(y)) > 0
         if self.known:
@@ -55,13 +62,15 @@ class Kernels:
         """`kad` of the features' `rows` from the reference's, both masks; the kernel's bandwidth is that of all."""
         if not self.known:
             return math.nan
-        own = self.values["own"][rows][:, rows]
-        other = self.values["reference"][reference][:, reference]
-        if min(len(own), len(other)) < FEWEST_FOR_KAD:
-            return math.nan
         across = self.values["across"][rows][:, reference]
-        within = [(part.sum() - len(part)) / (len(part) * (len(part) - 1)) for part in (own, other)]  # without itself
-        return SCALE * float(within[0] + within[1] - 2 * across.mean())
+        own, other = self._within("own", rows), self._within("reference", reference)
+        return SCALE * float(own + other - 2 * across.mean()) if across.size else math.nan
+
+    def _within(self, name: str, rows: Which) -> float:
+        """The mean over the pairs of different clips; NaN where there is none."""
+        values, clips = self.values[name][rows][:, rows], self.clips[name][rows]
+        apart = clips[:, None] != clips
+        return float(values[apart].mean()) if apart.any() else math.nan
 
 
 def frechet_distance(features: Array, reference: Array) -> float:
