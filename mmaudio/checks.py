@@ -91,7 +91,8 @@ def plan(job: Job, go_on: bool) -> bool:
     if (below := other_video(job)) is not None:
         print(f"          more in sub-folders, such as {below}: --recursive takes them")
     print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
-    print("time:     about " + ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items()))
+    stated = ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items())
+    print(f"time:     about {stated}; besides, reading the videos and the report")
     print(f"weights:  {weights_line(job)}")
     print(f"results:  {job.experiment}", flush=True)
     total = sum(costs.values())

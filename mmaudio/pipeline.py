@@ -56,6 +56,7 @@ SPLIT_FLAGS: dict[str, dict[str, Any]] = {
 OWN_KEYS = {
     "model": "--model", "clips_tsv": "--output", "features_dir": "--output", "output_dir": "--output",
     "video_root": "the folder of videos", "weights": "--weights", "offline": "--offline",
+    "resume": "--from train",
 }  # fmt: skip
 """Settings of training that the other stages have to know too, and what says them to all."""
 SPLIT_KEYS = ("split.", "validation.split_ratio=")

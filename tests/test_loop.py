@@ -241,7 +241,7 @@ def test_a_finished_run_is_not_redone(tmp_path, capsys):
 @pytest.mark.slow
 def test_changed_settings_are_refused_with_the_differences(tmp_path):
     small_world.run(tmp_path, max_steps=2)
-    with pytest.raises(TrainingError, match=r"learning_rate: 0.01, now 0.02.*resume=false"):
+    with pytest.raises(TrainingError, match=r"learning_rate: 0.01, now 0.02.*resume=false .*--from train"):
         small_world.run(tmp_path, learning_rate=0.02)
     with pytest.raises(TrainingError, match=r"lora.rank: 4, now 8"):
         small_world.run(tmp_path, lora=LoRAConfig(rank=8, alpha=8.0))

@@ -91,6 +91,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
         (["--demo", "--modle", "tiny_16k"], "did you mean"),
         (["--demo", "--model", "tiny_16"], "tiny_16k"),
         (["--demo", "--", "lora.ranc=4"], "rank"),
+        (["--demo", "--", "resume=false"], "--from train says it"),
         (["--demo", "--", "lora.rank=1000"], "take at most 96"),
     ],
 )
@@ -103,7 +104,7 @@ def test_wrong_use_is_status_2_before_any_work(tmp_path, arguments, said):
 def test_the_plan_alone(tmp_path):
     printed, code = run("--demo", "--dry-run", cwd=tmp_path)
     assert code == 0 and "model:    tiny_16k" in printed and not any(tmp_path.iterdir())
-    assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min)$", printed, re.MULTILINE)
+    assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min);", printed, re.MULTILINE)
 
 
 @pytest.mark.slow

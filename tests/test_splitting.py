@@ -300,6 +300,7 @@ def test_videos_in_sub_folders_are_pointed_out_and_results_among_the_videos_are_
     assert "found 3 files = 3 used" in said
     assert "sub-folders" not in said
     assert "captions: 0 of " in said
+    assert "note: 2024/c.mp4 is the same file as 2024/b.mp4; take one away" in said
 
 
 def test_a_place_that_cannot_be_written_is_one_line(messy, tmp_path):

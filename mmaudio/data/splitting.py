@@ -4,6 +4,7 @@ training, validation and test by source video.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections import Counter
@@ -129,6 +130,7 @@ def split_folder(
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
     clips = _clips(divided, settings, captions)
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
+    notes += _copies(root, list(divided))
     if not settings.recursive and (other := video_below(root, ignored)):
         notes.append(f"sub-folders hold videos too, such as {other}: --recursive takes them")
     return SplitResult(clips, left_out, len(files), scanned, notes + _unused(captions, settings), scans)
@@ -207,6 +209,20 @@ def slug(video: str) -> str:
     """A name of a video that is its alone and fit for a file name; the other videos have no part in it."""
     name = re.sub(r"[^A-Za-z0-9-]+", "_", Path(video).stem).strip("_")
     return name if video == f"{name}.mp4" else f"{name[:80]}_{rank(video)[:6]}".lstrip("_")
+
+
+def _copies(root: Path, videos: list[str]) -> list[str]:
+    """A note on every video that is the same, byte for byte, as an earlier one."""
+    notes: list[str] = []
+    first: dict[int, list[str]] = {}
+    for video in sorted(videos):
+        alike = first.setdefault((root / video).stat().st_size, [])
+        same = next((other for other in alike if filecmp.cmp(root / other, root / video, shallow=False)), None)
+        if same is None:
+            alike.append(video)
+        else:
+            notes.append(f"{video} is the same file as {same}; take one away, or what is held out may be trained on")
+    return notes
 
 
 def _unused(captions: Captions, settings: SplitSettings) -> list[str]:

@@ -148,7 +148,8 @@ class Checkpoints:
             listed = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
             raise TrainingError(
                 f"{self.root} holds a run of other settings ({listed}). "
-                "Set them back, take another exp_id, or start over in a new folder with resume=false"
+                "Set them back, take another exp_id, or start over in a new folder with resume=false (of the pipeline: "
+                "--from train)"
             )
         state.load_state_dict(stored["state"])
         return True
