@@ -191,6 +191,19 @@ def test_a_fresh_adapter_has_not_drifted(tmp_path):
     assert trained_for(tmp_path, steps=0 + 1, learning_rate=1e-12)[0] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("lora", [LoRAConfig(4, 8.0, 0.0, bias="all"), LoRAConfig(enabled=False)], ids=["bias", "all"])
+def test_in_bfloat16_what_has_drifted_is_measured_against_the_base_too(tmp_path, lora):
+    config = small_world.config(tmp_path, lora=lora)
+    state = new_state(mini(), config, 5)
+    for name, weight in state.trained().items():
+        weight.data += 0.05 * filled(name, *weight.shape)
+    clips, drawn = material(state.network, small_world.clips(5), CPU), state.draw(4, 0.0, 0.0)
+    exact, found = (step.drift(state, clips, drawn, dtype).mean() for dtype in (torch.float32, torch.bfloat16))
+    assert found.item() == pytest.approx(exact.item(), rel=5e-2)
+    found.backward()
+    assert all(weight.grad.any() for weight in state.trained().values() if weight.grad is not None)
+
+
 @pytest.mark.slow
 def test_preserving_the_base_keeps_the_unconditional_velocity(tmp_path):
     (free, loss, _), (kept, kept_loss, state) = trained_for(tmp_path), trained_for(tmp_path, preserve_base=10.0)

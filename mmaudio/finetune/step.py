@@ -58,14 +58,15 @@ def losses(network: MMAudio, clips: Material, draws: Draws, dtype: torch.dtype, 
 def drift(state: TrainState, clips: Material, draws: Draws, dtype: torch.dtype) -> Tensor:
     """Squared distance of the adapted velocity from the base model's, both without conditions: (B,)."""
     network, nothing = state.network, torch.ones_like(draws.no_video)
-    with autocast(draws.t.device, dtype):
-        point = interpolate(draws.noise, latents(network, clips, draws), draws.t)
-        with torch.no_grad(), state.without_adapter():
-            empty = clips.conditions(network, draws.index, nothing, nothing)
-            base = network.predict_velocity(point, draws.t, empty)
-        empty = clips.conditions(network, draws.index, nothing, nothing)
-        adapted = network.predict_velocity(point, draws.t, empty)
-    return (adapted.float() - base.float()).square().mean((1, 2))
+    point = interpolate(draws.noise, latents(network, clips, draws), draws.t)
+
+    def velocity() -> Tensor:
+        with autocast(draws.t.device, dtype):  # each its own: it keeps what it has cast of trained weights to its end
+            return network.predict_velocity(point, draws.t, clips.conditions(network, draws.index, nothing, nothing))
+
+    with torch.no_grad(), state.without_adapter():
+        base = velocity()
+    return (velocity().float() - base.float()).square().mean((1, 2))
 
 
 Batch = Callable[[TrainState, Material, Draws, TrainConfig], Tensor]
