@@ -69,11 +69,16 @@ def elsewhere(arguments: list[str]) -> bool:
 
 
 def run_jobs(place: str | None) -> list[End]:
-    """Let Hydra run what the command line asks for; how every job ended, told through files in `place` if given."""
+    """Let Hydra run what the command line asks for; how every job ended, told through files in `place` if given.
+
+    A signal that interrupts one job keeps those after it from starting.
+    """
     ended: list[End] = []
     folder = None if place is None else Path(place).resolve()
 
     def job(composed: DictConfig) -> None:
+        if any(isinstance(end, Outcome) and end.signal is not None for end in ended):
+            return
         end = end_of(composed)
         ended.append(end)
         if folder is not None:

@@ -221,6 +221,31 @@ def test_a_signal_is_the_status(data, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_a_signal_stops_the_sweep(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    import train_lora
+    from mmaudio import cli
+
+    original = Tracker.stepped
+
+    def interrupted(self, state, metrics):
+        original(self, state, metrics)
+        if self.config.lora.alpha == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Tracker, "stepped", interrupted)
+    monkeypatch.setattr(sys, "argv", command(data, tmp_path, "--multirun", "lora.alpha=2,4,8", "max_steps=2")[1:])
+    with pytest.raises(SystemExit) as left:
+        cli.run(train_lora.main)
+    assert left.value.code == 128 + signal.SIGINT
+    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/last_lora.pt"))
+    assert len(found) == 2 and "lora.alpha=2" in found[0] and "lora.alpha=4" in found[1]
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert sorted(line.split()[0] for line in table[1:]) == found
+
+
+@pytest.mark.slow
 def test_a_run_shows_held_out_clips_as_sounds_pictures_and_films(data, tmp_path):
     make_video(tmp_path / "videos" / "val0.mp4", 0, 12.5)
     settings = ("max_steps=1", "logging.sample_every=1", f"video_root={tmp_path}/videos", "lora.rank=4", "device=cpu")
