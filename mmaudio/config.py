@@ -192,6 +192,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         short = {name: getattr(self, name) for name in SHORT if getattr(self, name) is not None}
+        lost = [f"{name}={short[name]:g}" for name in ("rank", "alpha") if name in short and self.lora.phases]
+        if lost:
+            raise ConfigError(f"{lost[0]} would count for nothing beside lora.phases: set it in the phases")
         self.lora = dataclasses.replace(self.lora, **short)
         self.rank = self.alpha = self.dropout = self.target_modules = None
         model_spec(self.model)

@@ -123,6 +123,7 @@ def test_phases_are_checked():
         (["lora.phases=[{rank:8,max_steps:2},{rank:4,max_steps:2}]"], "ranks 8, 4: a rank grows"),
         (["lora.phases=[{rank:8,max_steps:0}]"], "phase 1: rank=8, max_steps=0"),
         (["lora.phases=[{rank:8,max_steps:2}]", "optimizer=prodigy"], "its state cannot grow with lora.phases"),
+        (["lora.phases=[{rank:8,max_steps:2}]", "alpha=4"], "alpha=4 would count for nothing beside lora.phases"),
     ):
         with pytest.raises(ConfigError, match=words):
             compose(overrides)
@@ -130,3 +131,9 @@ def test_phases_are_checked():
         progressive([LoRAConfig(rank=4, max_steps=1), LoRAConfig(rank=8)])
     with pytest.raises(ConfigError, match="phase 2 differs from the first"):
         progressive([LoRAConfig(rank=4, max_steps=1), LoRAConfig(rank=8, max_steps=1, dropout=0.3)])
+
+
+def test_the_same_phases_serve_two_adapters():
+    phases = [Phase(4, 3), Phase(8, 3)]
+    first, second = LoRAConfig(4, 8.0, phases=phases), LoRAConfig(4, 4.0, phases=phases)
+    assert (first.in_phase(1).alpha, second.in_phase(1).alpha) == (16.0, 8.0) and phases == [Phase(4, 3), Phase(8, 3)]

@@ -126,15 +126,16 @@ class LoRAConfig:
         """Takes rank and alpha from the first phase, and fills in the phases' alphas."""
         if not self.phases:
             return
-        scale = self.alpha / self.rank
+        scale, settled = self.alpha / self.rank, []
         for number, phase in enumerate(self.phases, 1):
             where = f"lora.phases: phase {number}"
             if phase.max_steps < 1 or phase.rank < 1:
                 raise ConfigError(f"{where}: rank={phase.rank}, max_steps={phase.max_steps}: both are at least 1")
-            if phase.alpha is None:
-                phase.alpha = scale * phase.rank
-            if not 0 < phase.alpha < math.inf:
-                raise ConfigError(f"{where}: alpha={phase.alpha}: the scale is a positive number")
+            alpha = scale * phase.rank if phase.alpha is None else phase.alpha
+            if not 0 < alpha < math.inf:
+                raise ConfigError(f"{where}: alpha={alpha}: the scale is a positive number")
+            settled.append(dataclasses.replace(phase, alpha=alpha))
+        self.phases = settled
         ranks = [phase.rank for phase in self.phases]
         if ranks != sorted(ranks):
             raise ConfigError(
