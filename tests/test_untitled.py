@@ -30,11 +30,22 @@ def test_empty_captions_get_the_empty_row_and_others_keep_theirs():
     assert with_empty_text(titled, empty) is titled
 
 
-def test_training_sees_an_empty_caption_as_no_text():
-    network = small_world.mini()
-    clips = material(network, half_titled(), torch.device("cpu"))
+def untitled_as_dropped(network, clips):
+    """Of every clip, whether its text conditions are those of a dropped text."""
     index, no = torch.arange(4), torch.zeros(4, dtype=torch.bool)
     stated = clips.conditions(network, index, no, no)
     dropped = clips.conditions(network, index, no, torch.ones(4, dtype=torch.bool))
-    same = [torch.allclose(a, b, atol=1e-6) for a, b in zip(stated.text_f, dropped.text_f, strict=True)]
-    assert same == [True, False, True, False]
+    return [torch.allclose(a, b, atol=1e-6) for a, b in zip(stated.text_f, dropped.text_f, strict=True)]
+
+
+def test_training_sees_an_empty_caption_as_no_text():
+    network = small_world.mini().requires_grad_(False)
+    clips = material(network, half_titled(), torch.device("cpu"))
+    assert clips.projected is not None and untitled_as_dropped(network, clips) == [True, False, True, False]
+
+
+def test_where_the_row_for_no_text_is_trained_an_empty_caption_follows_it():
+    network = small_world.mini()
+    clips = material(network, half_titled(), torch.device("cpu"))
+    network.empty_string_feat.data += 1.0
+    assert clips.projected is None and untitled_as_dropped(network, clips) == [True, False, True, False]

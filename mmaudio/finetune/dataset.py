@@ -112,7 +112,7 @@ class Material:
                 _pick(no_video, empty.clip_c, own.clip_c),
                 _pick(no_text, empty.text_c, own.text_c),
             )
-        raw = self.raw(index)
+        raw, no_text = self.raw(index), no_text | self.untitled[index]  # the row as training has made it by now
         return network.preprocess_conditions(
             _pick(no_video, network.empty_clip(1), raw.clip_features),
             _pick(no_video, network.empty_sync(1), raw.sync_features),
