@@ -233,7 +233,8 @@ def test_a_finished_run_is_not_redone(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
     capsys.readouterr()
     again = small_world.run(tmp_path, max_steps=2)
-    assert again.new_steps == 0 and "nothing to do" in capsys.readouterr().out
+    assert again.new_steps == 0 and "nothing to do" in (said := capsys.readouterr().out)
+    assert "a higher max_steps would continue it" in said
     assert before == {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
     assert small_world.run(tmp_path, max_steps=4).new_steps == 2
 
@@ -262,14 +263,17 @@ def test_starting_over_writes_over_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_early_stopping(tmp_path):
+def test_early_stopping(tmp_path, capsys):
     settings = small_world.config(tmp_path).early_stopping
     settings.patience, settings.min_delta = 2, 1e9
     outcome = small_world.run(tmp_path, early_stopping=settings)
     assert (outcome.reason, outcome.step) == ("early stopping", 4)
-    assert small_world.run(tmp_path, early_stopping=settings).new_steps == 0
+    assert small_world.run(tmp_path, early_stopping=settings, max_steps=8).new_steps == 0
+    assert "a higher early_stopping.patience would continue it" in capsys.readouterr().out
+    settings.patience = 3
+    assert small_world.run(tmp_path, early_stopping=settings, max_steps=8).new_steps == 2
     settings.enabled = False
-    rest = small_world.run(tmp_path, early_stopping=settings)
+    rest = small_world.run(tmp_path, early_stopping=settings, max_steps=8)
     assert (rest.reason, rest.new_steps) == ("max_steps", 2)
 
 

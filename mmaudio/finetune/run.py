@@ -165,7 +165,8 @@ def end(run: Run, result: Outcome) -> None:
     if not result.new_steps:
         check_best(files.best)
     done = f"finished at step {result.step} ({result.reason})"
-    say(done if result.new_steps else f"nothing to do: this run {done}; a higher max_steps would continue it")
+    more = "max_steps" if result.reason == "max_steps" else "early_stopping.patience"
+    say(done if result.new_steps else f"nothing to do: this run {done}; a higher {more} would continue it")
     if result.best_step == 0:
         say("no evaluation was better than the base model: best_lora.pt changes nothing. Try preset=more_capacity")
     elif result.gain is not None:
