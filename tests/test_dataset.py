@@ -30,6 +30,16 @@ def test_one_video_cannot_be_split():
         split_anew(small_world.clips(3, videos=1), small_world.clips(1, "test"), 0.5)
 
 
+def test_a_table_without_held_out_clips_can_be_split_by_training(tmp_path):
+    write_set(tmp_path / "vgg-train", 4, "tiny_16k", 4)
+    config = small_world.config(tmp_path, custom_finetune=False, features_dir=str(tmp_path))
+    with pytest.raises(DataError, match=r"no val clip.*split_ratio=0.2 holds.*validation.enabled=false"):
+        load_data(config)
+    config.validation.split_ratio = 0.5
+    train, held = load_data(config)
+    assert len(train) == len(held) == 2 and not set(train.ids) & set(held.ids)
+
+
 def test_absent_features_are_named(tmp_path):
     config = small_world.config(tmp_path, clips_tsv=str(tmp_path / "clips.tsv"))
     with pytest.raises(DataError, match=r"clips\.tsv: not there"):

@@ -31,6 +31,10 @@ _HEADER = "mmaudio"
 """The one entry of a shard's metadata, JSON: safetensors writes several entries in random order."""
 
 
+class NoClips(DataError):
+    """A split that no clip is in."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a shard was made from."""
@@ -279,12 +283,12 @@ def open_features(clips_tsv: Path, folder: Path, split: str, model: str | None =
 
     Where the table has no clips for val, those for test stand in, and the other way round. Clips of videos that
     extraction left out (see `left_out`) are not in it. Raises DataError for shards that are missing, stale, not finite
-    or made for another model than `model`, and where no clip is left.
+    or made for another model than `model`, and where no clip is left (NoClips).
     """
     unusable = {row.video for row in left_out(clips_tsv, folder)}
     chosen = held_out_or([clip for clip in read_clips(clips_tsv) if clip.video not in unusable], split)
     if not chosen:
-        raise DataError(f"{clips_tsv}: no {split} clip in it that extraction could use")
+        raise NoClips(f"{clips_tsv}: no {split} clip in it that extraction could use")
     by_video: dict[str, list[Clip]] = {}
     for clip in chosen:
         by_video.setdefault(clip.video, []).append(clip)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.data.clips import SPLITS, Clip
-from mmaudio.data.features import TENSORS, Features, FeatureSet, StoredSet, held_out_or, stored_set
+from mmaudio.data.features import TENSORS, Features, FeatureSet, NoClips, StoredSet, held_out_or, stored_set
 from mmaudio.errors import DataError
 from mmaudio.model.spec import CLIP_FPS, MODELS, ModelSpec, lengths, model_spec
 
@@ -63,7 +63,7 @@ def open_reference(folder: Path, split: str, model: str) -> StoredSet:
     Folders whose names state a split (`vgg-train`, `vgg-val`) are that split's; where none does, a tenth of the clips
     is held out, all of a source (ids that differ in a number at their end) or none. With no clips for val those for
     test stand in, and the other way round. The tensors stay on disk until they are used. Raises DataError for what
-    cannot be read, does not fit `model` or is not finite.
+    cannot be read, does not fit `model` or is not finite, and NoClips for a split without clips.
     """
     maps = find_maps(folder)
     read = [(found, _clips(found)) for found in maps]
@@ -71,7 +71,7 @@ def open_reference(folder: Path, split: str, model: str) -> StoredSet:
         read = _held_out(read)
     chosen = held_out_or([clip for _, clips in read for clip in clips], split)
     if not chosen:
-        raise DataError(f"{folder}: no {split} clip in it ({', '.join(found.folder.name for found in maps)})")
+        raise NoClips(f"{folder}: no {split} clip in it ({', '.join(found.folder.name for found in maps)})")
     rows = [[number for number, clip in enumerate(clips) if clip.split == chosen[0].split] for _, clips in read]
     used = [(found, own) for (found, _), own in zip(read, rows, strict=True) if own]
     parts = [_mapped_features(found.folder, model_spec(model)) for found, _ in used]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmaudio.config import TrainConfig
 from mmaudio.data.columns import Column
-from mmaudio.data.features import TENSORS, ClipSet, Features, StoredSet, open_features
+from mmaudio.data.features import TENSORS, ClipSet, Features, NoClips, StoredSet, open_features
 from mmaudio.data.reference import open_reference
 from mmaudio.data.untitled import filled, untitled
 from mmaudio.errors import DataError
@@ -41,8 +41,16 @@ def load_data(config: TrainConfig) -> tuple[StoredSet, StoredSet | None]:
     train = _open(config, "train")
     if not config.validation.enabled:
         return train, None
-    held_out = _open(config, "val")
     ratio = config.validation.split_ratio
+    try:
+        held_out = _open(config, "val")
+    except NoClips as error:
+        if ratio is None:
+            raise DataError(
+                f"{error}; validation.split_ratio=0.2 holds a fifth of the videos out, validation.enabled=false "
+                "trains without"
+            ) from error
+        return split_anew(train, None, ratio)
     return (train, held_out) if ratio is None else split_anew(train, held_out, ratio)
 
 
@@ -53,13 +61,13 @@ def _open(config: TrainConfig, split: str) -> StoredSet:
     return open_reference(folder, split, config.model)
 
 
-def split_anew(train: ClipSet, held_out: ClipSet, ratio: float) -> tuple[StoredSet, StoredSet]:
-    """Split training and validation clips again, by source video: `ratio` of the videos, one at least, is held out.
+def split_anew(train: ClipSet, held_out: ClipSet | None, ratio: float) -> tuple[StoredSet, StoredSet]:
+    """Split training and validation clips, if any, by source video: `ratio` of the videos, one at least, is held out.
 
     Test clips that stand in for validation stay out. Raises DataError where all clips are from one video.
     """
     everything = train.stored()
-    if held_out.clips[0].split == "val":
+    if held_out is not None and held_out.clips[0].split == "val":
         everything = everything.joined(held_out.stored())
     clips = everything.clips
     ranked = sorted({clip.video for clip in clips}, key=lambda video: hashlib.sha256(video.encode()).hexdigest())
