@@ -17,6 +17,7 @@ from test_extraction import MODEL, SCRIPT, clip, contents, run, shards
 from mmaudio.data.claims import Claims
 from mmaudio.data.clips import read_clips, write_clips
 from mmaudio.data.features import read_header, shard_path
+from mmaudio.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,40 @@ def test_a_renamed_video_takes_the_features_that_are_there(folder, weights):
     assert (header.video, header.clip_ids, header.captions) == ("z.mp4", ["z0.0", "z0.5"], ["a whistle"] * 2)
     new = load_file(shard_path(folder / "features", "z.mp4"))
     assert [name for name in old if not torch.equal(old[name], new[name])] == ["text_features"]
+
+
+def test_videos_that_change_names_keep_their_features_apart(folder, weights):
+    """What one video would take from another's shard may be overwritten before its turn."""
+    old = {name: load_file(shard_path(folder / "features", name)) for name in ("b.mp4", "c.mp4")}
+    for before, after in (("b.mp4", "kept"), ("c.mp4", "b.mp4"), ("kept", "c.mp4")):
+        (folder / before).rename(folder / after)
+    run(folder, weights)
+    for before, after in (("b.mp4", "c.mp4"), ("c.mp4", "b.mp4")):
+        assert torch.equal(
+            load_file(shard_path(folder / "features", after))["sync_features"], old[before]["sync_features"]
+        )
+    assert run(folder, weights).valid == 3
+
+
+def test_one_video_has_one_sound_track(folder, weights):
+    clips = read_clips(folder / "clips.tsv")
+    write_clips(folder / "clips.tsv", [clips[0], replace(clips[1], track=1), *clips[2:]])
+    with pytest.raises(DataError, match=r"a\.mp4: the table names several sound tracks"):
+        run(folder, weights)
+
+
+def test_a_video_that_went_away_in_the_midst_is_looked_at_again(folder, weights):
+    for path in shards(folder):
+        path.unlink()
+
+    def unplugged(jobs):
+        (folder / "b.mp4").rename(folder / "away")
+        yield from jobs
+
+    assert [row.reason for row in run(folder, weights, progress=unplugged).left_out] == ["not there any more"]
+    (folder / "away").rename(folder / "b.mp4")
+    report = run(folder, weights)
+    assert (report.valid, report.made, report.left_out) == (2, 1, [])
 
 
 def test_a_video_that_comes_back_is_looked_at_again(folder, weights):

@@ -17,11 +17,12 @@ from safetensors import safe_open
 from mmaudio.data.claims import Claims
 from mmaudio.data.clips import LeftOut, read_clips
 from mmaudio.data.features import TENSORS, read_header, shard_writer, write_shard
+from mmaudio.data.scanning import fingerprint
 from mmaudio.data.shards import sweep
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import PARTS, Encoders, load_encoders
 from mmaudio.features.encoding import encode_captions, encode_clips, row_shapes
-from mmaudio.features.jobs import EVERYTHING, NOTHING, TEXTS, Job, plan
+from mmaudio.features.jobs import EVERYTHING, NOTHING, TEXTS, Job, plan, unfounded
 
 EARLY = 64
 """At most so many captions are encoded before all else, so that the text tower need not stay; more would be lost in a
@@ -154,6 +155,8 @@ def _work(job: Job, encoders: Encoders, report: ExtractionReport) -> None:
                 encode_clips(job.path, job.clips, encoders, writer.put)
     except DataError as error:
         reason = str(error).removeprefix(f"{job.path.name}: ")
+        if fingerprint(job.path) != job.wanted.source:  # it changed or went away: no reason for the next run
+            header = unfounded(header)
         write_shard(job.shard, replace(header, left_out=reason), None)
     if job.todo == TEXTS:
         report.texts += 1

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -91,12 +90,7 @@ class Planner:
         if present is not None and not why and present.left_out and not there:
             why = "the video is not there"
         if why:
-            donor = self.donors.get(wanted.picture_key)
-            if donor is not None:
-                return replace(job, todo=TEXTS, why=f"{why}, but the same video is there already", donor=donor)
-            if not there:  # what is written now must not hold once the video is back
-                wanted = replace(wanted, source="", picture_key="")
-            return replace(job, todo=EVERYTHING, why=why, wanted=wanted)
+            return replace(job, todo=EVERYTHING, why=why)
         assert present is not None
         if (present.text_key, present.clip_ids) != (wanted.text_key, wanted.clip_ids):
             return replace(job, todo=TEXTS, why="other captions", donor=None if present.left_out else shard)
@@ -114,16 +108,20 @@ class Planner:
             return f"stale: computed in {present.precision}"
         return damage(shard, present) if self.look_inside and not present.left_out else ""
 
-    @cached_property
-    def donors(self) -> dict[str, Path]:
-        """All shards with features by their picture's key; only those computed as wanted."""
+    def donors(self, overwritten: Collection[Path]) -> dict[str, Path]:
+        """The shards that stay as they are, with features, by their picture's key; only those computed as wanted."""
         found = {}
-        for path in sorted(self.out_dir.glob("*.safetensors")):
+        for path in sorted(set(self.out_dir.glob("*.safetensors")).difference(overwritten)):
             header = read_header(path)
             usable = header is not None and not header.left_out and self.precision in ("", header.precision)
             if header is not None and usable and not (self.look_inside and damage(path, header)):
                 found[header.picture_key] = path
         return found
+
+
+def unfounded(header: Header) -> Header:
+    """The header of a shard that does not hold any more once its video is there."""
+    return replace(header, source="", picture_key="")
 
 
 def plan(
@@ -137,7 +135,8 @@ def plan(
 ) -> list[Job]:
     """One job per video, the longest first; nothing is computed. For `precision` and `look_inside` see `Planner`.
 
-    Raises DataError for a table without clips or with clips of several durations, and for a wrong `root`.
+    Raises DataError for a table without clips, with clips of several durations or with several sound tracks of a video,
+    and for a wrong `root`.
     """
     by_video: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -147,11 +146,25 @@ def plan(
         raise DataError("the table of clips has no row; split the videos first")
     if len(durations) != 1:
         raise DataError(f"the table of clips has durations {sorted(durations)}; all of a table have one")
+    mixed = next((video for video, own in by_video.items() if len({clip.track for clip in own}) > 1), None)
+    if mixed is not None:
+        raise DataError(f"{mixed}: the table names several sound tracks of it; all clips of a video have one")
     if not any((root / video).is_file() for video in by_video):
         raise DataError(f"{root}: none of the table's {len(by_video)} videos is there; is it the right folder?")
     planner = Planner(root, out_dir, model, encoder_identities(model, weights), precision, look_inside)
     jobs = [planner.job(video, sorted(chosen, key=lambda clip: clip.start)) for video, chosen in by_video.items()]
+    anew = [job.shard for job in jobs if job.todo == EVERYTHING]
+    donors = planner.donors(anew) if anew else {}
+    jobs = [_eased(job, donors) if job.todo == EVERYTHING else job for job in jobs]
     return sorted(jobs, key=lambda job: (-len(job.clips), job.wanted.video))
+
+
+def _eased(job: Job, donors: Mapping[str, Path]) -> Job:
+    """The job where another shard may have its features of picture and sound."""
+    donor = donors.get(job.wanted.picture_key)
+    if donor is not None:
+        return replace(job, todo=TEXTS, why=f"{job.why}, but the same video is there already", donor=donor)
+    return job if fingerprint(job.path) else replace(job, wanted=unfounded(job.wanted))
 
 
 def damage(shard: Path, header: Header) -> str:
