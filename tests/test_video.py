@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from conftest import golden
@@ -112,6 +113,22 @@ def test_a_file_that_lacks_its_end_is_named(tmp_path, suffix):
     cut = probe(cut_off(tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"))
     with pytest.raises(DataError, match=rf"cut{suffix}: cut off: 1\d\.\d+ s are stated, it ends after [4-7]"):
         check_whole(cut, picture_end(cut))
+
+
+def test_a_last_frame_that_stays_for_long_is_no_cut(tmp_path):
+    """Screen recordings have a frame only where the picture changes; the last one stays until their end."""
+    make_video(tmp_path / "a.mp4", 4, sound=False)
+    with av.open(str(tmp_path / "a.mp4")) as old, av.open(str(tmp_path / "b.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux() if packet.size]
+        packets[-1].duration += round(3 / packets[0].time_base)
+        for packet in packets:
+            packet.stream = stream
+            new.mux(packet)
+    info = probe(tmp_path / "b.mp4")
+    assert info.duration == pytest.approx(7, abs=0.1)
+    assert picture_end(info) == pytest.approx(4, abs=0.1), "what lasts is one picture"
+    check_whole(info, picture_end(info))
 
 
 def test_a_file_that_is_cut_off_ends_where_its_packets_do(tmp_path):

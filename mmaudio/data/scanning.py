@@ -23,7 +23,7 @@ from mmaudio.data.video import VideoInfo, check_whole, covered, probe
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import CLIP_FPS, SECONDS, SEGMENT_FRAMES, SYNC_FPS
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the code measures differently."""
 EDGE = 65_536
 """Bytes at a file's head and tail that its fingerprint covers."""

@@ -152,16 +152,28 @@ def check_whole(info: VideoInfo, end: float) -> None:
     """DataError for a file that is cut off: `end`, where its picture really ends, is well before its stated length."""
     if not info.stated or info.duration - end <= LACKING:
         return
-    reached = end
-    if info.stated == "file":  # which another stream may have made longer than the picture
-        with opened(info.path) as container:
-            stamps = [float(packet.pts * packet.time_base) for packet in packets(container) if packet.pts is not None]
-        reached = max([info.origin + end, *stamps])
+    reached = _reached(info, end)
     if info.duration - reached > LACKING:
         raise DataError(
             f"{info.path.name}: cut off: {info.duration:.2f} s are stated, it ends after {reached:.2f} s; "
             "copy or download it again"
         )
+
+
+def _reached(info: VideoInfo, end: float) -> float:
+    """Where a file really ends whose last frame counts until `end`, in the time that its length is stated in."""
+    with opened(info.path) as container:
+        if info.stated == "file":  # which another stream may have made longer than the picture
+            stamps = [float(packet.pts * packet.time_base) for packet in packets(container) if packet.pts is not None]
+            return max([info.origin + end, *stamps])
+        last = info.origin + end - 1 / info.fps + TOLERANCE
+        picture = packets(container, picture_stream(container, info.path))
+        shown = [  # a screen recording's last frame may stay for long
+            float((packet.pts + (packet.duration or 0)) * packet.time_base) - info.origin
+            for packet in picture
+            if packet.pts is not None and packet.pts * packet.time_base <= last
+        ]
+        return max([end, *shown])
 
 
 def covered(end: float, instant: float) -> bool:
