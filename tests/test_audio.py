@@ -48,6 +48,37 @@ def test_sample_zero_is_the_first_picture(tmp_path, shift):
     assert int(waveform.abs().argmax()) == pytest.approx(RATE, abs=RATE // 500)
 
 
+def part_of_a_stream(path, first, sound):
+    """A piece of a transport stream: a second of picture from `first` seconds on, `sound` (samples,) at 48 kHz."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        picture = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        picture.width = picture.height = 64
+        picture.pix_fmt = "yuv420p"
+        heard = container.add_stream("mp2", rate=48_000, layout="mono")
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 25 * first + index, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        for start in range(0, len(sound) - 1151, 1152):
+            block = av.AudioFrame.from_ndarray(sound[None, start : start + 1152], format="s16", layout="mono")
+            block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), 48_000 * first + start
+            container.mux(heard.encode(block))
+        container.mux(heard.encode(None))
+    return path.read_bytes()
+
+
+def test_sound_that_overlaps_delays_nothing_after_it(tmp_path):
+    """Pieces of a transport stream, each with more sound than picture, one behind the other."""
+    sound = np.zeros(round(1.25 * 48_000), np.int16)
+    parts = [part_of_a_stream(tmp_path / "part.ts", number, sound) for number in range(3)]
+    sound[24_000:][:200] = 20_000
+    parts.append(part_of_a_stream(tmp_path / "part.ts", 3, sound))
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    waveform, rate = read_audio(tmp_path / "a.ts")
+    assert int(waveform.abs().argmax()) / rate == pytest.approx(3.5, abs=0.05)
+
+
 def test_a_video_without_sound_is_said(tmp_path):
     path = make_video(tmp_path / "a.mp4", 1, sound=False)
     with pytest.raises(DataError, match=r"a\.mp4: no sound"):

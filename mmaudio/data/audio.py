@@ -26,7 +26,7 @@ SILENT_PEAK = 1e-6
 ZEROS, ROLLOFF = 64, 0.9475937167399596
 """Half the width of resampling's sinc, in its zero crossings, and its cut-off as a share of the lower rate's half."""
 JUMP = 0.05
-"""Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing there."""
+"""Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing or there twice."""
 LONGEST_HOLE = 600.0
 """Seconds. A time stamp that is further ahead is wrong, or what follows belongs to something else."""
 FULL_SCALE = 0.999
@@ -55,8 +55,9 @@ def sound_rate(info: VideoInfo) -> int:
 def sound_pieces(info: VideoInfo) -> Iterator[Tensor]:
     """The mean of all channels of the chosen sound track, (T,) float32 piece by piece, no longer than a second each.
 
-    Sample 0 is the instant of the first picture; where the sound begins later or has a hole, there are zeros. What
-    cannot be decoded is passed over. Raises DataError where there is no sound at all.
+    Sample 0 is the instant of the first picture; where the sound begins later or has a hole, there are zeros, and where
+    it steps back in time, what is there already stays. What cannot be decoded is passed over. Raises DataError where
+    there is no sound at all.
     """
     for piece in sound_blocks(info):
         yield piece.wave
@@ -82,6 +83,8 @@ def sound_blocks(info: VideoInfo) -> Iterator[Piece]:
         position = length if time is None else round((time - info.origin) * rate)
         if length == 0 and position < 0:
             block = block[:, -position:]
+        elif length - position > JUMP * rate:  # sound of instants that have theirs: it would delay all that follows
+            block = block[:, length - position :]
         elif position - length > (JUMP * rate if length else 0):
             if position - length > LONGEST_HOLE * rate:
                 break

@@ -25,7 +25,7 @@ from mmaudio.data.shards import ShardWriter
 from mmaudio.errors import DataError
 from mmaudio.model.spec import ModelSpec, model_spec
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the code computes other features from the same input, other by more than two processors' rounding."""
 _HEADER = "mmaudio"
 """The one entry of a shard's metadata, JSON: safetensors writes several entries in random order."""
