@@ -66,12 +66,12 @@ def recommend(
         lost = sign * (np.array(values[best]) - np.array(values[strength]))
         if strength == best or lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)):
             break
+    among = "Of the strengths that are clearly closer to the originals than the base"
     if strength == best:
-        return best, "The distance to the originals is smallest there, and clearly larger at less."
-    return strength, (
-        f"The distance to the originals is smallest at {best:g}, and about as small at {strength:g}: less of an "
-        "adapter forgets less."
-    )
+        return best, f"{among}, this one is closest" + (
+            "; less of it loses more than chance." if best > min(better) else "."
+        )
+    return strength, f"{among}, {best:g} is closest, and {strength:g} about as close: less of an adapter forgets less."
 
 
 def _compared(clips: Sequence[ClipResult], values: Sequence[dict[str, float]]) -> dict[str, Comparison]:
