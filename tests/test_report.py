@@ -83,6 +83,14 @@ def test_blind_votes_count_and_survive_a_reload(reader, stored):
     assert reader.run("return blind.state.votes.length") == 1
 
 
+def test_a_pair_that_cannot_be_played_says_so_and_not_whose_sound_it_is(reader):
+    reader.run("for (const clip of PAGE.clips) clip.media.adapted = 'data:audio/flac,adapted'")
+    reader.run("document.querySelector('#blind-start').click()")
+    reader.wait("return !pair.trouble.hidden")
+    said = reader.run("return [pair.trouble.innerText, byId('said').textContent]")
+    assert "cannot be played" in said[0] and "adapted" not in "".join(said)
+
+
 def test_starting_over_throws_the_votes_away(reader):
     vote = "blind.state = fresh(); blind.state.votes.push({ preferred: 'base' }); keep(); view('intro')"
     reader.run(f"{vote}; window.confirm = () => true")
