@@ -10,7 +10,6 @@ which shows what was forgotten.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,14 @@ from mmaudio.data.features import FeatureSet, load_features
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.evaluation.general import general_set
 from mmaudio.evaluation.measure import Draws, velocity_losses
+from mmaudio.evaluation.sections import VALIDATION, read_history
 from mmaudio.finetune.loop import Outcome
 from mmaudio.finetune.progress import change
 from mmaudio.finetune.run import load_network, train
 from mmaudio.finetune.tracking import JSONL
 from mmaudio.generation.sampler import fast_dtype, load_sampler
 from mmaudio.model.spec import MODELS, model_spec
+from mmaudio.quoting import quoted
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,20 @@ class Result:
     """Velocity losses of the best adapter's clips, by set."""
 
 
-def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result | Outcome:
-    """Train, or find trained, and measure; the outcome alone where a signal ended it. Raises what training raises."""
-    settings = [
-        f"exp_id={trial.folder}", f"model={place.model}", f"clips_tsv={place.clips}", f"features_dir={place.features}",
-        f"output_dir={place.output}", f"device={place.device}", "preset=quick", "early_stopping.enabled=false",
-        "logging.sample_every=0", *([] if place.weights is None else [f"weights={place.weights}"]),
+def settings_of(trial: Trial, place: Place, overrides: Sequence[str]) -> list[str]:
+    """What training is told in one run: Hydra overrides."""
+    return [
+        f"exp_id={trial.folder}", f"model={place.model}", f"clips_tsv={quoted(place.clips)}",
+        f"features_dir={quoted(place.features)}", f"output_dir={quoted(place.output)}", f"device={place.device}",
+        "preset=quick", "early_stopping.enabled=false", "logging.sample_every=0",
+        *([] if place.weights is None else [f"weights={quoted(place.weights)}"]),
         *(["offline=true"] if place.offline else []), *overrides, *trial.overrides,
     ]  # fmt: skip
-    config = compose(settings)
+
+
+def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result | Outcome:
+    """Train, or find trained, and measure; the outcome alone where a signal ended it. Raises what training raises."""
+    config = compose(settings_of(trial, place, overrides))
     outcome = train(config, place.device)
     if outcome.signal is not None:
         return outcome
@@ -102,8 +108,7 @@ def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mappin
 
 def last_validation(folder: Path) -> float:
     """The last validation loss that a run wrote; DataError where it wrote none."""
-    rows = [json.loads(line) for line in (folder / JSONL).read_text().splitlines()]
-    found: list[float] = [row["validation/loss"] for row in rows if "validation/loss" in row]
+    found = [row[VALIDATION] for row in read_history(folder / JSONL) if VALIDATION in row]
     if not found:
         raise DataError(f"{folder}: no evaluation in it; settings are compared with validation, leave it on")
     return found[-1]

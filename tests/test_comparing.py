@@ -6,13 +6,14 @@ import signal
 
 import pytest
 import small_world
+import torch
 from random_base import MODEL, make_base
 from test_stored import write_shards
 
-from mmaudio.comparing import TRIALS, chosen, main
+from mmaudio.comparing import TRIALS, Place, chosen, last_validation, main, settings_of
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.finetune.tracking import Tracker
+from mmaudio.finetune.tracking import JSONL, Tracker
 from mmaudio.model.spec import model_spec
 
 SHORT = (
@@ -80,6 +81,19 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, arguments, caps
     assert "interrupted at step 3, saved" in said and "== another seed" not in said
     assert not (tmp_path / "runs" / "settings.md").exists()
     assert main(command) == 0 and "resumed:    at step 3" in capsys.readouterr().out
+
+
+def test_a_log_that_was_cut_off_is_read(tmp_path):
+    (tmp_path / JSONL).write_text('{"step": 0, "validation/loss": 2.0}\n{"step": 5, "validation/loss": 1.5}\n{"st')
+    assert last_validation(tmp_path) == 1.5
+
+
+def test_folders_may_have_any_name(tmp_path):
+    folder = tmp_path / "it's a,b (c)"
+    place = Place(folder / "c.tsv", folder, folder / "1", MODEL, folder / "w", True, torch.device("cpu"))
+    config = compose(settings_of(TRIALS[0], place, []))
+    found = (config.clips_tsv, config.features_dir, config.output_dir, config.weights)
+    assert found == tuple(map(str, (place.clips, place.features, place.output, place.weights)))
 
 
 @pytest.mark.slow
