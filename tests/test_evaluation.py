@@ -392,6 +392,11 @@ def test_the_command_that_trains_again_states_the_settings():
     adapter = adapters.AdapterFile(lora, {}, MODEL, "", config=config.plain())
     request = Request(Path("a.pt"), Path("v"), Path("ö #1/c.tsv"), Path("f's ${x}"), Path("o"))
     text = dict(commands(request, model_spec(MODEL), adapter))["Train again"]
+    mine = replace(request, weights=Path("w"), draws=measure.Draws(batch=3))
+    told = dict(commands(mine, model_spec(MODEL), adapter))
+    again = evaluate_lora.parser().parse_args(shlex.split(told["Make this report again"])[2:])
+    assert (again.weights, again.batch_size) == (Path("w"), 3)
+    assert all(told[title].endswith("--weights w") for title in told if title.startswith(("Extract", "Make a sound")))
     python, script, *overrides = shlex.split(text)
     assert (python, script) == ("python", "train_lora.py")
     again = compose(overrides).plain()

@@ -40,7 +40,7 @@ def about(
         model=spec.name,
         licence=spec.licence,
         history=read_history(experiment / "metrics.jsonl"),
-        best_step=adapter.step,
+        step=adapter.step if adapter.data else None,  # a foreign file says nothing
         clips=read_clips(request.clips),
         left_out=unused,
         settings=[
@@ -109,33 +109,34 @@ def versions() -> dict[str, object]:
 def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tuple[str, str]]:
     """What can be run again, titles and command lines: this report, the features, the training, and the use."""
     draws = request.draws
+    weights = [] if request.weights is None else ["--weights", str(request.weights)]
     again = [
         "python", "evaluate_lora.py", "--lora_checkpoint", str(request.checkpoint),
         "--test_videos", str(request.videos),
         "--compare_original", "--clips", str(request.clips), "--features", str(request.features),
         "--output", str(request.output), "--strengths", ",".join(map(str, request.strengths)),
-        "--samples", str(draws.samples), "--seed", str(draws.seed),
+        "--samples", str(draws.samples), "--seed", str(draws.seed), "--batch_size", str(draws.batch),
     ]  # fmt: skip
     optional = {
         "--steps": draws.steps,
         "--guidance": draws.guidance,
         "--max_clips": request.max_clips,
         "--metrics": None if request.metrics is None else ",".join(request.metrics),
-        "--weights": request.weights,
         "--model": request.model,
         "--general_videos": request.general_videos,
     }
     for flag, value in optional.items():
         again += [] if value is None else [flag, str(value)]
+    again += weights
     again += ["--include-training"] if request.include_training else []
     again += ["--check-data"] if request.check_data else []
     use = [
         "python", "-m", "mmaudio.generation", "--video", "VIDEO.mp4", "--prompt", "what is heard",
-        "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound",
+        "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound", *weights,
     ]  # fmt: skip
     extract = [
         "python", "training/extract_features_finetuning.py", "--input_tsv", str(request.clips),
-        "--video_root", str(request.videos), "--output_dir", str(request.features), "--model", spec.name,
+        "--video_root", str(request.videos), "--output_dir", str(request.features), "--model", spec.name, *weights,
     ]  # fmt: skip
     return [
         ("Make this report again", shlex.join(again)),

@@ -29,7 +29,8 @@ class Background:
     licence: str
     history: Sequence[Mapping[str, float]]
     """Lines of training's log: step and any of train/loss, validation/loss."""
-    best_step: int | None
+    step: int | None
+    """Of the adapter; None where its file does not say."""
     clips: Sequence[Clip]
     """Every clip that was found, of every split."""
     left_out: Sequence[LeftOut]
@@ -86,7 +87,7 @@ def context(held_out: Results, general: Results | None, background: Background) 
             for name, why in held_out.not_computed.items()
         ],
         "strengths": sections.strengths(held_out),
-        "training": sections.training(background.history, background.best_step),
+        "training": sections.training(background.history, background.step),
         "data_check": background.data_check,
         "data": sections.data(background.clips, background.left_out),
         "settings": [{"title": title, "pairs": list(pairs.items())} for title, pairs in background.settings],

@@ -36,26 +36,26 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
-def training(history: Sequence[Mapping[str, float]], best: int | None) -> dict[str, Any]:
-    """The losses over the steps as charts, their legend, and what they say in words."""
+def training(history: Sequence[Mapping[str, float]], step: int | None) -> dict[str, Any]:
+    """The losses over the steps as charts, their legend, and what they say in words; `step`: the adapter's."""
     lines = []
     for key, name, style in CURVES:
         points = {float(row["step"]): float(row[key]) for row in history if key in row}
         if points:
             lines.append(Line(name, style, sorted(points.items())))
-    mark = (float(best), f"best, step {best}") if best is not None else None
+    mark = (float(step), f"this adapter, step {step}") if step is not None else None
     return {
         "charts": both_sizes(lines, "step", "velocity loss", mark),
         "legend": [{"name": line.name, "style": line.style} for line in lines],
-        "note": _training_note(history, best),
+        "note": _training_note(history, step),
     }
 
 
-def _training_note(history: Sequence[Mapping[str, float]], best: int | None) -> str:
+def _training_note(history: Sequence[Mapping[str, float]], step: int | None) -> str:
     validation = [row[VALIDATION] for row in history if VALIDATION in row]
     if not validation:
         return "No history of the training stands beside this adapter."
-    chosen = "" if best is None else f" The adapter is that of step {best}."
+    chosen = "" if step is None else f" The adapter is that of step {step}."
     return (
         f"Validation loss on clips held out from training: {number(validation[0])} before, "
         f"{number(min(validation))} at its lowest.{chosen}"
