@@ -12,10 +12,10 @@ import torch
 from mmaudio import hub, planning, weights
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.captions import read_captions
-from mmaudio.data.clips import STRIDE, find_videos, video_below
+from mmaudio.data.clips import find_videos, video_below
 from mmaudio.data.scanning import ScanSettings
 from mmaudio.data.scenes import check_scenes
-from mmaudio.data.settings import compose_split
+from mmaudio.data.settings import SplitConfig, compose_split
 from mmaudio.data.speech import check_flags
 from mmaudio.data.splitting import SplitSettings
 from mmaudio.data.video import probe
@@ -63,9 +63,14 @@ def check_settings(job: Job) -> None:
     fresh_targets(network, config.lora)
 
 
+def cutting(job: Job) -> SplitConfig:
+    """How the videos will be cut; ConfigError for unknown settings."""
+    return compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
+
+
 def check_splitting(job: Job) -> None:
     """ConfigError for settings of splitting that make no sense."""
-    cut = compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
+    cut = cutting(job)
     given = dict(zip(job.split, job.split[1:], strict=False))
     track, timeout = int(given.get("--audio-track", 0)), given.get("--timeout-per-video")
     scan = ScanSettings(cut.seconds, cut.stride, cut.silence_db, cut.max_gap, track, False, cut.scene_tolerance)
@@ -84,10 +89,11 @@ def plan(job: Job, go_on: bool) -> bool:
     print(f"== plan\nmodel:    {model.name} ({model.licence})\nmachine:  {machine(device)}")
     print(f"decoder:  PyAV {av.__version__}, {missing_decoders() or 'all common codecs'}")
     seconds, videos = usable_seconds(job)
-    clips = round(max(0.0, seconds - videos * (SECONDS - STRIDE)) / STRIDE)
-    check_disk(job.base, clips)
-    costs = estimates(job, config, clips, device)
-    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {SECONDS:g} s")
+    cut = cutting(job)
+    clips = round(max(0.0, seconds - videos * (cut.seconds - cut.stride)) / cut.stride)
+    check_disk(job.base, clips * cut.seconds / SECONDS)
+    costs = estimates(job, config, clips, device, cut.seconds)
+    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {cut.seconds:g} s")
     if (below := other_video(job)) is not None:
         print(f"          more in sub-folders, such as {below}: --recursive takes them")
     print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
@@ -159,8 +165,8 @@ def other_video(job: Job) -> str | None:
     return video_below(job.videos, (job.clips.parent,))
 
 
-def check_disk(base: Path, clips: int) -> None:
-    """ConfigError where nothing can be written, or the disk has no room for the features and results."""
+def check_disk(base: Path, clips: float) -> None:
+    """ConfigError where nothing can be written, or the disk has no room for `clips` of the usual length."""
     place = next(folder for folder in [base.resolve(), *base.resolve().parents] if folder.exists())
     if not place.is_dir():
         raise ConfigError(f"{base}: {place} is a file; --output takes a folder")
@@ -174,8 +180,10 @@ def check_disk(base: Path, clips: int) -> None:
         )
 
 
-def estimates(job: Job, config: TrainConfig, clips: int, device: torch.device) -> dict[str, float]:
-    """Seconds for extraction and training at this machine's measured speed."""
+def estimates(
+    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = SECONDS
+) -> dict[str, float]:
+    """Seconds for extraction and training, of clips of `seconds`, at this machine's measured speed."""
     model, fast = model_spec(job.model), fast_dtype(device)
     low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
     encoding, training = fast if low else torch.float32, fast if config.amp else torch.float32
@@ -183,9 +191,10 @@ def estimates(job: Job, config: TrainConfig, clips: int, device: torch.device) -
     encoders = speed[encoding] * planning.efficiency("encoders", device, encoding)
     network = speed[training] * planning.efficiency("training", device, training)
     computing = planning.training_flops(model, config.steps * config.effective_batch) / network
+    share = seconds / SECONDS  # of the computing of a clip of the usual length, about
     batches = config.steps * config.gradient_accumulation_steps
     starting = 0.0 if device.type == "cpu" else planning.launching(model.network, batches, config.cuda_graph)
     return {
-        "extract": planning.extraction_flops(model) * clips / encoders,
-        "train": max(computing, starting),
+        "extract": planning.extraction_flops(model) * clips * share / encoders,
+        "train": max(computing * share, starting),
     }

@@ -330,11 +330,12 @@ def finish(job: Job, start: float) -> None:
     from mmaudio.data.clips import read_clips
 
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    weights = [] if job.weights is None else ["--weights", str(job.weights)]
     clips = read_clips(job.clips)
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
     use = [
         python(), "-m", "mmaudio.generation", "--video", str(job.videos / example), "--model", job.model, "--adapter",
-        str(adapter(job)), "--output", "sound",
+        str(adapter(job)), "--output", "sound", *weights,
     ]  # fmt: skip
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest stage took {peak:.1f} GB of memory.")
     print(f"Report:   {job.experiment / 'report' / 'index.html'}")
@@ -350,6 +351,12 @@ def python() -> str:
     return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
 
 
+def ready() -> int:
+    """What is said where only the environment was asked for; the exit status."""
+    print("The environment is ready.")
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run the job that `arguments` ask for; the exit status."""
     before, overrides = arguments, []
@@ -358,8 +365,7 @@ def main(arguments: list[str]) -> int:
         before, overrides = arguments[:cut], arguments[cut + 1 :]
     parsed = parser().parse_args(before)
     if parsed.setup_only and not (parsed.folder or parsed.demo):
-        print("The environment is ready.")
-        return 0
+        return ready()
     job = read_job(parsed, overrides)
     if parsed.parse_only:
         return 0
@@ -367,10 +373,12 @@ def main(arguments: list[str]) -> int:
     from mmaudio.checks import check_settings, fetch_weights, plan  # the environment exists from here on
 
     check_settings(job)
+    if parsed.setup_only:
+        return ready()
     if job.demo and not parsed.dry_run:
         demo_videos(job)
-    if not plan(job, go_on=parsed.yes) or parsed.dry_run or parsed.setup_only:
-        return 0 if parsed.dry_run or parsed.setup_only else 1
+    if not plan(job, go_on=parsed.yes) or parsed.dry_run:
+        return 0 if parsed.dry_run else 1
     fetch_weights(job)
     set_aside(job)
     stages = commands(job)

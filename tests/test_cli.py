@@ -1,16 +1,21 @@
 """The shared command line: suggestions, exit statuses, one-line errors."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from mmaudio import cli, pipeline
+from mmaudio import checks, cli, pipeline
 from mmaudio.config import compose
+from mmaudio.data.clips import Clip, write_clips
+from mmaudio.data.mux import write_video
 from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.generation import __main__ as generation
 from mmaudio.quoting import quoted
 
 
@@ -134,6 +139,35 @@ def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():
     job = pipeline.read_job(pipeline.parser().parse_args(["--demo"]), ["seed=3"])
     assert (job.model, job.videos.parent) == ("tiny_16k", pipeline.DEMO_OUTPUT)
     assert job.clips.parent.parent == pipeline.DEMO_OUTPUT and "seed=3" in pipeline.training_overrides(job)
+
+
+def test_only_the_environment_is_made_where_no_more_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.main(["--demo", "--setup-only"]) == 0
+    assert capsys.readouterr().out == "The environment is ready.\n" and not any(tmp_path.iterdir())
+
+
+def test_the_last_lines_say_where_the_weights_are(tmp_path, capsys):
+    (tmp_path / "my weights").mkdir()
+    arguments = [str(tmp_path), "--output", str(tmp_path), "--weights", str(tmp_path / "my weights")]
+    job = pipeline.read_job(pipeline.parser().parse_args(arguments), [])
+    write_clips(job.clips, [Clip("a", "a.mp4", 0.0, 8.0, "", "test", -1.0, -20.0, 0.0)])
+    pipeline.finish(job, 0.0)
+    command = capsys.readouterr().out.split("Generate: ")[1]
+    assert generation.parser().parse_args(shlex.split(command)[3:]).weights == job.weights
+
+
+def test_the_plan_is_of_the_clips_that_are_cut(tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "a.mp4", np.zeros((60, 32, 32, 3), np.uint8), 2, np.zeros(30 * 8000, np.float32), 8000)
+    monkeypatch.setattr("mmaudio.speed.PROBE_SIZE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr("mmaudio.speed.PROBE_SECONDS", 0.01)
+    for settings, said in (
+        ([], "about 6 clips of 8 s"),
+        (["split.seconds=4", "split.stride=2"], "about 14 clips of 4 s"),
+    ):
+        arguments = [str(tmp_path), "--model", "tiny_16k", "--output", str(tmp_path)]
+        checks.plan(pipeline.read_job(pipeline.parser().parse_args(arguments), settings), go_on=True)
+        assert said in capsys.readouterr().out
 
 
 def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
