@@ -38,7 +38,7 @@ MOTIONS = 15
 
 
 class SyncTrainer(nn.Module):
-    """The encoder with the two readers, and the loss."""
+    """The encoder with the three linears that read its tokens."""
 
     def __init__(self, encoder: Synchformer) -> None:
         super().__init__()
