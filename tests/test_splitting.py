@@ -219,6 +219,14 @@ def test_two_clips_are_one_to_train_on_and_one_to_hold_out():
     assert "held out, for validation and test both" in notes[0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_whole_folder_can_be_for_the_test(count):
+    divided, notes = divide({f"{n}.mp4": windows(8) for n in range(count)}, Shares(val=0, test=1))
+    assert set(splits_of(divided).values()) == {"test"} and len(divided) == count and not notes
+    with pytest.raises(ConfigError, match="together below 1"):
+        Shares(val=0.1, test=1)
+
+
 def test_one_short_video_is_refused():
     with pytest.raises(DataError, match=r"at least 16 s of usable video"):
         divide({"a.mp4": windows(12)}, Shares())

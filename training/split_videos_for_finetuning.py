@@ -87,7 +87,7 @@ def report(result: SplitResult) -> None:
         print(f"  {split}: {len(chosen)} clips of {len({clip.video for clip in chosen})} videos")
     with_words = sum(bool(clip.caption) for clip in result.clips)
     if with_words < len(result.clips):
-        print(f"  captions: {with_words} of {len(result.clips)} clips have one; the others train without words")
+        print(f"  captions: {with_words} of {len(result.clips)} clips have one; the others go without words")
     broken = Counter(clip.breaks for clip in result.clips if clip.breaks)
     for rules, count in broken.most_common():
         print(f"  kept all the same: {count} x {rules}")

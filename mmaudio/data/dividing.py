@@ -36,10 +36,17 @@ class Shares:
     """Seconds between the parts of a video that is divided in time."""
 
     def __post_init__(self) -> None:
-        if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):  # so that NaN is refused too
+        proper = self.val >= 0 and self.test >= 0 and self.val + self.test < 1  # so that NaN is refused too
+        if not proper and not self.all_test:
             raise ConfigError(
-                f"val_ratio={self.val}, test_ratio={self.test}: each from 0, together below 1; 0.1 and 0.2 are usual"
+                f"val_ratio={self.val}, test_ratio={self.test}: each from 0, together below 1; 0.1 and 0.2 are usual, "
+                "0 and 1 for a folder to evaluate on alone"
             )
+
+    @property
+    def all_test(self) -> bool:
+        """Whether no video is for training."""
+        return self.val == 0 and self.test == 1
 
 
 def divide(
@@ -48,8 +55,11 @@ def divide(
     """Every video's windows by split, and notes for the user; DataError where nothing can be held out.
 
     Whole videos are held out, those whose names hash lowest; a video whose split is `known` keeps it. One or two videos
-    are divided in time, with a gap of one clip between the parts. With both shares 0 nothing is held out.
+    are divided in time, with a gap of one clip between the parts. With both shares 0 nothing is held out,
+    with 0 and 1 everything.
     """
+    if shares.all_test:
+        return {video: {"test": spans} for video, spans in usable.items()}, []
     if shares.val == shares.test == 0:
         return {video: {"train": spans} for video, spans in usable.items()}, []
     if len(usable) > BY_TIME:
