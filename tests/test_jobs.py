@@ -16,7 +16,7 @@ from test_extraction import MODEL, SCRIPT, clip, contents, run, shards
 
 from mmaudio.data.claims import Claims
 from mmaudio.data.clips import read_clips, write_clips
-from mmaudio.data.features import read_header, shard_path
+from mmaudio.data.features import open_features, read_header, shard_path
 from mmaudio.errors import DataError
 
 
@@ -122,6 +122,15 @@ def test_videos_that_change_names_keep_their_features_apart(folder, weights):
             load_file(shard_path(folder / "features", after))["sync_features"], old[before]["sync_features"]
         )
     assert run(folder, weights).valid == 3
+
+
+@pytest.mark.parametrize("change", [{"start": 0.25, "end": 1.25}, {"track": 1}], ids=["window", "sound track"])
+def test_features_of_another_window_or_sound_track_are_stale(folder, change):
+    clips = read_clips(folder / "clips.tsv")
+    assert len(open_features(folder / "clips.tsv", folder / "features", "train", MODEL)) == 4
+    write_clips(folder / "clips.tsv", [*clips[:3], replace(clips[3], **change)])
+    with pytest.raises(DataError, match="made from another table of clips; extract again"):
+        open_features(folder / "clips.tsv", folder / "features", "train", MODEL)
 
 
 def test_one_video_has_one_sound_track(folder, weights):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +58,8 @@ class Header:
     version: int = VERSION
     precision: str = ""
     """What CLIP and Synchformer computed in: float32 or bfloat16."""
+    windows: list[list[float]] = field(default_factory=list)
+    """Start, end and number of the sound track of every clip, as `window_of` gives them; empty where nobody knows."""
 
     @property
     def encoder_names(self) -> dict[str, str]:
@@ -317,7 +319,13 @@ def _open(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Fea
         raise DataError(f"{path}: not there; extract features first (training/extract_features_finetuning.py)")
     header, features = read_shard(path)
     captions = dict(zip(header.clip_ids, header.captions, strict=True))
-    stale = any(captions.get(clip.id) != clip.caption or clip.seconds != header.seconds for clip in clips)
+    windows = dict(zip(header.clip_ids, header.windows, strict=False))
+    stale = any(
+        captions.get(clip.id) != clip.caption
+        or clip.seconds != header.seconds
+        or windows.get(clip.id, window_of(clip)) != window_of(clip)
+        for clip in clips
+    )
     if stale or features is None:
         raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")
     if model is not None and encoder_names(model_spec(model)) != header.encoder_names:
@@ -327,6 +335,11 @@ def _open(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Fea
         if not all(bool(torch.isfinite(tensor[row]).all()) for row in rows):
             raise DataError(f"{path}: {name} holds values that are not finite; delete it and extract again")
     return header, features, rows
+
+
+def window_of(clip: Clip) -> list[float]:
+    """What a shard's header says of a clip's place: start and end in seconds, number of the sound track."""
+    return [clip.start, clip.end, clip.track]
 
 
 def encoder_names(model: ModelSpec) -> dict[str, str]:

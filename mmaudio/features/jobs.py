@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from mmaudio.data.clips import Clip
-from mmaudio.data.features import TENSORS, VERSION, Header, read_header, shard_path
+from mmaudio.data.features import TENSORS, VERSION, Header, read_header, shard_path, window_of
 from mmaudio.data.scanning import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import encoder_identities
@@ -84,6 +84,7 @@ class Planner:
             picture_key=_hash([VERSION, source, windows, self.identities]),
             text_key=_hash([VERSION, captions, self.identities["clip"]]),
             precision=self.precision,
+            windows=[window_of(clip) for clip in clips],
         )
         job = Job(path, clips, shard, wanted, NOTHING, stamp=_stamp(shard))
         why = self._stale(shard, present, wanted)
