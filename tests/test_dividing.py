@@ -53,3 +53,19 @@ def test_the_split_is_remembered_in_a_file_and_forgotten_with_other_shares(tmp_p
 def test_without_shares_nothing_is_held_out_and_nothing_is_lost(count):
     videos = {f"{number}.mp4": [Span(0.0, 8.0), Span(8.0, 16.0)] for number in range(count)}
     assert divide(videos, Shares(0, 0, 8.0)) == ({name: {"train": spans} for name, spans in videos.items()}, [])
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.0, 0.2), (0.2, 0.0)])
+@pytest.mark.parametrize("seconds", [16, 60])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_share_of_0_holds_nothing_out_of_few_videos_either(val, test, seconds, count):
+    spans = [Span(start, start + 8.0) for start in range(0, seconds - 7, 4)]
+    divided, notes = divide({f"{number}.mp4": spans for number in range(count)}, Shares(val, test, 8.0))
+    assert [set(parts) for parts in divided.values()] == [{"train", "val" if val else "test"}] * count
+    assert notes == []
+
+
+def test_two_short_videos_are_one_for_each_split_that_is_asked_for():
+    divided, notes = divide({name: [Span(0.0, 8.0)] for name in ("a.mp4", "b.mp4")}, Shares(0.2, 0.0, 8.0))
+    assert sorted(next(iter(parts)) for parts in divided.values()) == ["train", "val"]
+    assert notes[0].endswith("is held out")

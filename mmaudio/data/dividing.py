@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -65,23 +65,25 @@ def divide(
     if len(usable) > BY_TIME:
         split = assign(list(usable), shares, known or {})
         return {video: {split[video]: spans} for video, spans in usable.items()}, []
-    gaps = ((shares.gap, True), (shares.gap, False), (0.0, False))
+    wanted = [(split, ratio) for split, ratio in (("test", shares.test), ("val", shares.val)) if ratio > 0]
+    tries = ((shares.gap, wanted), (shares.gap, wanted[:1]), (0.0, wanted[:1]))
     divided: dict[str, Divided] = {}
     notes = []
     for video, spans in usable.items():
-        parts = (_by_time(spans, shares, gap, with_val) for gap, with_val in gaps)
+        parts = (_by_time(spans, held_out, gap) for gap, held_out in tries)
         divided[video] = next((part for part in parts if part is not None), {"train": spans})
-        if "test" in divided[video] and "val" not in divided[video]:
+        if 1 < len(divided[video]) <= len(wanted):
             notes.append(f"{video} is too short for three parts: what is held out serves for validation and test both")
-    if not any("test" in parts for parts in divided.values()):
+    if all(len(parts) == 1 for parts in divided.values()):
         if len(usable) == 1:
             raise DataError(
                 f"{next(iter(usable))}: too short to train on one part and hold out another; it takes at least "
                 f"{2 * shares.gap:g} s of usable video, or a second video"
             )
-        held_out = min(usable, key=lambda video: (len(usable[video]), rank(video)))
-        divided[held_out] = {"test": usable[held_out]}
-        notes.append(f"only two short videos: {held_out} is held out, for validation and test both")
+        shorter = min(usable, key=lambda video: (len(usable[video]), rank(video)))
+        divided[shorter] = {wanted[0][0]: usable[shorter]}
+        purpose = ", for validation and test both" * (len(wanted) > 1)
+        notes.append(f"only two short videos: {shorter} is held out{purpose}")
     return divided, notes
 
 
@@ -123,13 +125,14 @@ def _taken(videos: list[T], count: int) -> list[T]:
     return taken
 
 
-def _by_time(spans: list[Span], shares: Shares, gap: float, with_val: bool) -> Divided | None:
-    """The first windows for training, the last for the test, `gap` seconds apart; None where a part stays empty."""
+def _by_time(spans: list[Span], held_out: Sequence[tuple[str, float]], gap: float) -> Divided | None:
+    """The first windows for training, the last for the splits and shares of `held_out`, `gap` seconds apart.
+
+    None where a part stays empty.
+    """
     parts: Divided = {}
     rest = spans
-    for split, ratio in (("test", shares.test), ("val", shares.val if with_val else 0.0)):
-        if split == "val" and not with_val:
-            continue
+    for split, ratio in held_out:
         parts[split] = rest[len(rest) - max(1, round(len(spans) * ratio)) :]
         rest = [span for span in rest if span.end + gap <= parts[split][0].start]
         if not rest:
