@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says what a container or a batch scheduler's job may take."""
+OWN_GROUP = Path("/proc/self/cgroup")
+"""Where it says which control group in there this process is in."""
 
 
 def free_memory(device: torch.device) -> int:
@@ -17,8 +19,23 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = int(psutil.virtual_memory().available)
-    limited = left_in_group(CGROUP)
+    limited = left_in_groups(OWN_GROUP, CGROUP)
     return available if limited is None else min(available, limited)
+
+
+def left_in_groups(stated: Path, root: Path) -> int | None:
+    """The least that is left in the control group (version 2) that the file `stated` names and in those around it.
+
+    Their folders lie below `root`, which is a container's own group. None where none of them states a limit.
+    """
+    try:
+        lines = stated.read_text().splitlines()
+    except OSError:
+        lines = []
+    own = PurePosixPath(next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/"))
+    around = (own, *own.parents) if ".." not in own.parts else (PurePosixPath("/"),)  # "..": not to be seen from here
+    limits = (left_in_group(root / group.relative_to("/")) for group in around)
+    return min((left for left in limits if left is not None), default=None)
 
 
 def left_in_group(folder: Path) -> int | None:

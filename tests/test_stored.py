@@ -26,7 +26,7 @@ from mmaudio.data.features import (
 from mmaudio.errors import DataError
 from mmaudio.finetune import dataset
 from mmaudio.finetune.dataset import MEMORY_SHARE, Room, material, room
-from mmaudio.memory import free_memory, left_in_group
+from mmaudio.memory import free_memory, left_in_group, left_in_groups
 from mmaudio.model.lora import LoRAConfig
 from mmaudio.model.spec import model_spec
 
@@ -150,6 +150,21 @@ def test_a_job_with_a_limit_has_what_the_limit_leaves(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert left_in_group(tmp_path) is None
     assert free_memory(CPU) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("own", "left"), [("/batch/job_7/step_0", 300), ("/batch", 900), ("/", None), ("/../other", None), (None, None)]
+)
+def test_the_least_of_all_limits_around_a_job_counts(tmp_path, own, left):
+    """A batch scheduler limits the job, in whose group those of its steps lie."""
+    for group, limit in (("batch", 1000), ("batch/job_7", 400), ("batch/job_7/step_0", "max")):
+        folder = tmp_path / "groups" / group
+        folder.mkdir(parents=True)
+        for name, value in (("max", limit), ("current", 100), ("stat", "inactive_file 0")):
+            (folder / f"memory.{name}").write_text(f"{value}\n")
+    if own is not None:
+        (tmp_path / "own").write_text(f"1:name=systemd:/\n0::{own}\n")
+    assert left_in_groups(tmp_path / "own", tmp_path / "groups") == left
 
 
 SCRIPT = """
