@@ -362,3 +362,18 @@ def test_a_batch_that_memory_cannot_hold_is_said_at_the_start(tmp_path):
         state = new_state(network, config, 2)
         said.append(memory_line(state, material(network, small_world.clips(2), torch.device("cpu")), None, config))
     assert "are free" not in said[0] and said[1].endswith("lower batch_size and raise gradient_accumulation_steps")
+
+
+def test_the_estimate_of_memory_counts_the_bases_own_weights_where_all_are_trained(tmp_path):
+    from mmaudio.finetune.benchmark import random_features
+    from mmaudio.finetune.dataset import material
+    from mmaudio.finetune.state import new_state
+    from mmaudio.finetune.summary import memory_line
+    from mmaudio.generation.benchmark import random_network
+
+    said, clips = [], random_features("tiny_16k", 1)  # 14 MB of weights
+    for lora in (LoRAConfig(rank=4, alpha=8.0), LoRAConfig(enabled=False)):
+        config, network = small_world.config(tmp_path, lora=lora), random_network("tiny_16k")
+        state = new_state(network, config, 1)
+        said.append(memory_line(state, material(network, clips, torch.device("cpu")), None, config))
+    assert "(weights 0.01," in said[0] and "(weights 0.03," in said[1]

@@ -19,6 +19,7 @@ from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import losses
 from mmaudio.memory import free_memory
+from mmaudio.model import base_values
 from mmaudio.model.lora import parameter_counts
 from mmaudio.model.lora_config import LoRAConfig
 
@@ -70,7 +71,7 @@ def memory_line(state: TrainState, clips: Material, held: Material | None, confi
     trained = sum(weight.nbytes for weight in state.trained().values())
     one, two = (saved_bytes(state, clips, config, count) for count in (1, 2))
     parts = {
-        "weights": sum(weight.nbytes for weight in state.model.parameters()),
+        "weights": sum(weight.nbytes for weight in (*state.model.parameters(), *base_values.of(state.model).tensors())),
         "gradients and optimizer": trained * (4 if state.average is not None else 3),
         "activations": one + (two - one) * (config.batch_size - 1),
         "data": sum(part.nbytes() for part in (clips, held) if part is not None),

@@ -29,6 +29,12 @@ class BaseValues:
     taken_out: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The factors of what PiSSA took out of the base's weights, by layer; see `mmaudio.model.pissa`."""
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept, each once."""
+        yield from (*self.base.values(), *self.trained.values())
+        for pair in self.taken_out.values():
+            yield from pair
+
 
 def keep(model: nn.Module) -> None:
     """Note the values of all trained parameters that are not A or B: call it while they are the base's."""
