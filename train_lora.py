@@ -11,6 +11,7 @@ Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
@@ -37,6 +38,8 @@ from mmaudio.finetune.summary import sweep_lines
 from mmaudio.finetune.team import Team
 
 SWEEP = ("--multirun", "-m")
+LONGEST = 200
+"""Letters of a folder's name that say which settings it is for; systems take 255."""
 
 
 def main(arguments: list[str]) -> int:
@@ -125,7 +128,7 @@ def train_one(composed: DictConfig) -> Outcome:
     config = replace(config, offline=cli.is_offline(config.offline))
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        name = re.sub(r"[^\w.,=-]+", "_", hydra_config.job.override_dirname) or str(hydra_config.job.num)
+        name = job_name(hydra_config.job.override_dirname) or str(hydra_config.job.num)
         config = replace(config, exp_id=f"{config.exp_id}/{name}")
     team = join(config.device)
     try:
@@ -133,6 +136,12 @@ def train_one(composed: DictConfig) -> Outcome:
     finally:
         if team.size > 1:
             dist.destroy_process_group()
+
+
+def job_name(settings: str) -> str:
+    """The folder of a sweep's job that Hydra describes as `settings`; long ones end in a hash of the whole."""
+    name = re.sub(r"[^\w.,=-]+", "_", settings, flags=re.ASCII)
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
 def join(device: str) -> Team:

@@ -183,6 +183,18 @@ def test_a_sweep_has_a_folder_per_job(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_over_lists_has_one_short_name_per_job(data, tmp_path):
+    long = [
+        f'"joint_blocks[*].{stream}_block.{part}"' for stream in ("latent", "clip", "text") for part in ("attn", "ffn")
+    ]
+    done = call(data, tmp_path, "--multirun", f"lora.target_modules=[attn.qkv],[{','.join(long)}]", "max_steps=1")
+    assert done.returncode == 0, done.stderr
+    found = [path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt")]
+    made = [path.name for path in (tmp_path / "exp").iterdir() if path.is_dir()]
+    assert len(found) == 2 and sorted(made) == sorted(found) and all(len(name) < 255 for name in made)
+
+
+@pytest.mark.slow
 def test_jobs_of_a_launcher_tell_how_they_ended(data, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     # with a folder for each job, submitit starts the job first and makes its folder then, sometimes too late
