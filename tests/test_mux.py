@@ -60,6 +60,28 @@ def test_a_sound_can_be_put_beside_a_silent_picture(tmp_path):
     assert np.abs(heard).mean() == pytest.approx(0.5 * 2 / np.pi, abs=0.01)
 
 
+@pytest.mark.parametrize(("suffix", "hidden"), [(".mp4", 0.0), (".mov", 0.0), (".mkv", 0.32)])
+def test_a_trimmed_picture_keeps_time_with_its_sound(tmp_path, suffix, hidden):
+    """What was trimmed off is in the file up to the key frame before: an MP4 hides it, a Matroska file cannot."""
+    make_video(tmp_path / "a.mp4", 2, sound=False)
+    with av.open(str(tmp_path / "a.mp4")) as old, av.open(str(tmp_path / "trimmed.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux():
+            if packet.size:
+                packet.pts -= round(0.32 / packet.time_base)
+                packet.dts -= round(0.32 / packet.time_base)
+                packet.stream = stream
+                new.mux(packet)
+    click = np.zeros(RATE, np.float32)
+    click[RATE // 2 :][:200] = 0.9
+    mux_audio(tmp_path / "trimmed.mp4", click, RATE, tmp_path / f"b{suffix}")
+    pictures, heard, rate = decoded(tmp_path / f"b{suffix}")
+    assert next(mean for time, mean in pictures if time >= hidden - 1e-3) == pytest.approx(level(8), abs=4)
+    with av.open(str(tmp_path / f"b{suffix}")) as container:
+        first = next(container.decode(audio=0)).time
+    assert first + np.abs(heard[0]).argmax() / rate == pytest.approx(hidden + 0.5, abs=0.02)
+
+
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="no frame"):
         write_video(tmp_path / "a.mp4", [], 25)

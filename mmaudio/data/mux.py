@@ -82,9 +82,10 @@ def mux_audio(
     """Write the picture of `video_path`, copied without encoding, with `waveform` ((samples,) or (channels, samples),
     at `rate` Hz) as its only sound into `output`, whose suffix is one of CONTAINERS.
 
-    The first picture that is shown and the first sample are at time 0. Rotation and the file's tags stay; `tags` are
-    added. Raises DataError where the video cannot be read or `output` does not take its picture, MMAudioError where
-    nothing can be written there.
+    The first picture that is shown and the first sample are at time 0. What an MP4 hides before its beginning, as where
+    it was trimmed, MP4 and MOV hide again; the other kinds show it first, in silence, and the sound keeps time with the
+    picture all the same. Rotation and the file's tags stay; `tags` are added. Raises DataError where the video cannot
+    be read or `output` does not take its picture, MMAudioError where nothing can be written there.
     """
     info, target = probe(video_path), Path(output)
     kind = CONTAINERS.get(target.suffix.lower())
