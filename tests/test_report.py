@@ -9,6 +9,7 @@ from browser import absent, chromium
 from scipy import stats
 
 from mmaudio.evaluation.report import write_report
+from mmaudio.evaluation.wording import number
 
 pytestmark = [
     pytest.mark.slow,
@@ -119,6 +120,11 @@ def test_the_votes_are_exported(reader):
         assert time.monotonic() < end, "nothing was saved"
         time.sleep(0.1)
     assert json.loads(next(reader.downloads.glob("*.json")).read_text())["votes"]
+
+
+def test_numbers_are_written_alike_by_page_and_script(reader):
+    values = [0, 1e-9, 3e-6, 0.00042, -0.0123, 0.5, 9.87, -123.45, 12345.6]
+    assert reader.run("return arguments[0].map(shown)", values) == [number(value) for value in values]
 
 
 def test_the_table_by_clip_sorts(reader):

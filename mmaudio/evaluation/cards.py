@@ -12,7 +12,7 @@ from mmaudio.evaluation.charts import onset_marks
 from mmaudio.evaluation.metrics import METRICS
 from mmaudio.evaluation.results import ADAPTED, BASE, CODEC, ORIGINAL, ClipResult, Results
 from mmaudio.evaluation.statistics import BETTER, PRIMARY, UNSURE, WORSE
-from mmaudio.evaluation.wording import STYLES, THIN, gain, number
+from mmaudio.evaluation.wording import STYLES, THIN, gain, number, signed
 
 TITLES = {ORIGINAL: "Original", BASE: "Base", ADAPTED: "Adapted", CODEC: "Codec"}
 """Sounds in the order of their keys: 1, 2, 3, and 4 where the codec's round trip is there."""
@@ -117,7 +117,7 @@ def clip_table(results: Results) -> dict[str, Any]:
             "index": index, "video": result.clip.video, "start": result.clip.start,
             "shown": {key: number(value) for key, value in values.items()},
             "sort": {key: "" if math.isnan(value) else f"{value:.9g}" for key, value in values.items()},
-            "change": number(change) if not change > 0 else f"+{number(change)}",
+            "change": signed(change),
             "sort_change": "" if math.isnan(change) else f"{change:.9g}",
         })  # fmt: skip
     return {

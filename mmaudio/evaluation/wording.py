@@ -43,21 +43,27 @@ TWICE = (
     "There were too few videos for two held-out parts: the clips compared here also chose the best step of training, "
     "so the adapter looks a little better here than it is."
 )
+NOTHING = 5e-7
+"""Sizes below this are shown as zero."""
 THIN = "\u202f"
 """A narrow space that does not break."""
 
 
 def number(value: float) -> str:
-    """About three significant digits, with a true minus sign; a dash where there is none."""
+    """Three significant digits or more, at most six behind the point; a true minus sign; a dash where there is none."""
     if not math.isfinite(value):
         return "–"
-    text = f"{value:.3f}" if abs(value) < 10 else (f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}")
+    size = abs(value)
+    if size < NOTHING:
+        return "0.000"
+    places = 3 if size >= 0.1 else min(6, 2 - math.floor(math.log10(size)))
+    text = f"{value:.{places}f}" if size < 10 else (f"{value:.4g}" if size < 1000 else f"{value:,.0f}")
     return text.replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """`number` that always has its sign."""
-    return ("+" if value > 0 else "") + number(value)
+    """`number` that always has its sign, where it is not zero."""
+    return ("+" if value >= NOTHING else "") + number(value)
 
 
 def percent(part: float, whole: float) -> str:

@@ -1,0 +1,26 @@
+"""The words and numbers of a report."""
+
+import math
+
+import pytest
+
+from mmaudio.evaluation.statistics import Comparison
+from mmaudio.evaluation.wording import number, rows, signed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.000"), (-1e-17, "0.000"), (0.00042, "0.000420"), (-0.0123, "−0.0123"), (0.5, "0.500"),
+        (9.8765, "9.877"), (123.45, "123.5"), (12345.6, "12,346"), (math.nan, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_keep_their_digits(value, text):
+    assert number(value) == text
+
+
+def test_a_small_change_that_is_clear_is_not_shown_as_none():
+    found = Comparison(0.0123, 0.0119, -0.0004, (-0.0007, -0.0001), "lower", "better", 9, 9, 0.9)
+    row = rows({"near_silent": found})[0]
+    assert (row["difference"], row["interval"]) == ("−0.000400", "−0.000700 to −0.000100")
+    assert signed(1e-17) == "0.000" and signed(0.0004) == "+0.000400"
