@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmaudio.evaluation.statistics import Comparison
-from mmaudio.evaluation.wording import number, rows, signed
+from mmaudio.evaluation.wording import number, percent, rows, signed
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ from mmaudio.evaluation.wording import number, rows, signed
 )  # fmt: skip
 def test_numbers_keep_their_digits(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [(-0.3, "−30"), (0.0996, "+10"), (-0.002, "−0.2"), (-0.0102, "−1.0"), (-1e-9, "0"), (0.0, "0")]
+)
+def test_a_share_has_no_sign_that_says_nothing(change, text):
+    assert percent(change, 1.0) == f"{text}\u202f%" and percent(change, 0.0) == ""
 
 
 def test_a_small_change_that_is_clear_is_not_shown_as_none():

@@ -67,10 +67,12 @@ def signed(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A change relative to `whole`, signed; empty where `whole` is about zero."""
+    """A change relative to `whole`, signed, with tenths below 10 %; empty where `whole` is about zero."""
     if abs(whole) < 1e-6:
         return ""
-    return f"{100 * part / abs(whole):+.0f}{THIN}%".replace("-", "−")
+    share = 100 * part / abs(whole)
+    text = f"{share:+.0f}" if abs(share) >= 9.95 else f"{share:+.1f}".replace("+0.0", "0").replace("-0.0", "0")
+    return f"{text}{THIN}%".replace("-", "−")
 
 
 def count(many: int, what: str) -> str:
