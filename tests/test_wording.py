@@ -4,8 +4,12 @@ import math
 
 import pytest
 
+from mmaudio.data.clips import Clip
+from mmaudio.evaluation.measure import Sound
+from mmaudio.evaluation.metrics import PRIMARY
+from mmaudio.evaluation.results import ClipResult, Results
 from mmaudio.evaluation.statistics import Comparison
-from mmaudio.evaluation.wording import number, percent, rows, signed
+from mmaudio.evaluation.wording import UNDECIDED, number, percent, rows, signed, terminal, verdict
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,20 @@ def test_numbers_keep_their_digits(value, text):
 )
 def test_a_share_has_no_sign_that_says_nothing(change, text):
     assert percent(change, 1.0) == f"{text}\u202f%" and percent(change, 0.0) == ""
+
+
+@pytest.mark.parametrize("loud", [0, 2])
+def test_no_difference_is_claimed_where_the_metric_that_decides_is_hardly_known(loud):
+    clips = []
+    for n in range(5):
+        values = {"mel_l1": 1.0 - n / 10} | ({PRIMARY: 1.0 - n / 10} if n < loud else {})
+        clip = Clip(f"{n}", f"{n}.mp4", 0.0, 8.0, "", "test", 0.0, 0.0, 0.0)
+        clips.append(ClipResult(clip, {name: Sound(values) for name in ("original", "base", "adapted")}))
+    found = Results(clips)
+    told = verdict(found, None, "none is here", twice=False)
+    assert told["headline"] == UNDECIDED == terminal(found.comparisons())[0] and told["style"] == "unsure"
+    assert terminal({}) == ["Too few held-out videos for a verdict: at least 3 are needed"]
+    assert f"known for {loud} held-out videos" in told["sentences"][0]
 
 
 def test_a_small_change_that_is_clear_is_not_shown_as_none():

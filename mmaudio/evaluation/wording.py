@@ -31,6 +31,7 @@ HEADLINES = {
 ANSWERS = {BETTER: "Better", WORSE: "Worse", UNSURE: "Cannot tell", MIXED: "Mixed"}
 FORGOTTEN = {BETTER: "Nothing: better there, too", WORSE: "Worse on other sounds", UNSURE: "Cannot tell"}
 FEW = "Too few held-out videos for a verdict"
+UNDECIDED = "No verdict: too few held-out videos have a value of the metric that decides"
 METHOD = (
     "Base and adapted model make a sound for the same clip from the same noise, and both are compared with the clip's "
     "original sound. Clips of one video are not independent, so the differences (adapted minus base) are averaged "
@@ -103,11 +104,17 @@ def verdict(held_out: Results, general: Results | None, why_none: str, twice: bo
             f"With fewer than {FEWEST_VIDEOS} held-out videos chance cannot be told from change: the numbers below "
             "describe these clips and no others. Listen, and add videos for a verdict."
         )
+    elif _undecided(metrics):
+        sentences.append(
+            f"The {METRICS[PRIMARY].title.lower()} decides, and its value is known for "
+            f"{count(metrics[PRIMARY].videos if PRIMARY in metrics else 0, 'held-out video')}, those whose originals "
+            f"have a loud part; at least {FEWEST_VIDEOS} are needed."
+        )
     answers = [_better(metrics, word, few), _sure(metrics), _forgotten(general, why_none), _strength(held_out)]
     return {
         "style": STYLES[UNSURE if few else word],
         "sign": SIGNS[UNSURE if few else word],
-        "headline": FEW if few else HEADLINES[word],
+        "headline": _headline(metrics),
         "sentences": sentences,
         "answers": [answer for answer in answers if answer],
     }
@@ -115,6 +122,17 @@ def verdict(held_out: Results, general: Results | None, why_none: str, twice: bo
 
 def _few(metrics: Mapping[str, Comparison]) -> bool:
     return max((metric.videos for metric in metrics.values()), default=0) < FEWEST_VIDEOS
+
+
+def _undecided(metrics: Mapping[str, Comparison]) -> bool:
+    """Whether there are enough videos, but not of the metric that decides."""
+    return not _few(metrics) and (PRIMARY not in metrics or metrics[PRIMARY].videos < FEWEST_VIDEOS)
+
+
+def _headline(metrics: Mapping[str, Comparison]) -> str:
+    if _few(metrics):
+        return FEW
+    return UNDECIDED if _undecided(metrics) else HEADLINES[overall(metrics)]
 
 
 def _better(metrics: Mapping[str, Comparison], word: str, few: bool) -> dict[str, str]:
@@ -227,7 +245,7 @@ def _improved(metric: Comparison) -> str:
 
 def terminal(metrics: Mapping[str, Comparison]) -> list[str]:
     """A few lines that say the same in a terminal."""
-    lines = [HEADLINES[overall(metrics)]]
+    lines = [_headline(metrics) + (f": at least {FEWEST_VIDEOS} are needed" if _few(metrics) else "")]
     for name, metric in metrics.items():
         ends = [signed(end) for end in metric.interval or ()]
         interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
@@ -235,4 +253,4 @@ def terminal(metrics: Mapping[str, Comparison]) -> list[str]:
             f"  {METRICS[name].title}: {number(metric.base)} -> {number(metric.adapted)} "
             f"({signed(metric.difference)}{interval}): {metric.verdict}"
         )
-    return [*lines, f"  {FEW}: at least {FEWEST_VIDEOS} are needed"] if _few(metrics) else lines
+    return lines
