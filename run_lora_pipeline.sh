@@ -31,7 +31,7 @@ set_up() {
   fi
   say "== set up: installing into $root/.venv (about 5 GB, a few minutes)"
   if ! "$1" -m venv "$root/.venv"; then
-    say "error: $1 cannot make an environment; on Debian and Ubuntu: apt install python3-venv"
+    say "error: no environment made in $root/.venv, for the reason above; where venv is absent: apt install python3-venv"
     exit 1
   fi
   "$root/.venv/bin/python" -m pip install --quiet --editable "$root"

@@ -146,6 +146,8 @@ class Checkpoints:
         changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         if changed:
             listed = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
+            if any(name.endswith(" clips") for name in changed):
+                listed += "; videos, captions or how they are cut have changed"
             raise TrainingError(
                 f"{self.root} holds a run of other settings ({listed}). "
                 "Set them back, take another exp_id, or start over in a new folder with resume=false (of the pipeline: "
