@@ -329,7 +329,8 @@ def finish(job: Job, start: float) -> None:
     """The last lines: how long it took, the report, the adapter and the command that uses it, on a held-out video."""
     from mmaudio.data.clips import read_clips
 
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what the system counts in
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     clips = read_clips(job.clips)
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
@@ -337,7 +338,7 @@ def finish(job: Job, start: float) -> None:
         python(), "-m", "mmaudio.generation", "--video", str(job.videos / example), "--model", job.model, "--adapter",
         str(adapter(job)), "--output", "sound", *weights,
     ]  # fmt: skip
-    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest stage took {peak:.1f} GB of memory.")
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory.")
     print(f"Report:   {job.experiment / 'report' / 'index.html'}")
     print(f"Adapter:  {adapter(job)}")
     print(f"Generate: {shlex.join(use)}", flush=True)
