@@ -100,6 +100,15 @@ def test_starting_over_throws_the_votes_away(reader):
     assert reader.run("return blind.state") is None
 
 
+def test_votes_that_were_thrown_away_do_not_come_back_from_an_older_page_of_the_tab(reader):
+    vote = "blind.state = fresh(); blind.state.votes.push({ preferred: 'base' }); keep(); view('intro')"
+    reader.run(f"{vote}; window.confirm = () => true; location.hash = '#clip-1'")
+    reader.run("panel.clear.click(); history.back()")
+    reader.wait("return location.hash === ''")
+    reader.reload()
+    assert reader.run("return blind.state") is None
+
+
 @pytest.mark.parametrize(("wins", "votes"), [(0, 9), (12, 15), (5, 5), (1, 2), (40, 100)])
 def test_the_interval_is_clopper_and_pearsons(reader, wins, votes):
     found = reader.run("return exactInterval(arguments[0], arguments[1])", wins, votes)
