@@ -1,6 +1,7 @@
 """Training runs on the miniature: learning, resuming bit for bit, stopping, refusing."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -151,6 +152,18 @@ def test_the_best_stays_where_later_ones_are_worse(tmp_path, monkeypatch):
 def test_the_state_before_the_last_is_kept_and_continues(whole, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "exp")
     files = checkpoint.Checkpoints(tmp_path / "exp")
+    files.previous.replace(files.state)
+    rest = small_world.run(tmp_path, ema_decay=0.9)
+    assert rest.new_steps == 2 and same(weights(rest), weights(whole))
+
+
+@pytest.mark.slow
+def test_the_state_before_the_last_is_kept_where_files_cannot_be_linked(whole, tmp_path, monkeypatch):
+    def refused(*given):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what Linux says on FAT
+
+    monkeypatch.setattr(os, "link", refused)
+    files = checkpoint.Checkpoints(small_world.run(tmp_path, ema_decay=0.9).folder)
     files.previous.replace(files.state)
     rest = small_world.run(tmp_path, ema_decay=0.9)
     assert rest.new_steps == 2 and same(weights(rest), weights(whole))

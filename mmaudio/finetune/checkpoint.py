@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ class Checkpoints:
         if self.state.exists():
             spare = self.folder / ".state.previous.part"
             spare.unlink(missing_ok=True)
-            os.link(self.state, spare)
+            try:
+                os.link(self.state, spare)
+            except OSError:  # no such links there, as on FAT and some network folders
+                shutil.copyfile(self.state, spare)
             spare.replace(self.previous)
         write_whole(self.state, buffer.getvalue())
 
