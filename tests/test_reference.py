@@ -79,6 +79,17 @@ def test_several_sets_of_a_split_are_joined(tmp_path):
     assert torch.equal(loaded.mean, torch.cat([first["mean"], second["mean"]]))
 
 
+def test_a_table_with_a_byte_order_mark_is_read_and_one_in_another_encoding_named(tmp_path):
+    write_set(tmp_path / "train", 2)
+    table = tmp_path / "train.tsv"
+    ids = load_reference(tmp_path, "train", "small_16k").ids
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    assert load_reference(tmp_path, "train", "small_16k").ids == ids
+    table.write_bytes("id\tlabel\na\tcafé\nb\tdog\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.tsv: no UTF-8 text"):
+        load_reference(tmp_path, "train", "small_16k")
+
+
 def test_half_precision_is_read_as_float32(tmp_path):
     sync = torch.randn(2, 192, 768).bfloat16()
     write_set(tmp_path / "train", 2, sync_features=sync)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from mmaudio.data.clips import SPLITS, Clip
 from mmaudio.data.features import TENSORS, Features, FeatureSet, NoClips, StoredSet, held_out_or, stored_set
+from mmaudio.data.files import read_text
 from mmaudio.errors import DataError
 from mmaudio.model.spec import CLIP_FPS, MODELS, ModelSpec, lengths, model_spec
 
@@ -102,8 +104,8 @@ def _table(place: Path) -> Path:
 
 def _clips(found: MemoryMap) -> list[Clip]:
     """The clips of a memory map in its order; those of a folder that is named for no split are to train."""
-    with found.table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_MINIMAL))
+    text = io.StringIO(read_text(found.table), newline="")
+    rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_MINIMAL))
     if rows and "id" not in rows[0]:
         raise DataError(f"{found.table}: no column id; it has {', '.join(map(str, rows[0]))}")
     shapes = _shapes(found.folder)
