@@ -108,10 +108,20 @@ def readable(count: int) -> str:
 
 
 def sweep_lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """A table of a sweep's runs, the lowest validation loss first."""
+    """A table of a sweep's runs, the lowest validation loss first, each by what it does not share, and its folder."""
+    runs = sorted(outcomes, key=lambda run: run.best)
     rows = [("run", "steps", "base", "best", "at step", "change")]
-    for run in sorted(outcomes, key=lambda run: run.best):
+    for name, run in zip(_differing([run.folder.name for run in runs]), runs, strict=True):
         numbers = (str(run.step), f"{run.base:.4f}", f"{run.best:.4f}", str(run.best_step))
-        rows.append((run.folder.name, *numbers, "" if run.gain is None else str(run.gain)))
+        rows.append((name, *numbers, "" if run.gain is None else str(run.gain)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*table, f"lowest loss: {runs[0].folder}"]
+
+
+def _differing(names: Sequence[str]) -> list[str]:
+    """Names of the form `key=value,key=value` without the pairs that all of them have; whole where nothing is left."""
+    pairs = [re.split(r",(?=[\w.+~-]+=)", name) for name in names]
+    shared = set(pairs[0]).intersection(*pairs)
+    short = [",".join(pair for pair in own if pair not in shared) for own in pairs]
+    return short if all(short) else list(names)
