@@ -54,7 +54,7 @@ class ValidationConfig:
     levels: int = 8
     """Flow times at which every clip is measured, at fixed noise."""
     average_every: int = 2
-    """Measure the running average, too, at every so many evaluations and at the last."""
+    """Measure the running average, too, at every so many evaluations and at the last step."""
 
     def __post_init__(self) -> None:
         if self.split_ratio is not None:
@@ -70,7 +70,7 @@ class EarlyStoppingConfig:
     enabled: bool = True
     """false: all of max_steps, for runs that are compared."""
     patience: int = 6
-    """Evaluations without an improvement before it stops; raise it where the curve is noisy."""
+    """Evaluations without an improvement before it stops, in whichever phase; raise it where the curve is noisy."""
     min_delta: float = 0.0
     """How far the clips' validation losses have to fall on average to count as an improvement."""
 
