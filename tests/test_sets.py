@@ -52,6 +52,23 @@ def test_kad_has_no_bias_where_the_takes_of_a_clip_are_alike():
     assert abs(np.mean(kads)) < 3 * np.std(kads) / math.sqrt(200)
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.9, 1.0])
+def test_kad_has_no_bias_where_sounds_are_like_their_own_originals(alike):
+    """As a set they are the originals' equals; that each fits its own clip is not what a distance of sets is about."""
+    kads = []
+    for seed in range(200):
+        other, reference = gaussians(0, 1, 8, 16, seed)
+        kads.append(sets.kad(alike * reference + (1 - alike**2) ** 0.5 * other, reference, np.arange(8)))
+    assert abs(np.mean(kads)) <= 3 * np.std(kads) / math.sqrt(200) + 1e-9
+
+
+def test_kad_of_paired_sets_is_gretton_s_sum_over_pairs_of_clips():
+    x, y = gaussians(0.2, 1.1, 9, 5)
+    kernel = rbf_kernel(np.concatenate([x, y]), gamma=1 / (2 * sets.median_distance(y) ** 2))
+    h = kernel[:9, :9] + kernel[9:, 9:] - kernel[:9, 9:] - kernel[9:, :9]
+    assert sets.kad(x, y, np.arange(9)) == pytest.approx(100 * (h.sum() - np.trace(h)) / 72, rel=1e-9)
+
+
 def test_kad_is_what_sklearn_kernels_give():
     x, y = gaussians(0.2, 1.1, 40, 7)
     gamma = 1 / (2 * sets.median_distance(y) ** 2)

@@ -34,10 +34,11 @@ def kad(features: Array, reference: Array, clips: Labels | None = None) -> float
     """Kernel audio distance of (n, D) from (m, D): 100 x the unbiased squared MMD; lower is better, below 0 by chance.
 
     Gaussian kernel exp(-d^2 / (2 s^2)), s the median pairwise distance of the reference set. Unbiased: no sound is
-    compared with itself, so two samples of one distribution are 0 apart on average; nor with other takes of its clip,
-    which are alike (`clips` (n,): the number of each sound's; None: each is of its own). NaN below two sounds or clips,
-    or for a reference whose sounds are all the same. Source: arXiv 2502.15602; the estimator: Gretton et al., JMLR 13,
-    2012.
+    compared with itself, so two samples of one distribution are 0 apart on average. `clips` (n,) are the rows of the
+    reference that the sounds' own originals are; None: the two sets have nothing to do with each other. Given them, no
+    sound is compared with other takes of its clip, nor with its own original, which are alike: the originals are 0 from
+    themselves. NaN below two sounds or clips, or for a reference whose sounds are all the same. Source: arXiv
+    2502.15602; the estimators, for separate and for paired sets: Gretton et al., JMLR 13, 2012, lemma 6.
     """
     return Kernels(features, reference, clips).kad()
 
@@ -46,30 +47,31 @@ class Kernels:
     """The kernel between all pairs of two sets of sounds, computed once, for `kad` of parts of them."""
 
     def __init__(self, features: Array, reference: Array, clips: Labels | None = None) -> None:
-        self.clips = {
-            "own": np.arange(len(features)) if clips is None else clips,
-            "reference": np.arange(len(reference)),
-        }
         x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
         self.known = min(len(x), len(y)) >= FEWEST_FOR_KAD and (bandwidth := median_distance(y)) > 0
         if self.known:
+            own = np.arange(len(x)) if clips is None else clips
+            theirs = np.full(len(y), -1) if clips is None else np.arange(len(y))
             pairs = {"own": (x, x), "reference": (y, y), "across": (x, y)}
             self.values = {
                 name: np.exp(cdist(*pair, "sqeuclidean") / (-2 * bandwidth**2)) for name, pair in pairs.items()
+            }
+            self.apart = {
+                "own": own[:, None] != own,
+                "reference": ~np.eye(len(y), dtype=np.bool_),
+                "across": own[:, None] != theirs,
             }
 
     def kad(self, rows: Which = EVERY, reference: Which = EVERY) -> float:
         """`kad` of the features' `rows` from the reference's, both masks; the kernel's bandwidth is that of all."""
         if not self.known:
             return math.nan
-        across = self.values["across"][rows][:, reference]
-        own, other = self._within("own", rows), self._within("reference", reference)
-        return SCALE * float(own + other - 2 * across.mean()) if across.size else math.nan
+        own, other = self._mean("own", rows, rows), self._mean("reference", reference, reference)
+        return SCALE * (own + other - 2 * self._mean("across", rows, reference))
 
-    def _within(self, name: str, rows: Which) -> float:
+    def _mean(self, name: str, first: Which, second: Which) -> float:
         """The mean over the pairs of different clips; NaN where there is none."""
-        values, clips = self.values[name][rows][:, rows], self.clips[name][rows]
-        apart = clips[:, None] != clips
+        values, apart = (table[name][first][:, second] for table in (self.values, self.apart))
         return float(values[apart].mean()) if apart.any() else math.nan
 
 
