@@ -50,6 +50,14 @@ def test_stft_distance_is_clip_by_clip():
     assert spectra.stft_distance(x, y).tolist() == pytest.approx(single, rel=1e-5)
 
 
+def test_a_silent_original_has_no_stft_distance():
+    """Divided by next to nothing it would be 10^4, and its clip the whole of a mean."""
+    wave = torch.from_numpy(sound("noise", 16_000))
+    distances = spectra.stft_distance(torch.stack([wave, wave]), torch.stack([torch.zeros_like(wave), 0.3 * wave]))
+    assert math.isnan(distances[0]) and 0 < distances[1] < 10
+    assert math.isnan(spectra.stft_distance(wave[None], torch.full_like(wave, 9e-7)[None]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", RATES)

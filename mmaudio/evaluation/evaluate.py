@@ -41,7 +41,7 @@ from mmaudio.model.recognition import shapes_of
 from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.released import PARTS
 
-VERSION = 7
+VERSION = 8
 """Raised whenever the same inputs give other results."""
 
 

@@ -11,6 +11,7 @@ from mmaudio.evaluation.results import Results
 NEEDS = {
     "mel_l1_loud": "a clip whose original has a loud cell",
     "desync": "clips whose picture and sound are at least 8 s long",
+    "stft_distance": "a clip whose original is not silent",
     "loudness_difference": "clips of 0.4 s or more",
     "onset_lag": "clips whose sounds have onsets",
     "centroid_difference": "sounds that are not digital silence",

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from mmaudio.data.audio import SILENT_PEAK
+
 LOUD = -2.2
 """Common logarithm of the mel value above which a cell counts as loud. It lies 0.4 above the mel value that white noise
 of standard deviation 0.002 (54 dB below full scale) has, at both released rates: noise floors stay below."""
@@ -55,17 +57,18 @@ def magnitudes(waveforms: Tensor, n_fft: int, hop: int, window: int, least_power
 
 
 def stft_distance(waveforms: Tensor, reference: Tensor) -> Tensor:
-    """Multi-resolution STFT distance of (B, samples) twice -> (B,). Lower is better.
+    """Multi-resolution STFT distance of (B, samples) twice -> (B,). Lower is better; NaN for a silent reference.
 
     The mean over `RESOLUTIONS` of the spectral convergence |S - R| / |R| (Frobenius norms of the magnitudes) and the
-    mean absolute difference of the magnitudes' natural logarithms. Source: arXiv 1910.11480.
+    mean absolute difference of the magnitudes' natural logarithms. A reference with a peak below `SILENT_PEAK` has no
+    |R| to divide by: one such clip, at 10^4 and more, would be all that a mean says. Source: arXiv 1910.11480.
     """
     total = torch.zeros(len(waveforms), device=waveforms.device)
     for n_fft, hop, window in RESOLUTIONS:
         own, wanted = (magnitudes(part, n_fft, hop, window, LEAST_POWER) for part in (waveforms, reference))
         convergence = (wanted - own).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))
         total += convergence + (own.log() - wanted.log()).abs().mean((1, 2))
-    return total / len(RESOLUTIONS)
+    return (total / len(RESOLUTIONS)).where(reference.abs().amax(1) >= SILENT_PEAK, torch.nan)
 
 
 def centroid_and_bandwidth(waveforms: Tensor, rate: int) -> tuple[Tensor, Tensor]:
