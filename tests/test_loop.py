@@ -16,6 +16,7 @@ from mmaudio.adapters import read_adapter
 from mmaudio.config import LoggingConfig
 from mmaudio.errors import MMAudioError, TrainingError
 from mmaudio.finetune import checkpoint, loop, run
+from mmaudio.finetune.progress import change
 from mmaudio.finetune.tracking import Tracker
 from mmaudio.model.lora import LoRAConfig, add_lora, parameter_counts
 
@@ -330,6 +331,14 @@ def test_where_nothing_can_be_written_the_file_is_named(tmp_path):
     (tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt").mkdir(parents=True)
     with pytest.raises(MMAudioError, match=r"lora_checkpoints/best_lora\.pt: cannot be written \(Is a directory\)"):
         small_world.run(tmp_path, max_steps=2)
+
+
+def test_a_gain_is_said_with_what_chose_it():
+    videos = ["a", "b", "c"]
+    assert (
+        run.judged(change([1.0, 2.0, 3.0], [0.5, 1.5, 2.5], videos)) == "better, on the clips that also chose this step"
+    )
+    assert run.judged(change([1.0, 2.0, 3.0], [0.5, 2.5, 2.5], videos)) == "cannot tell"
 
 
 def test_what_is_said_at_the_start(tmp_path, capsys):

@@ -24,6 +24,7 @@ from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.loop import Outcome, Run, finished, fit
 from mmaudio.finetune.measures import meter
 from mmaudio.finetune.precision import compute_dtype, settle_frozen
+from mmaudio.finetune.progress import Change
 from mmaudio.finetune.recording import batch_for
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState, new_state
@@ -171,8 +172,13 @@ def end(run: Run, result: Outcome) -> None:
         say("no evaluation was better than the base model: best_lora.pt changes nothing. Try preset=more_capacity")
     elif result.gain is not None:
         say(f"validation: {result.base:.4f} for the base, {result.best:.4f} at step {result.best_step}, the best")
-        say(f"            change {result.gain}: {'better' if result.gain.sure else 'cannot tell'}")
+        say(f"            change {result.gain}: {judged(result.gain)}")
     say(f"adapter:    {files.best}")
+
+
+def judged(gain: Change) -> str:
+    """What a change from the base to the best evaluation is worth: of many, the best looks better by chance, too."""
+    return "better, on the clips that also chose this step" if gain.sure else "cannot tell"
 
 
 def check_best(path: Path) -> None:
