@@ -1,6 +1,7 @@
 """`python -m mmaudio.generation`: what it writes, says and refuses, for a video, a folder and a prompt."""
 
 import json
+import shutil
 
 import av
 import numpy as np
@@ -14,6 +15,8 @@ from mmaudio.adapters import AdapterFile, write_adapter
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as command
 from mmaudio.generation.__main__ import main
+from mmaudio.generation.generate import Wish
+from mmaudio.generation.jobs import plan_folder
 from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.model.networks import build_network
 
@@ -165,6 +168,16 @@ def test_a_folder_is_made_with_its_encoders_loaded_once(base, tmp_path, capsys, 
     assert comment_of(out / "b.flac")["prompt"] == "a cat" and comment_of(out / "a.webm.webm")["prompt"] == "a dog"
 
 
+def test_no_two_videos_of_a_folder_have_files_of_one_name(tmp_path):
+    make_video(tmp_path / "in" / "a.mp4", 0, 1)
+    for name in ("a.mov", "a.mp4.m4v", "a.mp4.m4v.mov", "B.mp4", "c.d.mp4"):
+        shutil.copy(tmp_path / "in" / "a.mp4", tmp_path / "in" / name)
+    plan = plan_folder(tmp_path / "in", Wish(tmp_path, "rain"), tmp_path / "out", 1, overwrite=False)
+    files = [file.name.lower() for job in plan.jobs for file in job.files]
+    assert len(plan.jobs) == 6 and len(set(files)) == len(files)
+    assert {"b.flac", "c.d.flac", "a.mp4.flac", "a.mov.flac"} <= set(files)
+
+
 @pytest.mark.slow
 def test_a_folder_goes_on_where_it_stopped(base, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -245,6 +258,7 @@ def test_a_long_sound_is_warned_of(base, tmp_path, capsys):
         (["--prompt", "rain", "--seconds", "0.5"], ConfigError, "1 to 30 s"),
         (["--prompt", "rain", "--seconds", "31"], ConfigError, "1 to 30 s"),
         (["--prompt", "rain", "--samples", "0"], ConfigError, "--samples 0"),
+        (["--prompt", "rain", "--samples", "1000001"], ConfigError, "--samples 1000001: at most 1000000"),
         (["--prompt", "rain", "--strength", "1"], ConfigError, "no --adapter"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "1.6"], ConfigError, "--strength 1.6: from 0"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "-0.1"], ConfigError, "--strength -0.1: from 0"),

@@ -107,8 +107,7 @@ def main(arguments: list[str]) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """ConfigError for numbers that make no sense, before anything is looked at."""
-    if args.samples < 1:
-        raise ConfigError(f"--samples {args.samples}: at least 1")
+    cli.at_least(args, samples=1)
     if args.strength is not None and args.adapter is None:
         raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
     if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:

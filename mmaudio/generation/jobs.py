@@ -159,8 +159,8 @@ def _wish_for(common: Wish, video: Path) -> Wish:
 
 def stems(videos: Sequence[Path]) -> dict[Path, str]:
     """What each video's files are called: its name without the suffix, or with it where two would be the same."""
-    counts = Counter(video.stem.lower() for video in videos)
-    return {video: video.stem if counts[video.stem.lower()] == 1 else video.name for video in videos}
+    taken = Counter(name.lower() for video in videos for name in (video.stem, video.name))
+    return {video: video.stem if taken[video.stem.lower()] == 1 else video.name for video in videos}
 
 
 def write(job: Job, waveforms: Tensor, rate: int, settings: Mapping[str, Any]) -> None:
