@@ -154,7 +154,7 @@ def read_adapter(path: Path) -> AdapterFile:
         raise WeightsError(f"{path}: no such adapter; training writes output/EXP_ID/lora_checkpoints/best_lora.pt")
     try:
         return _read_peft(_weights_in(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
-    except WeightsError as error:
+    except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path}: {error}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as an adapter ({why_not(error)}); copy it again") from error
@@ -184,7 +184,7 @@ def _read_peft(weights: Path) -> AdapterFile:
         state, metadata = torch.load(weights, map_location="cpu", weights_only=True), {}
     beside = weights.parent / CONFIG_NAME
     header = json.loads(metadata[_HEADER]) if _HEADER in metadata else None
-    return _assemble(state, header, json.loads(beside.read_text()) if beside.is_file() else None)
+    return _assemble(state, header, json.loads(beside.read_text("utf-8-sig")) if beside.is_file() else None)
 
 
 def _read_pt(path: Path) -> AdapterFile:

@@ -108,6 +108,14 @@ def test_what_is_no_adapter_is_named(tmp_path):
             read_adapter(tmp_path / "other.pt")
 
 
+def test_settings_that_make_no_sense_are_told_with_the_files_name(written):
+    path = written[1]
+    stored = torch.load(path, weights_only=True)
+    torch.save(stored | {"lora": stored["lora"] | {"rank": 0}, "peft": None}, path)
+    with pytest.raises(WeightsError, match=r"best_lora\.pt: lora\.rank=0"):
+        read_adapter(path)
+
+
 def test_a_folder_without_an_adapter_names_the_one_inside(written):
     _, path, _ = written
     folder = path.parent / "exp"
@@ -205,6 +213,13 @@ def test_pefts_methods_that_are_not_read_are_named(tmp_path):
     by_peft(tmp_path / "whole", target_modules=["qkv"], modules_to_save=["final_layer"])
     with pytest.raises(WeightsError, match=r"whole: holds .*final_layer"):
         read_adapter(tmp_path / "whole")
+    settings = (tmp_path / "dora" / "adapter_config.json").read_text()
+    (tmp_path / "dora" / "adapter_config.json").write_text(settings, encoding="utf-8-sig")  # as an editor may leave it
+    assert read_adapter(tmp_path / "dora").lora.use_dora
+    odd = json.loads(settings) | {"rank_pattern": {"(": 8}}
+    (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps(odd))
+    with pytest.raises(WeightsError, match=r"dora: adapter_config\.json makes no sense: missing"):
+        read_adapter(tmp_path / "dora")
     (tmp_path / "dora" / "adapter_config.json").write_text("{broken")
     with pytest.raises(WeightsError, match="dora: "):
         read_adapter(tmp_path / "dora")

@@ -106,7 +106,7 @@ def lora_settings(config: Mapping[str, Any], targets: list[str]) -> LoRAConfig:
             use_dora=bool(config.get("use_dora")),
             bias=config.get("bias") or "none",
         )
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, re.error) as error:
         raise WeightsError(f"adapter_config.json makes no sense: {error}") from error
 
 
