@@ -6,7 +6,7 @@ from media import cut_off, random_encoders
 from media import make_video as tone_video
 from random_base import MODEL, make_base
 
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import SEEING, load_encoders
 from mmaudio.generation.generate import Wish, encode_prompts, generate, generate_samples, span
 from mmaudio.generation.sampler import load_sampler, mel_of
@@ -55,6 +55,11 @@ def test_samples_are_the_sounds_of_their_seeds(base, sampler, encoders):
         alone = mel_of(sound[None], sampler.spec)[0]  # in mels, for Griffin-Lim's phases magnify rounding
         assert (mel - alone).abs().mean() < 5e-3
         assert (together[number - 1] - alone).abs().mean() > 0.1
+
+
+def test_what_is_not_finite_is_an_error(sampler, encoders):
+    with pytest.raises(WeightsError, match=r"tiny_16k with guidance 1e\+30: the sound is not finite"):
+        generate(sampler, encoders, Wish(None, "rain", seconds=1, steps=3, guidance=1e30))
 
 
 def test_the_same_seed_is_the_same_sound_to_the_bit(base, sampler, encoders):

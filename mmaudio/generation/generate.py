@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.data.video import check_whole, picture_end, probe
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import Encoders, encode_video
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import check_solver
@@ -109,7 +109,7 @@ def generate_samples(
 
     Number i is what the seed `wish.seed + i` alone gives, up to rounding. Sets the network's duration. `texts` holds
     the prompts' features where they are known already; the solver's steps pass through `progress`. Raises DataError as
-    `span` does, ConfigError for a count below 1.
+    `span` does, ConfigError for a count below 1, WeightsError where the network's latents are not finite.
     """
     if count < 1:
         raise ConfigError(f"samples={count}: at least 1")
@@ -125,6 +125,12 @@ def generate_samples(
     negative = texts[wish.negative_prompt].to(sampler.device) if wish.negative_prompt else None
     noise = sampler.noise(range(wish.seed, wish.seed + count))
     latents = sampler.latents(clip_f, sync_f, text_f, noise, wish.steps, wish.guidance, negative, wish.method, progress)
+    if not latents.isfinite().all():
+        guidance = sampler.spec.guidance if wish.guidance is None else wish.guidance
+        raise WeightsError(
+            f"{sampler.spec.name} with guidance {guidance:g}: the sound is not finite. Where the guidance and the "
+            "adapter's strength are usual ones the weights are broken: take another checkpoint"
+        )
     return torch.cat([sampler.decode(latent[None]).cpu() for latent in latents])  # one by one: decoding takes memory
 
 
