@@ -1,5 +1,8 @@
 """The recipe of the embedded base, in miniature: every stage runs, and a run that is killed goes on to the same end."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -144,3 +147,10 @@ def test_every_stage_runs_and_leaves_its_result(shards, tmp_path, monkeypatch):
     fresh = build_network("tiny_16k")
     fresh.load_released(first.network.state_dict())
     assert torch.equal(fresh.empty_string_feat, first.cached.text[0])
+
+
+@pytest.mark.slow
+def test_no_thread_is_one_line(tmp_path):
+    command = [sys.executable, "training/pretrain_tiny.py", "--threads", "0", "--work_dir", str(tmp_path / "work")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "error: --threads 0: at least 1\n")

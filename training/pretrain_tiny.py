@@ -55,6 +55,7 @@ def cores() -> int:
 def main(arguments: list[str]) -> None:
     """Run the stages; each goes on where it was interrupted."""
     flags = parser().parse_args(arguments)
+    cli.at_least(flags, threads=1)
     device, plan = cli.pick_device(flags.device), Plan().with_steps(steps_from(flags.steps), record=not flags.eager)
     torch.set_num_threads(flags.threads)
     flags.work_dir.mkdir(parents=True, exist_ok=True)
