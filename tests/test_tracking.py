@@ -19,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmaudio.data.video import probe
 from mmaudio.errors import MMAudioError
-from mmaudio.finetune import step
+from mmaudio.finetune import loop, step
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
 from mmaudio.finetune.optimizers import learning_rate
 from mmaudio.finetune.progress import Evaluation
 from mmaudio.finetune.samples import Samples, mel_picture
 from mmaudio.finetune.state import new_state
+from mmaudio.finetune.step import NotFinite
 from mmaudio.finetune.tracking import Tracker, forget_after
 from mmaudio.finetune.validation import by_clip, held_out
 from mmaudio.generation.sampler import Sampler
@@ -70,6 +71,29 @@ def test_tensorboard_shows_the_run_and_a_resumed_one_once(tmp_path):
     assert 0 < norms[0] < norms[-1], "the adapter grows from nothing"
     assert any(tag.startswith("train_loss_by_time/") for tag in tags)
     assert {f"validation_loss_by_time/{bin}" for bin in ("0.00-0.25", "0.75-1.00")} <= tags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_that_stops_before_its_first_step_is_saved_shows_every_step_once(tmp_path, monkeypatch, saved):
+    original = loop.train_step
+
+    def stops(state, clips, config, *rest):
+        if saved:  # a loss that is not finite keeps the state of step 0, the evaluation of the base in it
+            return original(state, dataclasses.replace(clips, mean=clips.mean * float("nan")), config, *rest)
+        if state.step == 1:
+            raise KeyboardInterrupt
+        return original(state, clips, config, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(NotFinite if saved else KeyboardInterrupt):
+        patched.setattr(loop, "train_step", stops)
+        small_world.run(tmp_path, max_steps=2)
+    outcome = small_world.run(tmp_path, max_steps=2)
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    found = events(outcome.folder)
+    assert [event.step for event in found.Scalars("validation/loss")] == [0, 2]
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2]
 
 
 def test_the_settings_stand_beside_what_they_reached(tmp_path):
@@ -214,7 +238,7 @@ def test_lines_after_the_saved_step_are_dropped(tmp_path):
     path.write_bytes(b'{"step": 1}\n\xff\xd0\n[]\n{"step": "x"}\n{"step": 2}\n{"step": 3}\n{"ste')
     forget_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    forget_after(path, 0)
+    forget_after(path, -1)
     assert path.read_text() == ""
 
 

@@ -87,7 +87,7 @@ def train_on(
     held = None
     if held_set is not None:
         held = draw_held_out(material(network, held_set, team.device, resident), held_set.ids, config.validation.levels)
-    tracker = Tracker(files.root if team.leads else None, config, state.step)
+    tracker = Tracker(files.root if team.leads else None, config, state.step if resumed else None)
     run = Run(state, clips, held, origin, files, tracker, team, batch_for(clips, config))
     with compile_errors(team.device):
         if team.leads:

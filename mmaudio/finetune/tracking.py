@@ -36,10 +36,17 @@ JSONL = "metrics.jsonl"
 
 
 class Tracker:
-    """Writes and prints for one run; with `folder` None (a process that does not lead) it does neither."""
+    """Writes and prints for one run; with `folder` None (a process that does not lead) it does neither.
 
-    def __init__(self, folder: Path | None, config: TrainConfig, step: int, samples: Samples | None = None) -> None:
-        self.folder, self.config, self.samples, self.first = folder, config, samples, step
+    `step` is that of the saved state that the run continues, None where it starts: what the folder shows of later steps,
+    or of any, is of a run that was cut off, and is forgotten.
+    """
+
+    def __init__(
+        self, folder: Path | None, config: TrainConfig, step: int | None, samples: Samples | None = None
+    ) -> None:
+        self.folder, self.config, self.samples, self.first = folder, config, samples, step or 0
+        self._kept = -1 if step is None else step
         self.meter: Meter | None = None
         """Turns speed into utilisation, on GPUs."""
         self._writer: SummaryWriter | None = None
@@ -52,8 +59,8 @@ class Tracker:
         self._start = self._said = time.monotonic()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            forget_after(self.folder / JSONL, self.first)
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.first + 1 if self.first else None)
+            forget_after(self.folder / JSONL, self._kept)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._kept + 1)
             if sys.stderr.isatty():
                 self._bar = tqdm(total=self.config.steps, initial=self.first, desc="train", dynamic_ncols=True)
         return self
@@ -177,7 +184,7 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again, and what is no line of a step."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        write_whole(path, b"".join(line for line in lines if _is_before(line, step)) if step else b"")
+        write_whole(path, b"".join(line for line in lines if _is_before(line, step)))
 
 
 def _is_before(line: bytes, step: int) -> bool:
