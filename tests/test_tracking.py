@@ -17,6 +17,7 @@ from test_networks import mini
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmaudio.config import EarlyStoppingConfig, LoggingConfig
 from mmaudio.data.video import probe
 from mmaudio.errors import MMAudioError
 from mmaudio.finetune import loop, step
@@ -104,6 +105,25 @@ def test_the_settings_stand_beside_what_they_reached(tmp_path):
     assert reached["final/best_step"] == outcome.best_step and reached["final/validation_change"] < 0
     content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"lora.rank" in content and b"learning_rate" in content
+
+
+@pytest.mark.slow
+def test_early_stopping_between_two_lines_loses_no_step(tmp_path):
+    stopping = EarlyStoppingConfig(patience=2, min_delta=1e9)
+    outcome = small_world.run(tmp_path / "each", early_stopping=stopping)
+    each = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    means = {}
+    for every in (3, 10):
+        logging = LoggingConfig(log_every=every, sample_every=0)
+        outcome = small_world.run(tmp_path / str(every), early_stopping=stopping, logging=logging)
+        assert (outcome.step, outcome.reason) == (4, "early stopping")
+        rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+        means[every] = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+        (final,) = events(outcome.folder).Scalars("final/train_loss")
+        assert final.value == pytest.approx(means[every][4], rel=1e-6)
+    losses = [row["train/loss"] for row in each if "train/loss" in row]
+    assert means[3] == pytest.approx({3: sum(losses[:3]) / 3, 4: losses[3]})
+    assert means[10] == pytest.approx({4: sum(losses) / 4})
 
 
 def test_utilisation_is_of_the_measured_ceiling(tmp_path):

@@ -84,7 +84,7 @@ def fit(run: Run) -> Outcome:
             if stop or every(config.save_every, state.step) or finished(state, config):
                 save(run)
         if not stop:
-            run.tracker.finished(state.progress)
+            run.tracker.finished(state)
     return outcome(run, start, (interrupts.asked or SIGTERM) if stop else None)  # another process may have been asked
 
 

@@ -38,8 +38,8 @@ JSONL = "metrics.jsonl"
 class Tracker:
     """Writes and prints for one run; with `folder` None (a process that does not lead) it does neither.
 
-    `step` is that of the saved state that the run continues, None where it starts: what the folder shows of later steps,
-    or of any, is of a run that was cut off, and is forgotten.
+    `step` is that of the saved state that the run continues, None where it starts: what the folder shows of later
+    steps, or of any, is of a run that was cut off, and is forgotten.
     """
 
     def __init__(
@@ -88,20 +88,23 @@ class Tracker:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {metrics.loss:.3f}{self._validation}", refresh=False)
             self._bar.update()
-        if state.step % self.config.logging.log_every and state.step != self.config.steps:
-            return
+        if state.step % self.config.logging.log_every == 0 or state.step == self.config.steps:
+            self._log(state)
+
+    def _log(self, state: TrainState) -> None:
+        """Write the means over the steps since the last time."""
         recent, self._recent = self._recent, []
         speed = (state.step - self.first) / (time.monotonic() - self._start)
         self._loss = sum(step.loss for step in recent) / len(recent)
-        bins = in_bins(torch.cat([step.losses for step in recent]), torch.cat([step.t for step in recent]))
+        losses, t = (torch.cat(parts) for parts in zip(*((step.losses, step.t) for step in recent), strict=True))
         self._write(
             state.step,
             {
                 "train/loss": self._loss,
                 "train/grad_norm": sum(step.grad_norm for step in recent) / len(recent),
-                "train/learning_rate": metrics.learning_rate,
-                **self._speeds(speed, metrics.losses.device),
-                **{f"train_loss_by_time/{name}": value for name, value in bins.items()},
+                "train/learning_rate": recent[-1].learning_rate,
+                **self._speeds(speed, losses.device),
+                **{f"train_loss_by_time/{name}": value for name, value in in_bins(losses, t).items()},
                 **{f"adapter_norm/{name}": value for name, value in update_norms(state.model).items()},
             },
         )
@@ -154,10 +157,13 @@ class Tracker:
             except DataError as error:  # a picture that is missing is no reason to stop training
                 self.say(f"samples:    no video of {shown.name} ({error})")
 
-    def finished(self, progress: Progress) -> None:
-        """Write the settings beside what they reached, for TensorBoard's HPARAMS page."""
+    def finished(self, state: TrainState) -> None:
+        """Write the steps that no line has yet, and the settings beside what they reached for TensorBoard's HPARAMS."""
+        if self._recent:  # early stopping did not wait for `log_every`
+            self._log(state)
         if self._writer is None:
             return
+        progress = state.progress
         plain = flat(self.config.plain())
         settings = {
             name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in plain.items()
