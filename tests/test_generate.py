@@ -1,5 +1,8 @@
 """One wish: what it may ask for, which part of a video it means, and the sounds that come of it."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from media import cut_off, random_encoders
@@ -10,6 +13,7 @@ from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import SEEING, load_encoders
 from mmaudio.generation.generate import Wish, encode_prompts, generate, generate_samples, span
 from mmaudio.generation.sampler import load_sampler, mel_of
+from mmaudio.model.lora_mmaudio import LoRAConfig, load_pretrained_with_lora
 from mmaudio.model.spec import lengths
 
 
@@ -152,3 +156,18 @@ def test_wishes_that_make_no_sense_are_refused(settings, words):
 def test_a_duration_beyond_trainings_is_warned_of(sampler, encoders):
     with pytest.warns(UserWarning, match="9 s: models are trained on 8 s"):
         generate(sampler, encoders, Wish(None, "rain", seconds=9, steps=1))
+
+
+def test_threads_share_a_model_whatever_durations_they_want(base):
+    model = load_pretrained_with_lora(MODEL, lora_config=LoRAConfig(rank=4), weights=base, device="cpu")
+    durations = [1.0, 1.5, 2.0, 2.5]
+
+    def sound(seconds):
+        return model.generate(None, "rain", seconds=seconds, steps=3)
+
+    expected = [sound(seconds) for seconds in durations]
+    with ThreadPoolExecutor(len(durations)) as threads:
+        found = list(threads.map(sound, durations))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    again = copy.deepcopy(model).generate(None, "rain", seconds=1.0, steps=3)
+    assert torch.equal(again, expected[0]), "a lock is in no copy's way"

@@ -12,6 +12,7 @@ audio = merged_model.generate("test.mp4", "rain on a tin roof")
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +39,24 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 """What a merged model's file may be called."""
 
 
+class Turn:
+    """A lock whose copy is another lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
 class Surroundings:
     """The frozen encoders and the decoder of one base model, loaded when they are first needed and then kept."""
 
     def __init__(self, model: str, weights: Path | None, device: torch.device, offline: bool = False) -> None:
         self.model, self.weights, self.device, self.offline = model, weights, device, offline
         self._sampler: Sampler | None = None
+        self.turn = Turn()
+        """Taken while a sound is made: the network is set to its duration."""
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -84,15 +97,17 @@ class Generator(nn.Module):
         """Sound for a video, or for the prompt alone: (samples,) within [-1, 1], `rate` samples per second, on the CPU.
 
         Further arguments are those of `mmaudio.generation.generate.Wish`: negative_prompt, seconds, seed and so on.
+        Threads may share the object: their sounds are made one after the other.
         Raises DataError for a video that cannot be used, WeightsError where encoders or decoder are missing.
         """
         known = [field.name for field in dataclasses.fields(Wish)]
         unknown = [name for name in wish if name not in known]
         if unknown:
             raise ConfigError(f"generate: there is no argument {unknown[0]!r}; there are: {', '.join(known)}")
-        self.eval()
         asked = Wish(None if video is None else Path(video), prompt, **wish)
-        return generate(self.surroundings.sampler(self.network), self.surroundings.encoders, asked)
+        with self.surroundings.turn.lock:
+            self.eval()
+            return generate(self.surroundings.sampler(self.network), self.surroundings.encoders, asked)
 
 
 @dataclasses.dataclass(frozen=True)
