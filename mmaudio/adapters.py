@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mmaudio.checksums import damage
 from mmaudio.data.files import writing
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.loading import check_keys, why_not
@@ -188,6 +189,8 @@ def _read_peft(weights: Path) -> AdapterFile:
 
 
 def _read_pt(path: Path) -> AdapterFile:
+    if broken := damage(path):
+        raise OSError(broken)
     stored = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(stored, dict):
         raise WeightsError(f"holds a {type(stored).__name__}, not an adapter")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import time
 import zipfile
 import zlib
@@ -62,13 +63,13 @@ def damage(path: Path) -> str:
 
     Files of before torch 1.6 have none and pass.
     """
-    if not zipfile.is_zipfile(path):
-        return ""
     try:
+        if not zipfile.is_zipfile(path):
+            return ""
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        return str(error)
+    except (OSError, EOFError, NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        return str(error) or type(error).__name__
     return f"the checksum of {broken} within is wrong" if broken else ""
 
 

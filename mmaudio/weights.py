@@ -38,6 +38,10 @@ ASSETS = Path(__file__).parent / "assets"
 """Where embedded models' files ship."""
 FOLDERS = ("weights", "ext_weights")
 """Looked in, below the working directory, after the folder that the user names."""
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,
+)  # fmt: skip
+"""What reading a broken file of weights ends with."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
         mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are no archives, and cannot be mapped
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         state = loaded if key is None else loaded[key]
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"{path}: cannot be read as weights ({why_not(error)}); fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no state dict; is it the right file?")

@@ -319,6 +319,22 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(refused.value) and "weights_only" not in str(refused.value)
 
 
+def test_no_flipped_bit_of_an_adapter_goes_unnoticed(written, tmp_path):
+    _, path, _ = written
+    whole, copy, refused = path.read_bytes(), tmp_path / "best_lora.pt", 0
+    state = read_adapter(path).state
+    for place in range(0, len(whole), len(whole) // 97):
+        copy.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        try:
+            found = read_adapter(copy).state
+        except WeightsError as error:
+            assert "cannot be read as an adapter" in str(error)
+            refused += 1
+        else:  # a byte that only pads
+            assert found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
+    assert refused > 80
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     path, seen = tmp_path / "state.pt", []
     path.write_bytes(b"old")

@@ -304,6 +304,38 @@ def test_a_state_cut_off_is_named(tmp_path):
         small_world.run(tmp_path)
 
 
+def alike(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path):
+    path = small_world.run(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt"
+    whole, refused = path.read_bytes(), 0
+    kept = torch.load(path, weights_only=True)
+    for place in range(0, len(whole), len(whole) // 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        try:
+            small_world.run(tmp_path, max_steps=2)
+        except TrainingError as error:
+            assert "state.pt cannot be read" in str(error)
+            refused += 1
+        else:  # a byte that only pads
+            assert alike(torch.load(path, weights_only=True), kept)
+    assert refused > 80
+
+
+@pytest.mark.parametrize("content", [[1], None, {"format": 2}, {"format": 1, "origin": {}, "state": {}}], ids=str)
+def test_a_state_of_something_else_is_named(tmp_path, content):
+    torch.save(content, small_world.run(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt")
+    with pytest.raises(TrainingError, match=r"state\.pt is no state of training, or of another version"):
+        small_world.run(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_state_that_is_gone_while_the_one_before_is_there_starts_nothing_over_it(tmp_path):
     outcome = small_world.run(tmp_path, max_steps=4)

@@ -21,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mmaudio.adapters import AdapterFile, write_adapter, write_whole
+from mmaudio.checksums import damage
 from mmaudio.config import TrainConfig, flat
 from mmaudio.data.features import ClipSet
 from mmaudio.errors import TrainingError
@@ -169,14 +170,20 @@ class Checkpoints:
                 )
             return None
         try:
-            stored: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            why, stored = damage(self.state), None
+            if not why:
+                stored = torch.load(self.state, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            why = why_not(error)
+        if why:
             raise TrainingError(
-                f"{self.state} cannot be read ({why_not(error)}); put state.previous.pt in its place, or start over "
-                "with resume=false"
-            ) from error
-        if stored.get("format") != FORMAT:
-            raise TrainingError(f"{self.state} is of another version; start over with resume=false")
+                f"{self.state} cannot be read ({why}); put state.previous.pt in its place, or start over with "
+                "resume=false"
+            )
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT or not {"origin", "state"} <= stored.keys():
+            raise TrainingError(
+                f"{self.state} is no state of training, or of another version; start over with resume=false"
+            )
         return stored
 
     def save_adapter(self, path: Path, state: TrainState, origin: Origin, averaged: bool = False) -> None:

@@ -121,7 +121,7 @@ def begin(run: Run, resumed: bool, space: Room) -> None:
     say(memory_line(state, run.clips, None if run.held is None else run.held.clips, config))
     say(f"computing:  on {run.team.device} in {str(dtype).removeprefix('torch.')}, processes: {run.team.size}")
     if config.warmup_steps >= config.steps:
-        say(f"warm-up:    warmup_steps={config.warmup_steps}, more than there are steps: low rates throughout")
+        say(f"warm-up:    warmup_steps={config.warmup_steps} reaches the last step: low rates throughout")
     run.tracker.samples = samples(run, dtype)
     if run.team.device.type == "cuda":
         run.tracker.meter = meter(state, run.clips, config)

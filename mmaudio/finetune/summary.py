@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def readable(count: int) -> str:
 
 
 def sweep_lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """A table of a sweep's runs, the lowest validation loss first, each by what it does not share, and its folder."""
+    """A table of a sweep's runs by what they do not share, the lowest validation loss first, and that one's folder."""
     runs = sorted(outcomes, key=lambda run: run.best)
     rows = [("run", "steps", "base", "best", "at step", "change")]
     for name, run in zip(_differing([run.folder.name for run in runs]), runs, strict=True):
@@ -116,7 +117,7 @@ def sweep_lines(outcomes: Sequence[Outcome]) -> list[str]:
         rows.append((name, *numbers, "" if run.gain is None else str(run.gain)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*table, f"lowest loss: {runs[0].folder}"]
+    return [*table, f"lowest loss: {runs[0].folder}"] if math.isfinite(runs[0].best) else table
 
 
 def _differing(names: Sequence[str]) -> list[str]:
