@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -81,17 +82,24 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except (MMAudioError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {refused(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        _end_with(f"error: {refused(error) if isinstance(error, OSError) else error}")
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except (MemoryError, RuntimeError) as error:
         full = out_of_memory(error)
         if full is None or "--debug" in arguments:
             raise
-        print(f"error: {full}", file=sys.stderr)
+        _end_with(f"error: {full}")
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        _end_with("interrupted; the same command goes on from here")
         sys.exit(130)
+
+
+def _end_with(line: str) -> None:
+    """Print the last line, on standard error, below all that was printed before: a file would have that later."""
+    with suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+    print(line, file=sys.stderr)
 
 
 def refused(error: OSError) -> MMAudioError:

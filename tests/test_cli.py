@@ -53,6 +53,17 @@ def test_errors_are_one_line_with_their_status(body, status, said):
     assert result.returncode == status and result.stderr.startswith(said) and result.stderr.count("\n") <= 1
 
 
+@pytest.mark.parametrize("error", ["errors.DataError('x')", "MemoryError", "KeyboardInterrupt"])
+def test_in_a_file_the_error_stands_below_what_was_printed_before(error):
+    script = f"from mmaudio import cli, errors\ndef main(_):\n    print('why')\n    raise {error}\ncli.run(main)"
+    buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=buffering, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 2 and done.stdout.startswith("why\n")
+
+
 def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise errors.DataError('x')", "--debug").stderr
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
