@@ -15,10 +15,10 @@ from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
+from mmaudio.evaluation.config import Request
 from mmaudio.evaluation.evaluate import evaluate
-from mmaudio.evaluation.measure import Draws
-from mmaudio.evaluation.request import Request
-from mmaudio.evaluation.strengths import USUAL, chosen_strengths
+from mmaudio.evaluation.sample import Draws
+from mmaudio.evaluation.strength_sweep import USUAL, chosen_strengths
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import MODELS
 

@@ -29,13 +29,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmaudio import cli
-from mmaudio.adapters import write_whole
 from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config, with_new_keys
 from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.loop import Outcome
-from mmaudio.finetune.run import train
-from mmaudio.finetune.summary import sweep_lines
-from mmaudio.finetune.team import Team
+from mmaudio.finetune.run_summary import sweep_lines
+from mmaudio.finetune.trainer import train
+from mmaudio.lora.checkpoint import write_whole
 
 SWEEP = ("--multirun", "-m")
 LONGEST = 200

@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmaudio.errors import ConfigError
-from mmaudio.model.lora_config import LoRAConfig
+from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
-from mmaudio.quoting import quoted
+from mmaudio.utils.hydra_quote import quoted
 
 FOLDER = Path(__file__).resolve().parents[1] / "config"
 """The checkout's YAML files."""

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmaudio.evaluation import general
+from mmaudio.evaluation import forgetting as general
 
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_demo.py", "test_pipeline.py")

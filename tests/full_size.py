@@ -23,11 +23,11 @@ from conftest import fill, manifest
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.generation import machine
 from mmaudio.data.clips import write_clips
-from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
-from mmaudio.generation.benchmark import machine
+from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
 from mmaudio.model.spec import model_spec
-from mmaudio.pipeline import PRECISIONS
+from mmaudio.pipeline.job import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 FILES = {

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmaudio.data.mux import write_video
 from mmaudio.features.clip import build_clip
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
+from mmaudio.media.mux import write_video
 
 RATE = 16_000
 

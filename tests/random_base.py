@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mmaudio.data.mux import write_video
 from mmaudio.features.clip import build_clip
 from mmaudio.features.desync import build_desync
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
+from mmaudio.media.mux import write_video
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import model_spec
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from mmaudio.data.clips import Clip, LeftOut
-from mmaudio.data.mux import write_video
-from mmaudio.evaluation.charts import mel_picture
-from mmaudio.evaluation.data_check import MOTION, DataCheck, Misfit
-from mmaudio.evaluation.measure import Sound
-from mmaudio.evaluation.media import write_pictures, write_sounds
-from mmaudio.evaluation.metrics import METRICS
-from mmaudio.evaluation.report import Background
 from mmaudio.evaluation.results import ClipResult, Results
-from mmaudio.evaluation.statistics import Comparison
+from mmaudio.evaluation.sample import Sound
+from mmaudio.evaluation.sync_check import MOTION, DataCheck, Misfit
 from mmaudio.features.mel import build_mel
+from mmaudio.media.mux import write_video
+from mmaudio.metrics.registry import METRICS
+from mmaudio.metrics.statistics import Comparison
 from mmaudio.model.spec import model_spec
+from mmaudio.report.charts import mel_picture
+from mmaudio.report.media import write_pictures, write_sounds
+from mmaudio.report.render import Background
 
 MODEL = "tiny_16k"
 SECONDS = 4.0

@@ -5,10 +5,10 @@ from test_networks import mini
 
 from mmaudio.config import TrainConfig
 from mmaudio.data.clips import Clip
-from mmaudio.data.features import Features, feature_set
-from mmaudio.finetune.run import train_on
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.data.feature_store import Features, feature_set
+from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.trainer import train_on
+from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.model.spec import NetworkSpec
 
 MINI = mini().spec

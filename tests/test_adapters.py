@@ -12,9 +12,17 @@ from safetensors.torch import load_file, save_file
 from test_networks import mini, mini_inputs
 from test_recognition import state_of
 
-from mmaudio.adapters import AdapterFile, attach, check_base, read_adapter, size_on_disk, write_adapter, write_whole
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, load_adapter_state
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, load_adapter_state
+from mmaudio.lora.checkpoint import (
+    AdapterFile,
+    attach,
+    check_base,
+    read_adapter,
+    size_on_disk,
+    write_adapter,
+    write_whole,
+)
 from mmaudio.model.networks import build_network
 
 

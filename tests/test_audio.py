@@ -10,10 +10,10 @@ import pytest
 import torch
 from media import RATE, make_video, tone
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.mux import write_video
-from mmaudio.data.video import probe
 from mmaudio.errors import DataError
+from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.mux import write_video
+from mmaudio.media.video import probe
 
 
 def test_all_channels_are_averaged(tmp_path):

@@ -2,8 +2,8 @@
 
 import re
 
-from mmaudio import progress
-from mmaudio.progress import amount, progress_bytes
+from mmaudio.utils import progress
+from mmaudio.utils.progress import amount, progress_bytes
 
 
 def test_bytes_are_passed_through_with_plain_lines_where_there_is_no_terminal(monkeypatch, capfd):

@@ -7,7 +7,7 @@ import torch
 from media import random_encoders
 
 from mmaudio.errors import MMAudioError
-from mmaudio.features.batches import CPU_ROWS, MOST_ROWS, Batches, fitting
+from mmaudio.features.auto_batch import CPU_ROWS, MOST_ROWS, Batches, fitting
 from mmaudio.features.encoders import load_encoders
 
 

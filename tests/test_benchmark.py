@@ -6,9 +6,9 @@ from conftest import assert_close, fill
 from test_flow_matching import mini_conditions
 from test_networks import mini, mini_inputs
 
+from benchmarks.baseline_network import PlainNetwork
+from benchmarks.generation import REFERENCE, build_contestants, difference, main
 from mmaudio.errors import ConfigError
-from mmaudio.generation.benchmark import REFERENCE, build_contestants, difference, main
-from mmaudio.generation.plain import PlainNetwork
 
 
 @pytest.mark.parametrize("v2", [False, True])

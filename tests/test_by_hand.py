@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import assert_close
 
-from mmaudio.model import by_hand
+from mmaudio.model import fused_ops as by_hand
 from mmaudio.model.layers import SelfAttention, attend, rotary_table
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmaudio import checksums
-from mmaudio.checksums import Digests, damage, digests, set_aside
+from mmaudio.utils import checksums
+from mmaudio.utils.checksums import Digests, damage, digests, set_aside
 
 
 @pytest.fixture

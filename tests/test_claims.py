@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from mmaudio.data.claims import Claims
 from mmaudio.errors import MMAudioError
+from mmaudio.utils.locks import Claims
 
 HOLDER = """
 import sys
 from pathlib import Path
-from mmaudio.data.claims import Claims
+from mmaudio.utils.locks import Claims
 claims = Claims(Path(sys.argv[1]))
 print(claims.take("a"), claims.take("b"), flush=True)
 for line in sys.stdin:

@@ -15,9 +15,9 @@ from transformers import ClapModel, ClapProcessor
 from web import serving
 
 from mmaudio.errors import WeightsError
-from mmaudio.evaluation.clap import REPOSITORY, ClapJudge, find_clap
-from mmaudio.evaluation.judges import Candidate, Played
-from mmaudio.evaluation.search import Search
+from mmaudio.metrics.clap import REPOSITORY, ClapJudge, find_clap
+from mmaudio.metrics.pretrained import Candidate, Played
+from mmaudio.metrics.search import Search
 
 RATE = 16_000
 CPU = torch.device("cpu")
@@ -98,8 +98,8 @@ def test_another_model_s_identity_differs_and_a_broken_one_is_named(folder, tmp_
 
 FETCH = """
 from mmaudio import cli
-from mmaudio.evaluation.clap import find_clap
-from mmaudio.evaluation.search import Search
+from mmaudio.metrics.clap import find_clap
+from mmaudio.metrics.search import Search
 def main(arguments):
     found = find_clap(Search("tiny_16k", offline=cli.is_offline("--offline" in arguments), named=arguments))
     print(found if isinstance(found, str) else found.identity)

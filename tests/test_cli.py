@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmaudio import checks, cli, pipeline
+from mmaudio import cli
 from mmaudio.config import compose
 from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.mux import write_video
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as generation
-from mmaudio.quoting import quoted
+from mmaudio.media.mux import write_video
+from mmaudio.pipeline import preflight as checks
+from mmaudio.pipeline import run as pipeline
+from mmaudio.pipeline.job import DEMO_OUTPUT, commands, parser, read_job, training_overrides
+from mmaudio.utils.hydra_quote import quoted
 
 
 def run(main_body, *arguments):
@@ -86,14 +89,14 @@ def test_a_gpu_without_memory_is_said_in_one_line():
 )
 def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
     with pytest.raises(SystemExit) as stop:
-        pipeline.parser().parse_args(arguments)
+        parser().parse_args(arguments)
     assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[""], ["videos", "--output", ""], ["--demo", "--weights="]])
 def test_an_empty_name_is_not_the_current_folder(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        pipeline.parser().parse_args(arguments)
+        parser().parse_args(arguments)
     assert stop.value.code == 2 and "an empty name" in capsys.readouterr().err
 
 
@@ -104,8 +107,8 @@ def test_the_hub_s_own_variable_counts_as_offline(value, offline, monkeypatch):
 
 
 def test_every_stage_is_told_where_weights_are_and_that_it_is_offline():
-    job = pipeline.read_job(pipeline.parser().parse_args(["--demo", "--weights", "mine", "--offline"]), [])
-    stages = pipeline.commands(job)
+    job = read_job(parser().parse_args(["--demo", "--weights", "mine", "--offline"]), [])
+    stages = commands(job)
     assert {"weights=mine", "offline=true"} <= set(stages["train"])
     for stage in ("extract", "evaluate"):
         assert stages[stage][stages[stage].index("--weights") + 1] == "mine" and "--offline" in stages[stage]
@@ -132,7 +135,7 @@ def test_a_device_that_is_not_here_is_refused(device):
 )
 def test_a_command_that_contradicts_itself_is_refused(arguments, overrides, error):
     with pytest.raises(error):
-        pipeline.read_job(pipeline.parser().parse_args(arguments), overrides)
+        read_job(parser().parse_args(arguments), overrides)
 
 
 @pytest.mark.parametrize("ended", ["os.kill(os.getpid(), 9)", "os._exit(137)"])
@@ -148,9 +151,9 @@ def test_a_stage_that_was_asked_to_stop_was_interrupted(status):
 
 
 def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():
-    job = pipeline.read_job(pipeline.parser().parse_args(["--demo"]), ["seed=3"])
-    assert (job.model, job.videos.parent) == ("tiny_16k", pipeline.DEMO_OUTPUT)
-    assert job.clips.parent.parent == pipeline.DEMO_OUTPUT and "seed=3" in pipeline.training_overrides(job)
+    job = read_job(parser().parse_args(["--demo"]), ["seed=3"])
+    assert (job.model, job.videos.parent) == ("tiny_16k", DEMO_OUTPUT)
+    assert job.clips.parent.parent == DEMO_OUTPUT and "seed=3" in training_overrides(job)
 
 
 def test_only_the_environment_is_made_where_no_more_is_asked_for(tmp_path, monkeypatch, capsys):
@@ -162,7 +165,7 @@ def test_only_the_environment_is_made_where_no_more_is_asked_for(tmp_path, monke
 def test_the_last_lines_say_where_the_weights_are(tmp_path, capsys):
     (tmp_path / "my weights").mkdir()
     arguments = [str(tmp_path), "--output", str(tmp_path), "--weights", str(tmp_path / "my weights")]
-    job = pipeline.read_job(pipeline.parser().parse_args(arguments), [])
+    job = read_job(parser().parse_args(arguments), [])
     write_clips(job.clips, [Clip("a", "a.mp4", 0.0, 8.0, "", "test", -1.0, -20.0, 0.0)])
     pipeline.finish(job, 0.0)
     said, command = capsys.readouterr().out.split("Generate: ")
@@ -180,12 +183,12 @@ def test_the_plan_is_of_the_clips_that_are_cut(tmp_path, monkeypatch, capsys):
         (["split.seconds=4", "split.stride=2"], "about 14 clips of 4 s"),
     ):
         arguments = [str(tmp_path), "--model", "tiny_16k", "--output", str(tmp_path)]
-        checks.plan(pipeline.read_job(pipeline.parser().parse_args(arguments), settings), go_on=True)
+        checks.plan(read_job(parser().parse_args(arguments), settings), go_on=True)
         assert said in capsys.readouterr().out
 
 
 def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
-    job = pipeline.read_job(pipeline.parser().parse_args([str(tmp_path)]), [])
+    job = read_job(parser().parse_args([str(tmp_path)]), [])
     assert job.model == "small_16k" and str(job.clips) == "lora_data/clips.tsv" and job.experiment.parts[0] == "output"
 
 
@@ -211,21 +214,21 @@ def test_hydra_reads_the_name_of_any_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()
     arguments = [f"./{name}", "--model", "tiny_16k", "--output", name, "--weights", f"./{name}"]
-    job = pipeline.read_job(pipeline.parser().parse_args(arguments), [])
-    config = compose(pipeline.training_overrides(job))
+    job = read_job(parser().parse_args(arguments), [])
+    config = compose(training_overrides(job))
     assert (config.clips_tsv, config.video_root, config.weights) == (str(job.clips), name, name)
     assert config.exp_id == job.exp_id
 
 
 def test_the_experiment_has_the_name_that_was_given(tmp_path):
     for text in ("exp_id=2024_05_12", "exp_id='1e3'", "+exp_id=007"):
-        job = pipeline.read_job(pipeline.parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])
-        assert compose(pipeline.training_overrides(job)).exp_id == job.exp_id == text.split("=")[1].strip("'")
+        job = read_job(parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])
+        assert compose(training_overrides(job)).exp_id == job.exp_id == text.split("=")[1].strip("'")
 
 
 def test_an_experiment_s_name_in_quotes_is_found_again():
-    job = pipeline.read_job(pipeline.parser().parse_args(["--demo"]), ["++exp_id='zweiter_é'"])
-    assert compose(pipeline.training_overrides(job)).exp_id == job.exp_id == "zweiter_é"
+    job = read_job(parser().parse_args(["--demo"]), ["++exp_id='zweiter_é'"])
+    assert compose(training_overrides(job)).exp_id == job.exp_id == "zweiter_é"
 
 
 def test_a_terminal_that_lacks_a_name_s_letters_gets_them_escaped():

@@ -10,11 +10,11 @@ import torch
 from random_base import MODEL, make_base
 from test_stored import write_shards
 
-from mmaudio.comparing import TRIALS, Place, chosen, last_validation, main, settings_of
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.finetune.tracking import JSONL, Tracker
 from mmaudio.model.spec import model_spec
+from mmaudio.pipeline.ablation import TRIALS, Place, chosen, last_validation, main, settings_of
 
 SHORT = (
     "max_steps=8", "eval_every=4", "batch_size=2", "lora.rank=4", "warmup_steps=0", "learning_rate=0.01", "amp=false",

@@ -12,12 +12,12 @@ import torch
 from conftest import assert_close, filled
 from test_networks import mini
 
-from mmaudio.adapters import read_adapter
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.run import ready
 from mmaudio.finetune.state import new_state
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.finetune.trainer import ready
+from mmaudio.lora.adapter import LoRAConfig
+from mmaudio.lora.checkpoint import read_adapter
 
 CPU = torch.device("cpu")
 LORA = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)  # compiled dropout draws other numbers

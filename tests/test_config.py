@@ -13,8 +13,8 @@ from hydra import initialize_config_dir
 from mmaudio import config as config_module
 from mmaudio.config import FOLDER, PRIMARY, SHORT, TrainConfig, compose, keys, register
 from mmaudio.errors import ConfigError
-from mmaudio.model import lora_config
-from mmaudio.model.lora import DEFAULT_TARGETS
+from mmaudio.lora import config as lora_config
+from mmaudio.lora.adapter import DEFAULT_TARGETS
 
 PRESETS = sorted(path.stem for path in (FOLDER / "preset").glob("*.yaml"))
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from media import RATE, encoded_video, make_video, tone, turned
 
-from mmaudio.data.containers import CONTAINERS, fits, suffix_for
-from mmaudio.data.mux import mux_audio
-from mmaudio.data.video import probe
 from mmaudio.errors import DataError, MMAudioError
+from mmaudio.media.containers import CONTAINERS, fits, suffix_for
+from mmaudio.media.mux import mux_audio
+from mmaudio.media.video import probe
 
 QUIET = {"x265-params": "log-level=none:pools=none"}
 KINDS = [

@@ -12,8 +12,8 @@ from corpus import LEFT_OUT, USED, make_corpus
 from test_splitting import split_command
 
 from mmaudio.data.clips import left_out_path, read_clips, read_left_out
-from mmaudio.data.scanning import ScanSettings, scan_video
-from mmaudio.data.video import probe
+from mmaudio.data.scan import ScanSettings, scan_video
+from mmaudio.media.video import probe
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ from test_evaluation import ENCODERS, command, make_adapter, random_features
 
 import evaluate_lora
 from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.features import Header, read_shard, shard_path, write_shard
-from mmaudio.data.mux import write_video
+from mmaudio.data.feature_store import Header, read_shard, shard_path, write_shard
 from mmaudio.errors import DataError
-from mmaudio.evaluation import media
-from mmaudio.evaluation.data_check import AGREE, NOTICED, check_data, envelopes
-from mmaudio.evaluation.motion import FPS, SIDE, Envelopes, at_frames, correlation, motion_envelope, shifts
+from mmaudio.evaluation.sync_check import AGREE, NOTICED, check_data, envelopes
 from mmaudio.features.desync import load_desync
+from mmaudio.media.mux import write_video
+from mmaudio.metrics.av_offset import FPS, SIDE, Envelopes, at_frames, correlation, motion_envelope, shifts
 from mmaudio.model.spec import SECONDS, codec_spec
+from mmaudio.report import media
 from mmaudio.synthetic.demo import CASTS, EVENTS_PER_SECOND, RATE
 from mmaudio.synthetic.domains import DEMO
 from mmaudio.synthetic.scenes import actor_of, stage

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmaudio.data.dividing import MIXED, Remembered, Shares, assign, divide
-from mmaudio.data.scanning import Span
+from mmaudio.data.scan import Span
+from mmaudio.data.splits import MIXED, Remembered, Shares, assign, divide
 
 WINDOWS = [Span(4.0 * index, 4.0 * index + 8) for index in range(7)]
 

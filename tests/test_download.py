@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from web import serving
 
-from mmaudio.download import Part, download
 from mmaudio.errors import WeightsError
+from mmaudio.weights.download import Part, download
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 OTHER = np.random.default_rng(1).bytes(2_500_000)

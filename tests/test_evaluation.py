@@ -16,23 +16,24 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate_lora
-from mmaudio import adapters
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.clips import Clip, LeftOut, left_out_path, read_clips, write_clips, write_left_out
-from mmaudio.data.features import Features, Header, load_features, shard_path, write_shard
+from mmaudio.data.feature_store import Features, Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.evaluation import measure, running
-from mmaudio.evaluation.background import commands
-from mmaudio.evaluation.data_check import Check
+from mmaudio.evaluation import run_models as running
+from mmaudio.evaluation import sample as measure
+from mmaudio.evaluation.config import Request
 from mmaudio.evaluation.evaluate import inputs_key
-from mmaudio.evaluation.general import spread
-from mmaudio.evaluation.request import Request
-from mmaudio.evaluation.search import Search
+from mmaudio.evaluation.forgetting import spread
+from mmaudio.evaluation.sync_check import Check
 from mmaudio.generation.sampler import load_sampler
-from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
+from mmaudio.lora import checkpoint as adapters
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, expand_targets
+from mmaudio.metrics.search import Search
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import lengths, model_spec
-from mmaudio.weights import file_hash
+from mmaudio.report.provenance import commands
+from mmaudio.weights.store import file_hash
 
 SECONDS = 2.0
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")

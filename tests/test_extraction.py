@@ -20,13 +20,13 @@ from media import make_video, random_encoders
 from safetensors.torch import load_file, save_file
 
 from mmaudio.data.clips import Clip, read_clips, write_clips
-from mmaudio.data.features import read_header, shard_path
-from mmaudio.data.video import probe
-from mmaudio.data.windows import read_windows
+from mmaudio.data.feature_store import read_header, shard_path
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import encode_video, load_encoders
 from mmaudio.features.encoding import encode_clips
 from mmaudio.features.extraction import Extraction, extract
+from mmaudio.media.frame_windows import read_windows
+from mmaudio.media.video import probe
 from mmaudio.model.spec import MODELS, lengths
 
 SCRIPT = Path(__file__).parents[1] / "training" / "extract_features_finetuning.py"

@@ -9,7 +9,7 @@ import torch
 from media import poison
 
 from mmaudio.data.clips import Clip, LeftOut, write_clips
-from mmaudio.data.features import (
+from mmaudio.data.feature_store import (
     Features,
     Header,
     encoder_names,

@@ -6,10 +6,11 @@ import pytest
 import torch
 from media import make_video
 
-from mmaudio.data.video import probe
+from benchmarks import features as benchmark
 from mmaudio.errors import ConfigError
-from mmaudio.features import benchmark, clip, synchformer
+from mmaudio.features import clip, synchformer
 from mmaudio.features.encoding import read_material
+from mmaudio.media.video import probe
 from mmaudio.model.spec import SECONDS
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from conftest import assert_close, fill
 
+from benchmarks.baseline_training import PlainTraining
+from benchmarks.generation import random_network
+from benchmarks.training import main, random_features
 from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
-from mmaudio.finetune.benchmark import main, random_features
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.plain import PlainTraining
-from mmaudio.finetune.run import ready
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import losses
-from mmaudio.generation.benchmark import random_network
-from mmaudio.model.lora import LoRAConfig, adapter_state, load_adapter_state
+from mmaudio.finetune.trainer import ready
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, load_adapter_state
 
 CPU = torch.device("cpu")
 

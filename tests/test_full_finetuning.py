@@ -13,9 +13,9 @@ import torch
 from random_base import MODEL, make_base, make_video
 from test_evaluation import ENCODERS, SECONDS, random_features
 
-from mmaudio.adapters import read_adapter
 from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.features import Header, shard_path, write_shard
+from mmaudio.data.feature_store import Header, shard_path, write_shard
+from mmaudio.lora.checkpoint import read_adapter
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {"one.mp4": "train", "two.mp4": "val", "three.mp4": "test", "four.mp4": "test"}

@@ -7,8 +7,8 @@ from corpus import Sound, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmaudio.data.guarded import Guarded, Lost
-from mmaudio.data.scanning import ScanSettings, scan_video
+from mmaudio.data.scan import ScanSettings, scan_video
+from mmaudio.utils.subprocess_worker import Guarded, Lost
 
 LIMIT = 60.0
 """Seconds for one file."""

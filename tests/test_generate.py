@@ -9,11 +9,11 @@ from media import cut_off, random_encoders
 from media import make_video as tone_video
 from random_base import MODEL, make_base
 
+from mmaudio.api import LoRAConfig, load_pretrained_with_lora
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import SEEING, load_encoders
 from mmaudio.generation.generate import Wish, encode_prompts, generate, generate_samples, span
 from mmaudio.generation.sampler import load_sampler, mel_of
-from mmaudio.model.lora_mmaudio import LoRAConfig, load_pretrained_with_lora
 from mmaudio.model.spec import lengths
 
 

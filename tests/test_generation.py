@@ -11,10 +11,10 @@ from random_base import MODEL, make_base
 
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.generation.sampler import load_sampler
-from mmaudio.generation.sound import write_sound
+from mmaudio.lora.adapter import LoRAConfig, adapted_network, add_lora
+from mmaudio.media.audio_file import write_sound
 from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
-from mmaudio.model.lora import LoRAConfig, adapted_network, add_lora
 from mmaudio.model.networks import build_network
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -11,13 +11,13 @@ from media import encoded_video
 from random_base import MODEL, make_base, make_video
 
 from mmaudio import cli
-from mmaudio.adapters import AdapterFile, write_adapter
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as command
 from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import Wish
 from mmaudio.generation.jobs import plan_folder
-from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, expand_targets
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, expand_targets
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.model.networks import build_network
 
 

@@ -5,7 +5,7 @@ import torch
 from conftest import relative_error
 from random_base import MODEL, make_base
 
-from mmaudio.features.batches import MOST_ROWS, Batches
+from mmaudio.features.auto_batch import MOST_ROWS, Batches
 from mmaudio.features.encoders import load_encoders
 from mmaudio.generation.sampler import load_sampler, mel_of
 from mmaudio.model.spec import model_spec

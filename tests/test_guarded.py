@@ -6,9 +6,9 @@ import pytest
 from media import make_video
 from misbehaving import misbehave
 
-from mmaudio.data.guarded import Guarded, Lost
-from mmaudio.data.scanning import ScanStore
-from mmaudio.data.splitting import SplitSettings, split_folder
+from mmaudio.data.build_table import SplitSettings, split_folder
+from mmaudio.data.scan import ScanStore
+from mmaudio.utils.subprocess_worker import Guarded, Lost
 
 
 def test_what_does_not_come_back_is_lost_and_the_next_is_not():

@@ -21,23 +21,16 @@ from small_world import clip_rows, config, random_features
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmaudio.config import FOLDER, TrainConfig, compose
-from mmaudio.data.features import feature_set
+from mmaudio.data.feature_store import feature_set
 from mmaudio.errors import ConfigError
 from mmaudio.features.mel import build_mel
-from mmaudio.finetune.run import load_network, train_on
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import (
-    DEFAULT_TARGETS,
-    LoRAConfig,
-    add_lora,
-    expand_targets,
-    parameter_counts,
-    progressive,
-)
+from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.trainer import load_network, train_on
+from mmaudio.lora.adapter import DEFAULT_TARGETS, LoRAConfig, add_lora, expand_targets, parameter_counts, progressive
+from mmaudio.lora.merge import velocity_at_random
+from mmaudio.lora.peft_layers import lora_layers
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
-from mmaudio.model.merging import velocity_at_random
 from mmaudio.model.networks import build_network
-from mmaudio.model.peft_layers import lora_layers
 from mmaudio.model.spec import lengths, model_spec
 
 TARGETS = """\
@@ -91,7 +84,7 @@ audio = lora_model.generate_from_video(
 )
 """
 CUSTOM_CONFIGURATION = """\
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 
 # Custom configuration
 config = LoRAConfig(

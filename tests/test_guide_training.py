@@ -10,12 +10,12 @@ from small_world import clip_rows
 from test_guide import MODEL, PROGRESSIVE, settings
 from test_stored import write_shards
 
-from mmaudio.adapters import read_adapter
 from mmaudio.config import FOLDER, TrainConfig, compose
 from mmaudio.finetune.dataset import load_data
-from mmaudio.finetune.run import train_on
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig, progressive
+from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.trainer import train_on
+from mmaudio.lora.adapter import LoRAConfig, progressive
+from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.networks import MMAudio
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from media import make_video, poison, random_encoders
 from safetensors.torch import load_file
 from test_extraction import MODEL, SCRIPT, clip, contents, run, shards
 
-from mmaudio.data.claims import Claims
 from mmaudio.data.clips import read_clips, write_clips
-from mmaudio.data.features import open_features, read_header, shard_path
+from mmaudio.data.feature_store import open_features, read_header, shard_path
 from mmaudio.errors import DataError
+from mmaudio.utils.locks import Claims
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_claim_of_a_killed_process_holds_nothing_up(folder, weights):
     holder = subprocess.Popen(
         [sys.executable, "-c", f"""
 import pathlib, time
-from mmaudio.data.claims import Claims
+from mmaudio.utils.locks import Claims
 claims = Claims(pathlib.Path({str(folder / "features")!r}))
 claims.take({shard_path(folder / "features", "a.mp4").name!r})
 print("holds", flush=True)

@@ -11,20 +11,21 @@ from test_evaluation import ENCODERS, command, make_adapter, random_features
 
 import evaluate_lora
 from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.features import Header, load_features, shard_path, write_shard
+from mmaudio.data.feature_store import Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.evaluation import media, metrics
 from mmaudio.evaluation.gaps import NEEDS
-from mmaudio.evaluation.judges import Candidate, Judges
-from mmaudio.evaluation.panel import find_judges
-from mmaudio.evaluation.panns import load_panns
-from mmaudio.evaluation.search import Search
-from mmaudio.evaluation.set_metrics import CLASSES
-from mmaudio.evaluation.sets import inception_score
 from mmaudio.features.cnn14 import Cnn14
 from mmaudio.features.desync import load_desync
+from mmaudio.metrics import registry as metrics
+from mmaudio.metrics.distribution import inception_score
+from mmaudio.metrics.find_pretrained import find_judges
+from mmaudio.metrics.panns import load_panns
+from mmaudio.metrics.pretrained import Candidate, Judges
+from mmaudio.metrics.search import Search
+from mmaudio.metrics.set_comparison import CLASSES
 from mmaudio.model.spec import SECONDS
-from mmaudio.released import CNN14
+from mmaudio.report import media
+from mmaudio.weights.registry import CNN14
 
 VIDEOS = ("one.mp4", "two.mp4")
 

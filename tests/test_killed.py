@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmaudio.adapters import read_adapter
+from mmaudio.lora.checkpoint import read_adapter
 
 SCRIPT = """
 import os, signal, sys

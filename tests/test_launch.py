@@ -9,7 +9,7 @@ import pytest
 
 
 def start(script):
-    command = [sys.executable, "-m", "mmaudio.launch", "--standalone", "--nproc-per-node=2", str(script)]
+    command = [sys.executable, "-m", "mmaudio.pipeline.torchrun", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from corpus import Sound, write
 
-from mmaudio.data.audio import Piece, read_audio, sound_blocks
-from mmaudio.data.listening import FLOOR_LUFS, heard, levels, lufs
-from mmaudio.data.video import probe
+from mmaudio.data.audio_stats import FLOOR_LUFS, heard, levels, lufs
+from mmaudio.media.audio import Piece, read_audio, sound_blocks
+from mmaudio.media.video import probe
 
 
 def sine(amplitude, rate, seconds=4.0):

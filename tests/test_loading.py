@@ -9,18 +9,18 @@ from safetensors.torch import save_file
 from test_networks import mini_spec
 from torch import nn
 
-from mmaudio import weights
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.features.bigvgan import fold
 from mmaudio.features.clip import build_clip
 from mmaudio.features.encoders import SEEING, load_encoders
-from mmaudio.features.loading import load_frozen
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
 from mmaudio.features.vocoder import build_vocoder
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import MODELS
+from mmaudio.weights import store as weights
+from mmaudio.weights.load_frozen import load_frozen
 
 RELEASED = [name for name, spec in MODELS.items() if not spec.embedded]
 MODEL = "tiny_16k"

@@ -12,13 +12,14 @@ import small_world
 import torch
 from test_networks import mini
 
-from mmaudio.adapters import read_adapter
 from mmaudio.config import LoggingConfig
 from mmaudio.errors import MMAudioError, TrainingError
-from mmaudio.finetune import checkpoint, loop, run
-from mmaudio.finetune.progress import change
+from mmaudio.finetune import checkpoint, loop
+from mmaudio.finetune import trainer as run
+from mmaudio.finetune.early_stopping import change
 from mmaudio.finetune.tracking import Tracker
-from mmaudio.model.lora import LoRAConfig, add_lora, parameter_counts
+from mmaudio.lora.adapter import LoRAConfig, add_lora, parameter_counts
+from mmaudio.lora.checkpoint import read_adapter
 
 
 class Killed(BaseException):
@@ -394,8 +395,8 @@ def test_what_is_said_at_the_start(tmp_path, capsys):
 
 def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
     from mmaudio.finetune.dataset import material
+    from mmaudio.finetune.run_summary import saved_bytes
     from mmaudio.finetune.state import new_state
-    from mmaudio.finetune.summary import saved_bytes
 
     sizes = []
     for checkpointing in (False, True):
@@ -407,8 +408,8 @@ def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
 
 def test_a_batch_that_memory_cannot_hold_is_said_at_the_start(tmp_path):
     from mmaudio.finetune.dataset import material
+    from mmaudio.finetune.run_summary import memory_line
     from mmaudio.finetune.state import new_state
-    from mmaudio.finetune.summary import memory_line
 
     said = []
     for size in (2, 10**8):
@@ -419,11 +420,11 @@ def test_a_batch_that_memory_cannot_hold_is_said_at_the_start(tmp_path):
 
 
 def test_the_estimate_of_memory_counts_the_bases_own_weights_where_all_are_trained(tmp_path):
-    from mmaudio.finetune.benchmark import random_features
+    from benchmarks.generation import random_network
+    from benchmarks.training import random_features
     from mmaudio.finetune.dataset import material
+    from mmaudio.finetune.run_summary import memory_line
     from mmaudio.finetune.state import new_state
-    from mmaudio.finetune.summary import memory_line
-    from mmaudio.generation.benchmark import random_network
 
     said, clips = [], random_features("tiny_16k", 1)  # 14 MB of weights
     for lora in (LoRAConfig(rank=4, alpha=8.0), LoRAConfig(enabled=False)):

@@ -10,8 +10,7 @@ from peft import PeftModel
 from test_networks import mini, mini_inputs
 
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.model.flow_matching import sample_posterior, velocity_loss
-from mmaudio.model.lora import (
+from mmaudio.lora.adapter import (
     LoRAConfig,
     adapted_network,
     adapter_state,
@@ -22,6 +21,7 @@ from mmaudio.model.lora import (
     parameter_counts,
     set_strength,
 )
+from mmaudio.model.flow_matching import sample_posterior, velocity_loss
 from mmaudio.model.networks import build_network
 
 RANK_4 = {"rank": 4, "alpha": 8.0, "dropout": 0.0}

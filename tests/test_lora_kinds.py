@@ -8,15 +8,15 @@ import torch
 from peft import PeftModel
 from test_networks import mini, mini_inputs
 
-from mmaudio.adapters import AdapterFile, attach, read_adapter, write_adapter
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.finetune.state import new_state
-from mmaudio.model.base_values import without_adapter
-from mmaudio.model.lora import LoRAConfig, adapter_state, add_lora, merge, saved_config, set_strength
-from mmaudio.model.merging import merged_copy
-from mmaudio.model.peft_layers import lora_layers
-from mmaudio.model.targets import LINEAR_TARGETS
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, merge, saved_config, set_strength
+from mmaudio.lora.base_values import without_adapter
+from mmaudio.lora.checkpoint import AdapterFile, attach, read_adapter, write_adapter
+from mmaudio.lora.merge import merged_copy
+from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.lora.targets import LINEAR_TARGETS
 
 LINEARS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": list(LINEAR_TARGETS)}
 KINDS = {

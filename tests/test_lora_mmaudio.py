@@ -9,12 +9,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_recognition import state_of
 
-from mmaudio.adapters import AdapterFile, read_adapter, write_adapter
+from mmaudio.api import load_pretrained_with_lora
 from mmaudio.errors import ConfigError, MMAudioError, WeightsError
-from mmaudio.model.lora import LoRAConfig, adapter_state
-from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
+from mmaudio.lora.adapter import LoRAConfig, adapter_state
+from mmaudio.lora.checkpoint import AdapterFile, read_adapter, write_adapter
 from mmaudio.model.networks import build_network
-from mmaudio.weights import file_hash
+from mmaudio.weights.store import file_hash
 
 TARGETS = ["joint_blocks.*.latent_block.attn.qkv", "fused_blocks.*.attn.qkv"]
 

@@ -6,7 +6,7 @@ from conftest import assert_close
 from peft.tuners.lora import layer as peft_layers
 from test_lora import adapted
 
-from mmaudio.model.low_rank import QuickConv1d, QuickLinear, keep_mask
+from mmaudio.lora.layers import QuickConv1d, QuickLinear, keep_mask
 
 LAYERS = {QuickLinear: "fused_blocks.0.attn.qkv", QuickConv1d: "fused_blocks.0.ffn.w2"}
 PEFTS = {QuickLinear: peft_layers.Linear, QuickConv1d: peft_layers.Conv1d}

@@ -18,7 +18,7 @@ SCRIPT = """
 import re, sys
 from pathlib import Path
 import torch
-from mmaudio.features.loading import load_frozen
+from mmaudio.weights.load_frozen import load_frozen
 from mmaudio.features.vocoder import build_vocoder
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import NetworkSpec

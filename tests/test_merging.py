@@ -6,8 +6,8 @@ from test_lora import adapted, flow
 from test_networks import mini
 
 from mmaudio.errors import WeightsError
-from mmaudio.model.lora import set_strength
-from mmaudio.model.merging import TOLERANCES, merged_copy, velocity_at_random
+from mmaudio.lora.adapter import set_strength
+from mmaudio.lora.merge import TOLERANCES, merged_copy, velocity_at_random
 
 
 def all_of(dtype):

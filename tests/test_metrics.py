@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchaudio
 
-from mmaudio.evaluation import onsets, spectra
+from mmaudio.metrics import onsets
+from mmaudio.metrics import spectral as spectra
 from mmaudio.model.spec import CodecSpec, codec_spec
 
 CODECS = ("16k", "44k")

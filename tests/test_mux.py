@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from media import RATE, frames, level, make_video, tone
 
-from mmaudio.data.mux import mux_audio, write_video
 from mmaudio.errors import DataError
+from mmaudio.media.mux import mux_audio, write_video
 
 
 def decoded(path):

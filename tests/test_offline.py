@@ -10,10 +10,10 @@ import torch
 from random_base import make_video
 from small_world import clip_rows, random_features
 
-from mmaudio.adapters import AdapterFile, write_adapter
 from mmaudio.data.clips import write_clips
-from mmaudio.data.features import VERSION, Header, encoder_names, shard_path, write_shard
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
+from mmaudio.lora.adapter import LoRAConfig
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.model.spec import model_spec
 
 ROOT = Path(__file__).parents[1]

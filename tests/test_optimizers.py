@@ -10,11 +10,11 @@ from torch import nn
 
 from mmaudio.errors import ConfigError
 from mmaudio.finetune.dataset import material
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.optimizers import FINAL_RATE, build_optimizer, learning_rate, parameter_groups, set_rate
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import train_step
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from web import serving
 
-from mmaudio import weights
 from mmaudio.errors import WeightsError
-from mmaudio.evaluation import panns
-from mmaudio.evaluation.judges import Candidate
-from mmaudio.evaluation.search import Search
-from mmaudio.released import CNN14
+from mmaudio.metrics import panns
+from mmaudio.metrics.pretrained import Candidate
+from mmaudio.metrics.search import Search
+from mmaudio.weights import store as weights
+from mmaudio.weights.registry import CNN14
 
 
 def test_weights_are_found_in_a_folder_and_are_otherwise_named(tmp_path):

@@ -6,15 +6,15 @@ import torch
 from test_lora_kinds import LINEARS, flow, near
 from test_networks import mini
 
-from mmaudio.adapters import attach, read_adapter
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError
 from mmaudio.finetune import loop
 from mmaudio.finetune.dataset import material
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import train_step
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig, Phase, progressive
+from mmaudio.lora.adapter import LoRAConfig, Phase, progressive
+from mmaudio.lora.checkpoint import attach, read_adapter
 
 TWO = [Phase(4, 3), Phase(8, 3)]
 KINDS = {

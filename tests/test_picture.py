@@ -12,9 +12,9 @@ from av.video.reformatter import ColorTrc
 from corpus import write
 from media import turned
 
-from mmaudio.data.picture import HLG, PQ, shown_size, to_rgb, tone_mapped
-from mmaudio.data.video import decoded, opened, picture_stream, probe
-from mmaudio.data.windows import Grid, read_windows
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.frames import HLG, PQ, shown_size, to_rgb, tone_mapped
+from mmaudio.media.video import decoded, opened, picture_stream, probe
 
 
 def pictures(path, count=3):

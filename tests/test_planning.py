@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmaudio import planning
 from mmaudio.features.synchformer import build_synchformer
+from mmaudio.model import cost_model as planning
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
 

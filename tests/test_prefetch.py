@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from mmaudio.data.prefetch import prefetched
 from mmaudio.errors import DataError
+from mmaudio.utils.prefetch import prefetched
 
 
 def test_the_same_items_in_the_same_order():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmaudio.finetune.progress import Evaluation, Progress, change
+from mmaudio.finetune.early_stopping import Evaluation, Progress, change
 
 VIDEOS = ["a", "a", "b", "b", "c", "c"]
 

@@ -6,15 +6,9 @@ from peft import LoraConfig
 from test_networks import mini
 
 from mmaudio.errors import WeightsError
-from mmaudio.model.lora import LoRAConfig, add_lora, expand_targets
+from mmaudio.lora.adapter import LoRAConfig, add_lora, expand_targets
+from mmaudio.lora.peft_compat import adapted_modules, likely_models, lora_settings, lora_weights, misfits
 from mmaudio.model.networks import build_network
-from mmaudio.model.recognition import (
-    adapted_modules,
-    likely_models,
-    lora_settings,
-    lora_weights,
-    misfits,
-)
 from mmaudio.model.spec import MODELS
 
 QKV = "fused_blocks.0.attn.qkv"

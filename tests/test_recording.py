@@ -9,19 +9,19 @@ import torch
 from conftest import assert_close, filled
 from test_networks import mini
 
-from mmaudio.adapters import read_adapter
-from mmaudio.finetune import recording
-from mmaudio.finetune import run as run_module
+from mmaudio.finetune import cuda_graph as recording
+from mmaudio.finetune import trainer as run_module
+from mmaudio.finetune.cuda_graph import RecordedBatch, batch_for
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.measures import flops_per_clip
+from mmaudio.finetune.diagnostics import flops_per_clip
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.precision import seeded
-from mmaudio.finetune.recording import RecordedBatch, batch_for
-from mmaudio.finetune.run import ready
+from mmaudio.finetune.run_summary import saved_bytes
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import batch_losses
-from mmaudio.finetune.summary import saved_bytes
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig, Phase
+from mmaudio.finetune.trainer import ready
+from mmaudio.lora.adapter import LoRAConfig, Phase
+from mmaudio.lora.checkpoint import read_adapter
 
 NO_DROPOUT = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from mmaudio.data.features import TENSORS
-from mmaudio.data.reference import load_reference
+from mmaudio.data.feature_store import TENSORS
+from mmaudio.data.mmaudio_memmap import load_reference
 from mmaudio.errors import DataError
 from mmaudio.model.spec import MODELS, lengths
 

@@ -8,8 +8,8 @@ import report_material
 from browser import absent, chromium
 from scipy import stats
 
-from mmaudio.evaluation.report import write_report
-from mmaudio.evaluation.wording import number
+from mmaudio.report.render import write_report
+from mmaudio.report.text import number
 
 pytestmark = [
     pytest.mark.slow,

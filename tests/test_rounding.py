@@ -9,10 +9,10 @@ from conftest import filled
 from test_networks import mini
 from torch import nn
 
+from benchmarks.bf16_error import compare, main
 from mmaudio.errors import ConfigError
 from mmaudio.finetune.dataset import material
 from mmaudio.finetune.precision import autocast
-from mmaudio.finetune.rounding import compare, main
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import latents
 from mmaudio.finetune.validation import held_out

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmaudio.data.rules import Rules, kind
-from mmaudio.data.scanning import ScanSettings, Span
-from mmaudio.data.settings import SplitConfig, compose_split
+from mmaudio.data.config import SplitConfig, compose_split
+from mmaudio.data.filters import Rules, kind
+from mmaudio.data.scan import ScanSettings, Span
 from mmaudio.errors import ConfigError
 
 GOOD = {"peak_db": -3.0, "rms_db": -20.0, "silence": 0.5, "lufs": -20.0}

@@ -1,6 +1,6 @@
 """The parts of a report below its numbers: what is said of the training."""
 
-from mmaudio.evaluation.sections import training
+from mmaudio.report.sections import training
 
 HISTORY = [
     {"step": 0, "validation/loss": 2.0},

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mmaudio.evaluation import sets
-from mmaudio.evaluation.set_metrics import CLASSES, FEATURES, SOUNDS, Collected, Rows, _kad, compare_sets, jackknife
-from mmaudio.evaluation.statistics import t_interval
+from mmaudio.metrics import distribution as sets
+from mmaudio.metrics.set_comparison import CLASSES, FEATURES, SOUNDS, Collected, Rows, _kad, compare_sets, jackknife
+from mmaudio.metrics.statistics import t_interval
 
 DIMENSION, KINDS = 6, 5
 SHIFTS = {"original": 0.0, "codec": 0.05, "base": 1.2, "adapted": 0.3}

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 from sklearn.metrics.pairwise import rbf_kernel
 
-from mmaudio.evaluation import sets
+from mmaudio.metrics import distribution as sets
 
 
 def gaussians(shift: float, scale: float, count: int, dimension: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mmaudio.data.shards import ABANDONED, ShardWriter, sweep
+from mmaudio.data.shard_writer import ABANDONED, ShardWriter, sweep
 from mmaudio.errors import DataError, MMAudioError
 
 SHAPES = {"a": (3, 2, 5), "b": (2, 7), "none": (0, 4)}
@@ -66,7 +66,7 @@ def test_a_full_disk_is_said(tmp_path):
     """A limit on the size of files, which a full disk resembles: one line, and nothing is left."""
     script = f"""
 import pathlib, resource, signal, torch
-from mmaudio.data.shards import ShardWriter
+from mmaudio.data.shard_writer import ShardWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 with ShardWriter(pathlib.Path({str(tmp_path / "a.safetensors")!r}), {{}}, {{"a": (10, 10_000)}}) as writer:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from media import RATE, make_video
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.mux import write_video
-from mmaudio.data.sounds import read_sounds, resampled
-from mmaudio.data.video import probe
 from mmaudio.errors import DataError
+from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.audio_windows import read_sounds, resampled
+from mmaudio.media.mux import write_video
+from mmaudio.media.video import probe
 
 RATES = [(44_100, 16_000), (48_000, 16_000), (48_000, 44_100), (8_000, 16_000), (11_025, 44_100), (192_000, 44_100)]
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.signal import correlate
 
-from mmaudio.evaluation import loudness, onsets, spectra, takes
 from mmaudio.features.mel import build_mel
+from mmaudio.metrics import diversity as takes
+from mmaudio.metrics import loudness, onsets
+from mmaudio.metrics import spectral as spectra
 from mmaudio.model.spec import codec_spec
 
 RATES = (16_000, 44_100)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmaudio.checks import check_disk, check_settings
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.pipeline import commands, parser, read_job, training_overrides
+from mmaudio.pipeline.job import commands, parser, read_job, training_overrides
+from mmaudio.pipeline.preflight import check_disk, check_settings
 
 
 def job(tmp_path, flags=(), overrides=()):

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from media import RATE, cut_off, frames, make_video, tone
 
+from mmaudio.data.build_table import SplitSettings, split_folder
 from mmaudio.data.clips import find_videos, left_out_path, read_clips, read_left_out
-from mmaudio.data.dividing import Shares, divide
-from mmaudio.data.mux import write_video
-from mmaudio.data.scanning import ScanSettings, ScanStore, Span, scan_video
-from mmaudio.data.splitting import SplitSettings, split_folder
+from mmaudio.data.scan import ScanSettings, ScanStore, Span, scan_video
+from mmaudio.data.splits import Shares, divide
 from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.media.mux import write_video
 
 SCRIPT = Path(__file__).parents[1] / "training" / "split_videos_for_finetuning.py"
 SETTINGS = ScanSettings(seconds=1.0, stride=0.5)

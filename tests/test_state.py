@@ -8,9 +8,9 @@ import torch
 from test_networks import mini
 
 from mmaudio.errors import TrainingError
-from mmaudio.finetune.progress import Evaluation
+from mmaudio.finetune.early_stopping import Evaluation
 from mmaudio.finetune.state import Order, new_state
-from mmaudio.model.lora import LoRAConfig, Phase
+from mmaudio.lora.adapter import LoRAConfig, Phase
 
 
 def test_every_epoch_takes_every_clip_once():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmaudio.evaluation.metrics import METRICS
-from mmaudio.evaluation.statistics import Comparison, compare, overall, t_interval, verdict
+from mmaudio.metrics.registry import METRICS
+from mmaudio.metrics.statistics import Comparison, compare, overall, t_interval, verdict
 
 
 def comparison(word: str) -> Comparison:

@@ -9,14 +9,14 @@ from conftest import assert_close, filled, golden
 from test_lora import adapted
 from test_networks import mini, mini_inputs
 
-from mmaudio.data.features import Features, feature_set
+from mmaudio.data.feature_store import Features, feature_set
 from mmaudio.errors import ConfigError, TrainingError
 from mmaudio.finetune import step
 from mmaudio.finetune.dataset import material
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.precision import compute_dtype, seeded, settle_frozen
 from mmaudio.finetune.state import Draws, new_state
-from mmaudio.finetune.team import Team
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 
 CPU = torch.device("cpu")
 

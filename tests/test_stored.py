@@ -13,7 +13,7 @@ import torch
 from test_networks import mini
 
 from mmaudio.data.clips import write_clips
-from mmaudio.data.features import (
+from mmaudio.data.feature_store import (
     TENSORS,
     Header,
     encoder_names,
@@ -26,9 +26,9 @@ from mmaudio.data.features import (
 from mmaudio.errors import DataError
 from mmaudio.finetune import dataset
 from mmaudio.finetune.dataset import MEMORY_SHARE, Room, material, room
-from mmaudio.memory import free_memory, left_in_group, left_in_groups
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.model.spec import model_spec
+from mmaudio.utils.memory import free_memory, left_in_group, left_in_groups
 
 CPU = torch.device("cpu")
 
@@ -171,7 +171,7 @@ SCRIPT = """
 import re, sys
 from pathlib import Path
 import torch
-from mmaudio.data.features import open_features
+from mmaudio.data.feature_store import open_features
 from mmaudio.finetune.dataset import material
 from mmaudio.model.networks import build_network
 

@@ -13,7 +13,7 @@ from test_evaluation import make_adapter
 from test_train_lora import ROOT
 
 from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.features import VERSION, Features, Header, encoder_names, shard_path, write_shard
+from mmaudio.data.feature_store import VERSION, Features, Header, encoder_names, shard_path, write_shard
 from mmaudio.model.spec import lengths, model_spec
 
 SECONDS = 8.0

@@ -4,10 +4,10 @@ import pytest
 
 from mmaudio.data.clips import Clip
 from mmaudio.errors import ConfigError
-from mmaudio.evaluation.measure import Sound
-from mmaudio.evaluation.metrics import PRIMARY
 from mmaudio.evaluation.results import ClipResult, Results
-from mmaudio.evaluation.strengths import chosen_strengths, compare_strengths
+from mmaudio.evaluation.sample import Sound
+from mmaudio.evaluation.strength_sweep import chosen_strengths, compare_strengths
+from mmaudio.metrics.registry import PRIMARY
 
 SPREAD = (-0.02, 0.0, 0.02, 0.01, -0.01)
 """How the videos differ from their mean."""

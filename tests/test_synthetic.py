@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmaudio.data.audio import audio_window, read_audio
-from mmaudio.data.mux import write_video
-from mmaudio.data.video import probe
-from mmaudio.data.windows import Grid, read_windows
-from mmaudio.evaluation.onsets import matches, onsets
 from mmaudio.features.mel import build_mel
+from mmaudio.media.audio import audio_window, read_audio
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.mux import write_video
+from mmaudio.media.video import probe
+from mmaudio.metrics.onsets import matches, onsets
 from mmaudio.model.spec import CODECS
 from mmaudio.synthetic.demo import CASTS, demo_videos, is_made, write_demo_video
 from mmaudio.synthetic.domains import BASE, DEMO

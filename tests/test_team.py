@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmaudio.adapters import read_adapter
 from mmaudio.errors import ConfigError
-from mmaudio.finetune.team import Team
+from mmaudio.finetune.distributed import Team
+from mmaudio.lora.checkpoint import read_adapter
 
 SCRIPT = """
 import os, signal, sys
@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 import small_world
 from mmaudio.errors import TrainingError
-from mmaudio.finetune.team import Team
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.tracking import Tracker
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -72,7 +72,7 @@ assert start("told", 2) == [0, 0]
 """
 KINDS = """
 from test_lora_kinds import KINDS
-from mmaudio.model.lora import Phase
+from mmaudio.lora.adapter import Phase
 
 phases = [Phase(4, 2), Phase(8, 2)]
 lora = {name.replace(" ", "-"): {"lora": lora} for name, lora in KINDS.items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from corpus import FPS, Sound, black, still, two_shots, write
 
-from mmaudio.data.scanning import ScanSettings, scan_video
-from mmaudio.data.scenes import check_scenes, cut_detector
-from mmaudio.data.timeline import share, watch
-from mmaudio.data.video import probe
+from mmaudio.data.scan import ScanSettings, scan_video
+from mmaudio.data.shots import check_scenes, cut_detector
+from mmaudio.data.video_stats import share, watch
+from mmaudio.media.video import probe
 
 
 def stamped(path, *parts):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mmaudio import weights
 from mmaudio.features.encoders import load_encoders
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.model.flow_matching import sample_posterior, velocity_loss
 from mmaudio.pretraining.export import generate, onset_agreement, read_item
+from mmaudio.weights import store as weights
 
 FOLDER = weights.ASSETS / "tiny_16k"
 VIDEOS = sorted((FOLDER / "general").glob("*.mp4"))

@@ -18,19 +18,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmaudio.config import EarlyStoppingConfig, LoggingConfig
-from mmaudio.data.video import probe
 from mmaudio.errors import MMAudioError
 from mmaudio.finetune import loop, step
 from mmaudio.finetune.dataset import material
-from mmaudio.finetune.measures import Meter, flops_per_clip, sample_draws, update_norms
+from mmaudio.finetune.diagnostics import Meter, flops_per_clip, sample_draws, update_norms
+from mmaudio.finetune.early_stopping import Evaluation
 from mmaudio.finetune.optimizers import learning_rate
-from mmaudio.finetune.progress import Evaluation
 from mmaudio.finetune.samples import Samples, mel_picture
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import NotFinite
 from mmaudio.finetune.tracking import Tracker, forget_after
 from mmaudio.finetune.validation import by_clip, held_out
 from mmaudio.generation.sampler import Sampler
+from mmaudio.media.video import probe
 from mmaudio.model.spec import model_spec
 
 

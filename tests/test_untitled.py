@@ -7,8 +7,8 @@ from dataclasses import replace
 import small_world
 import torch
 
-from mmaudio.data.features import feature_set
-from mmaudio.data.untitled import with_empty_text
+from mmaudio.data.empty_captions import with_empty_text
+from mmaudio.data.feature_store import feature_set
 from mmaudio.finetune.dataset import material
 
 

@@ -5,10 +5,10 @@ import torch
 from test_networks import mini
 
 from mmaudio.finetune.dataset import material
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.state import new_state
-from mmaudio.finetune.team import Team
 from mmaudio.finetune.validation import held_out, time_grid, validate
-from mmaudio.model.lora import LoRAConfig
+from mmaudio.lora.adapter import LoRAConfig
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,13 @@ from media import RATE, cut_off, level, make_video, tone, variable_rate_video
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.mux import mux_audio
-from mmaudio.data.video import check_whole, picture_end, probe
-from mmaudio.data.windows import Grid, read_windows
 from mmaudio.errors import DataError
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer
+from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.mux import mux_audio
+from mmaudio.media.video import check_whole, picture_end, probe
 from mmaudio.model.spec import CODECS, lengths
 
 MEDIA = ("0B4dYTMsgHA_000130", "F8Zt3mYlOqU_000094")

@@ -15,9 +15,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from web import serving
 
-from mmaudio import checksums, released, weights
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.model.spec import MODELS
+from mmaudio.utils import checksums
+from mmaudio.weights import registry as released
+from mmaudio.weights import store as weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3)}
 VAE, NETWORK = "v1-16.pth", "mmaudio_small_16k.pth"

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from mmaudio.data.clips import Clip
-from mmaudio.evaluation.measure import Sound
-from mmaudio.evaluation.metrics import PRIMARY
 from mmaudio.evaluation.results import ClipResult, Results
-from mmaudio.evaluation.statistics import Comparison
-from mmaudio.evaluation.wording import UNDECIDED, number, percent, rows, signed, terminal, verdict
+from mmaudio.evaluation.sample import Sound
+from mmaudio.metrics.registry import PRIMARY
+from mmaudio.metrics.statistics import Comparison
+from mmaudio.report.text import UNDECIDED, number, percent, rows, signed, terminal, verdict
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ What follows `--` goes to every run. Run again, it trains only what is missing. 
 """
 
 from mmaudio import cli
-from mmaudio.comparing import main
+from mmaudio.pipeline.ablation import main
 
 if __name__ == "__main__":
     cli.run(main)

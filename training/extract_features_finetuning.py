@@ -8,7 +8,7 @@ processes on one output folder share the videos, those of torchrun (`--nproc-per
 
 --precision bf16 on a CPU: mean and largest error over the features' root mean square, against float32, with random
 weights: small_16k CLIP 0.011 and 0.046, Synchformer 0.006 and 0.031; tiny_16k 0.004 and 0.015, 0.003 and 0.013
-(`python -m mmaudio.features.benchmark VIDEO --precision MODEL`; an AMD EPYC with AVX512-BF16).
+(`python -m benchmarks.features VIDEO --precision MODEL`; an AMD EPYC with AVX512-BF16).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 
 from mmaudio import cli
-from mmaudio.data.features import encoder_names
+from mmaudio.data.feature_store import encoder_names
 from mmaudio.errors import ConfigError
 from mmaudio.features.encoders import PARTS
 from mmaudio.features.extraction import Extraction, extract
-from mmaudio.features.jobs import Job
+from mmaudio.features.extraction_plan import Job
 from mmaudio.generation.sampler import fast_dtype
+from mmaudio.model.cost_model import extraction_flops
 from mmaudio.model.spec import MODELS, model_spec
-from mmaudio.pipeline import MODES, PRECISIONS
-from mmaudio.planning import extraction_flops
-from mmaudio.progress import progress
-from mmaudio.weights import fetch
+from mmaudio.pipeline.job import MODES, PRECISIONS
+from mmaudio.utils.progress import progress
+from mmaudio.weights.store import fetch
 
 LIGHT = 1e12
 """Operations per clip below which a processor spends about as long on decoding as on encoding."""

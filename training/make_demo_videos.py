@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
-from mmaudio.progress import progress
 from mmaudio.synthetic.demo import demo_videos, is_made, make_demo_videos
+from mmaudio.utils.progress import progress
 
 
 def parser() -> cli.Parser:

@@ -14,16 +14,16 @@ from collections import Counter
 from pathlib import Path
 
 from mmaudio import cli
+from mmaudio.data.build_table import SplitResult, SplitSettings, split_folder
 from mmaudio.data.clips import SPLITS, check_table, left_out_path, write_clips, write_left_out
-from mmaudio.data.dividing import Remembered
-from mmaudio.data.rules import kind
-from mmaudio.data.scanning import ScanSettings, ScanStore
-from mmaudio.data.scenes import check_scenes
-from mmaudio.data.settings import compose_split
+from mmaudio.data.config import compose_split
+from mmaudio.data.filters import kind
+from mmaudio.data.scan import ScanSettings, ScanStore
+from mmaudio.data.shots import check_scenes
 from mmaudio.data.speech import check_flags
-from mmaudio.data.splitting import SplitResult, SplitSettings, split_folder
+from mmaudio.data.splits import Remembered
 from mmaudio.errors import DataError
-from mmaudio.progress import progress
+from mmaudio.utils.progress import progress
 
 
 def parser() -> cli.Parser:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmaudio.data.clips import FOLDER_CAPTION
-from mmaudio.data.files import read_text, table_columns, table_rows
 from mmaudio.errors import DataError
+from mmaudio.utils.files import read_text, table_columns, table_rows
 
 FORMATS = (".tsv", ".csv", ".jsonl")
 NEAR = 0.01

@@ -15,8 +15,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from mmaudio.data.files import read_text, table_columns, table_rows, writing
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.files import read_text, table_columns, table_rows, writing
 
 STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""

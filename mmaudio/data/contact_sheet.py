@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.data.audio import sound_blocks, sound_rate
+from mmaudio.data.audio_stats import heard
+from mmaudio.data.build_table import SplitResult
 from mmaudio.data.clips import Clip
-from mmaudio.data.files import writing
-from mmaudio.data.listening import heard
-from mmaudio.data.scanning import Scan, Span
-from mmaudio.data.splitting import SplitResult
-from mmaudio.data.video import probe
-from mmaudio.data.windows import Grid, read_windows
+from mmaudio.data.scan import Scan, Span
 from mmaudio.errors import DataError
+from mmaudio.media.audio import sound_blocks, sound_rate
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.video import probe
+from mmaudio.utils.files import writing
 
 FRAMES = 6
 """Frames of a strip."""

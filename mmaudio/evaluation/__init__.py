@@ -1,1 +1,1 @@
-"""Base against adapted on held-out videos: metrics, statistics and the report."""
+"""Base against adapted model on held-out videos: sampling, decoding, comparing."""

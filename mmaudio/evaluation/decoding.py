@@ -14,18 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmaudio.data.features import FeatureSet
-from mmaudio.evaluation import media
-from mmaudio.evaluation.charts import mel_picture
+from mmaudio.data.feature_store import FeatureSet
 from mmaudio.evaluation.gaps import not_computed
-from mmaudio.evaluation.judges import Played, Wanted
-from mmaudio.evaluation.measure import Sound, averaged, between_takes, sound_values
-from mmaudio.evaluation.results import ADAPTED, BASE, CODEC, ORIGINAL, ClipResult, Results
-from mmaudio.evaluation.set_metrics import Collected, compare_sets
+from mmaudio.evaluation.results import ClipResult, Results
+from mmaudio.evaluation.sample import Sound, averaged, between_takes, sound_values
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.generation.sampler import Sampler
+from mmaudio.metrics.pretrained import Played, Wanted
+from mmaudio.metrics.registry import ADAPTED, BASE, CODEC, ORIGINAL
+from mmaudio.metrics.set_comparison import Collected, compare_sets
 from mmaudio.model.spec import ModelSpec
-from mmaudio.progress import progress
+from mmaudio.report import media
+from mmaudio.report.charts import mel_picture
+from mmaudio.utils.progress import progress
 
 MODELS = (BASE, ADAPTED)
 ALL = Wanted()

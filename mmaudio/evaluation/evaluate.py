@@ -16,30 +16,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mmaudio import weights
-from mmaudio.adapters import AdapterFile, check_base, files_of, read_adapter
 from mmaudio.data.clips import read_clips
-from mmaudio.data.features import FeatureSet, load_features, read_header, shard_path
-from mmaudio.data.scanning import fingerprint
+from mmaudio.data.feature_store import FeatureSet, load_features, read_header, shard_path
+from mmaudio.data.scan import fingerprint
 from mmaudio.errors import DataError, WeightsError
-from mmaudio.evaluation import gaps, wording
-from mmaudio.evaluation.background import about
-from mmaudio.evaluation.data_check import asked_check
+from mmaudio.evaluation import gaps
+from mmaudio.evaluation.config import Request
 from mmaudio.evaluation.decoding import MEDIA, Material, decode
-from mmaudio.evaluation.general import General, general_set, spread
-from mmaudio.evaluation.metrics import chosen_metrics
-from mmaudio.evaluation.panel import find_judges
-from mmaudio.evaluation.report import write_report
-from mmaudio.evaluation.request import Request
+from mmaudio.evaluation.forgetting import General, general_set, spread
 from mmaudio.evaluation.results import summary, write_json, write_tsv
-from mmaudio.evaluation.running import run_models
+from mmaudio.evaluation.run_models import run_models
 from mmaudio.evaluation.scalars import write_scalars
-from mmaudio.evaluation.search import Search
-from mmaudio.evaluation.strengths import compare_strengths
+from mmaudio.evaluation.strength_sweep import compare_strengths
+from mmaudio.evaluation.sync_check import asked_check
 from mmaudio.generation.sampler import load_sampler
-from mmaudio.model.recognition import shapes_of
+from mmaudio.lora.checkpoint import AdapterFile, check_base, files_of, read_adapter
+from mmaudio.lora.peft_compat import shapes_of
+from mmaudio.metrics.find_pretrained import find_judges
+from mmaudio.metrics.registry import chosen_metrics
+from mmaudio.metrics.search import Search
 from mmaudio.model.spec import ModelSpec, model_spec
-from mmaudio.released import PARTS
+from mmaudio.report import text as wording
+from mmaudio.report.provenance import about
+from mmaudio.report.render import write_report
+from mmaudio.weights import store as weights
+from mmaudio.weights.registry import PARTS
 
 VERSION = 8
 """Raised whenever the same inputs give other results."""

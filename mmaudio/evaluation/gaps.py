@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mmaudio.evaluation.judges import Wanted
-from mmaudio.evaluation.metrics import TAKES
 from mmaudio.evaluation.results import Results
+from mmaudio.metrics.pretrained import Wanted
+from mmaudio.metrics.registry import TAKES
 
 NEEDS = {
     "mel_l1_loud": "a clip whose original has a loud cell",

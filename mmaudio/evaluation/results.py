@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio.data.clips import Clip
-from mmaudio.evaluation.measure import Sound
-from mmaudio.evaluation.metrics import METRICS
-from mmaudio.evaluation.statistics import Comparison, compare, mean_by_video, overall
+from mmaudio.evaluation.sample import Sound
+from mmaudio.metrics.registry import ADAPTED, BASE, CODEC, METRICS, ORIGINAL
+from mmaudio.metrics.statistics import Comparison, compare, mean_by_video, overall
 
 SCHEMA = 1
-ORIGINAL, CODEC, BASE, ADAPTED = "original", "codec", "base", "adapted"
-"""The sounds of a clip: its own, the same through the codec and back, and what each model made."""
 
 
 @dataclass

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from mmaudio.model.loading import Released, is_meta, load_reconciled
 from mmaudio.model.spec import CODECS, CodecSpec
+from mmaudio.model.state_dict import Released, is_meta, load_reconciled
 
 KERNELS = (3, 7, 11)
 """Kernel of each of a stage's residual blocks."""

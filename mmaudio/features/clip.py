@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.attention import keep_tokens_in_place
-from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CLIPS, TEXT_TOKENS, ClipSpec, lookup
+from mmaudio.model.state_dict import Released, load_reconciled
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean colour that CLIP's frames are normalised with."""

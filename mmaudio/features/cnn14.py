@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from mmaudio.errors import DataError
-from mmaudio.model.loading import Released, load_reconciled
+from mmaudio.model.state_dict import Released, load_reconciled
 
 RATE = 32_000
 N_FFT, HOP, MELS = 1024, 320, 64

@@ -23,11 +23,11 @@ from torchaudio.functional import resample
 from torchaudio.transforms import MelSpectrogram
 
 from mmaudio.errors import WeightsError
-from mmaudio.features.loading import load_frozen
-from mmaudio.features.spectrogram_transformer import FRAMES, MELS, STEPS, SpectrogramTransformer
+from mmaudio.features.ast_encoder import FRAMES, MELS, STEPS, SpectrogramTransformer
 from mmaudio.features.synchformer import LEFT_OUT, MLP_RATIO
-from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import SECONDS, SYNCS, TOKENS_PER_SEGMENT, SyncSpec, lookup, model_spec
+from mmaudio.model.state_dict import Released, load_reconciled
+from mmaudio.weights.load_frozen import load_frozen
 
 PART = "synchformer"
 """The released file's part of a model."""

@@ -15,21 +15,21 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmaudio import weights
-from mmaudio.data.features import encoder_names
-from mmaudio.data.video import probe
-from mmaudio.data.windows import Grid, read_windows
+from mmaudio.data.feature_store import encoder_names
 from mmaudio.errors import ConfigError
-from mmaudio.features.batches import Batches
+from mmaudio.features.auto_batch import Batches
 from mmaudio.features.clip import ClipEncoder, build_clip
 from mmaudio.features.clip import normalise as clip_colours
-from mmaudio.features.loading import load_frozen
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.features.synchformer import Synchformer, build_synchformer, segments
 from mmaudio.features.synchformer import normalise as sync_colours
 from mmaudio.features.vae import VAE, Posterior, build_vae
-from mmaudio.model.loading import Released
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.video import probe
 from mmaudio.model.spec import CLIP_FPS, SYNC_FPS, ModelSpec, lengths, model_spec
+from mmaudio.model.state_dict import Released
+from mmaudio.weights import store as weights
+from mmaudio.weights.load_frozen import load_frozen
 
 PARTS = {"codec": "vae", "clip": "clip", "sync": "synchformer"}
 """The weights file of each encoder."""

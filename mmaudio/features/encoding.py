@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mmaudio.data.clips import Clip
-from mmaudio.data.prefetch import prefetched
-from mmaudio.data.sounds import read_sounds
-from mmaudio.data.video import VideoInfo, probe
-from mmaudio.data.windows import Grid, Window, read_windows
 from mmaudio.features.encoders import Encoders
+from mmaudio.media.audio_windows import read_sounds
+from mmaudio.media.frame_windows import Grid, Window, read_windows
+from mmaudio.media.video import VideoInfo, probe
 from mmaudio.model.spec import CodecSpec, ModelSpec, lengths
+from mmaudio.utils.prefetch import prefetched
 
 AHEAD = 2
 """Windows that are decoded while others are being encoded."""

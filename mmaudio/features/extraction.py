@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from mmaudio.data.claims import Claims
 from mmaudio.data.clips import LeftOut, read_clips
-from mmaudio.data.features import TENSORS, read_header, shard_writer, write_shard
-from mmaudio.data.scanning import fingerprint
-from mmaudio.data.shards import sweep
+from mmaudio.data.feature_store import TENSORS, read_header, shard_writer, write_shard
+from mmaudio.data.scan import fingerprint
+from mmaudio.data.shard_writer import sweep
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import PARTS, Encoders, load_encoders
 from mmaudio.features.encoding import encode_captions, encode_clips, row_shapes
-from mmaudio.features.jobs import EVERYTHING, NOTHING, TEXTS, Job, plan, unfounded
+from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, Job, plan, unfounded
+from mmaudio.utils.locks import Claims
 
 EARLY = 64
 """At most so many captions are encoded before all else, so that the text tower need not stay; more would be lost in a

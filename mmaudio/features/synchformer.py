@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
 from mmaudio.features.attention import BatchFirstAttention
-from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import SEGMENT_FRAMES, SEGMENT_STEP, SYNCS, SyncSpec, lookup
+from mmaudio.model.state_dict import Released, load_reconciled
 
 EPS = 1e-6
 """Epsilon of every LayerNorm."""

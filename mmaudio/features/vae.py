@@ -19,8 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmaudio.errors import WeightsError
-from mmaudio.model.loading import Released, load_reconciled
 from mmaudio.model.spec import CODECS, CodecSpec, codec_spec
+from mmaudio.model.state_dict import Released, load_reconciled
 
 LEVELS = (1, 2, 4)
 """Widths of the levels, in units of the first."""

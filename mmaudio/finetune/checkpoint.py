@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from mmaudio.adapters import AdapterFile, write_adapter, write_whole
-from mmaudio.checksums import damage
 from mmaudio.config import TrainConfig, flat
-from mmaudio.data.features import ClipSet
+from mmaudio.data.feature_store import ClipSet
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.state import TrainState
-from mmaudio.model.loading import why_not
-from mmaudio.model.lora import adapter_state, saved_config
+from mmaudio.lora.adapter import adapter_state, saved_config
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_whole
+from mmaudio.model.state_dict import why_not
+from mmaudio.utils.checksums import damage
 
 FORMAT = 2
 PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")

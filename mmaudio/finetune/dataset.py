@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.data.columns import Column
-from mmaudio.data.features import TENSORS, ClipSet, Features, NoClips, StoredSet, open_features
-from mmaudio.data.reference import open_reference
-from mmaudio.data.untitled import filled, untitled
+from mmaudio.data.empty_captions import filled, untitled
+from mmaudio.data.feature_store import TENSORS, ClipSet, Features, NoClips, StoredSet, open_features
+from mmaudio.data.lazy_tensor import Column
+from mmaudio.data.mmaudio_memmap import open_reference
 from mmaudio.errors import DataError
-from mmaudio.memory import free_memory
 from mmaudio.model.networks import Conditions, MMAudio
+from mmaudio.utils.memory import free_memory
 
 PROJECTED_AT_ONCE = 16
 """Clips that go through the input projections together."""

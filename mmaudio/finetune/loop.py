@@ -9,11 +9,11 @@ from signal import SIGTERM
 from mmaudio.config import TrainConfig
 from mmaudio.finetune.checkpoint import Checkpoints, Origin
 from mmaudio.finetune.dataset import Material
-from mmaudio.finetune.interrupts import Interrupts
-from mmaudio.finetune.progress import Change, Evaluation
+from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.early_stopping import Change, Evaluation
+from mmaudio.finetune.signals import Interrupts
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import Batch, NotFinite, batch_losses, train_step
-from mmaudio.finetune.team import Team
 from mmaudio.finetune.tracking import Tracker
 from mmaudio.finetune.validation import HeldOut, by_clip, validate
 

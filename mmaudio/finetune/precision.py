@@ -20,7 +20,7 @@ def compute_dtype(device: torch.device, amp: bool) -> torch.dtype:
 
     Without such instructions bfloat16 is emulated, and slower. With them, on a CPU with AVX512-BF16 and AMX, the mean
     loss of 64 samples differs from float32's by 5e-6 (tiny_16k) and 7e-6 (small_16k) of its size, no sample's by more
-    than 8e-4, and the gradient by 1 and 2 % of its length: `python -m mmaudio.finetune.rounding --model tiny_16k`.
+    than 8e-4, and the gradient by 1 and 2 % of its length: `python -m benchmarks.bf16_error --model tiny_16k`.
     """
     return fast_dtype(device) if amp else torch.float32
 

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmaudio.data.clips import Clip
-from mmaudio.data.features import FeatureSet
-from mmaudio.data.mux import mux_audio, write_video
-from mmaudio.data.untitled import with_empty_text
-from mmaudio.data.video import probe
-from mmaudio.data.windows import Grid, read_windows
+from mmaudio.data.empty_captions import with_empty_text
+from mmaudio.data.feature_store import FeatureSet
 from mmaudio.finetune.state import TrainState
 from mmaudio.generation.sampler import Sampler
-from mmaudio.generation.sound import write_sound
+from mmaudio.media.audio_file import write_sound
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.mux import mux_audio, write_video
+from mmaudio.media.video import probe
 
 GAP = 4
 """Pixels between two spectrograms."""

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
+from mmaudio.finetune.early_stopping import Progress
 from mmaudio.finetune.optimizers import build_optimizer
-from mmaudio.finetune.progress import Progress
-from mmaudio.model import base_values, pissa
+from mmaudio.lora import base_values, pissa
+from mmaudio.lora.adapter import adapted_network, add_lora
+from mmaudio.lora.config import LoRAConfig
+from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.lora.rank_growth import Growth, grow
 from mmaudio.model.flow_matching import logit_normal_times
-from mmaudio.model.growing import Growth, grow
-from mmaudio.model.lora import adapted_network, add_lora
-from mmaudio.model.lora_config import LoRAConfig
 from mmaudio.model.networks import MMAudio
-from mmaudio.model.peft_layers import lora_layers
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.optimizers import learning_rate, set_rate
 from mmaudio.finetune.precision import autocast, compute_dtype, seeded
 from mmaudio.finetune.state import Draws, TrainState
-from mmaudio.finetune.team import Team
 from mmaudio.model.flow_matching import interpolate, sample_posterior, velocity_loss
 from mmaudio.model.networks import MMAudio
 

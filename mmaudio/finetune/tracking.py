@@ -18,17 +18,17 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from mmaudio.adapters import write_whole
 from mmaudio.config import TrainConfig, flat
-from mmaudio.data.files import unwritable
 from mmaudio.errors import DataError
 from mmaudio.finetune.compiling import uncompiled
-from mmaudio.finetune.measures import Meter, device_memory, update_norms
-from mmaudio.finetune.progress import Progress
+from mmaudio.finetune.diagnostics import Meter, device_memory, update_norms
+from mmaudio.finetune.early_stopping import Progress
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import StepMetrics, in_bins
 from mmaudio.finetune.validation import HeldOut
+from mmaudio.lora.checkpoint import write_whole
+from mmaudio.utils.files import unwritable
 
 PLAIN_SECONDS = 10.0
 """Seconds between two lines where the output is no terminal."""

@@ -22,19 +22,19 @@ import torch
 from tqdm import tqdm
 
 from mmaudio import cli
-from mmaudio.adapters import attach, check_base, read_adapter
 from mmaudio.data.captions import caption
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import PARTS, SEEING, load_encoders
 from mmaudio.generation.generate import LONGEST, SHORTEST, Wish, caution, encode_prompts, generate_samples
 from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
+from mmaudio.lora.checkpoint import attach, check_base, read_adapter
 from mmaudio.model.casting import cast_weights
 from mmaudio.model.flow_matching import SOLVERS
-from mmaudio.model.lora import MAX_STRENGTH, merge, set_strength
 from mmaudio.model.spec import SECONDS
-from mmaudio.progress import progress
-from mmaudio.weights import fetch, identity
+from mmaudio.utils.progress import progress
+from mmaudio.weights.store import fetch, identity
 
 DEFAULT_MODEL = "small_16k"
 

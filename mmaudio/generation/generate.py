@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmaudio.data.video import check_whole, picture_end, probe
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import Encoders, encode_video
 from mmaudio.generation.sampler import Sampler
+from mmaudio.media.video import check_whole, picture_end, probe
 from mmaudio.model.flow_matching import check_solver
 from mmaudio.model.spec import SECONDS, SYNC_FPS
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mmaudio.data.captions import caption
 from mmaudio.data.clips import VIDEO_SUFFIXES, LeftOut, find_videos
-from mmaudio.data.containers import CONTAINERS, fits, suffix_for
-from mmaudio.data.mux import mux_audio
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.generation.generate import LONGEST, Span, Wish, span
-from mmaudio.generation.sound import CODECS, write_sound
+from mmaudio.media.audio_file import CODECS, write_sound
+from mmaudio.media.containers import CONTAINERS, fits, suffix_for
+from mmaudio.media.mux import mux_audio
 
 KINDS = (*CODECS, *CONTAINERS)
 """What a file to write may end in."""

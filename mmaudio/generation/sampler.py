@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmaudio.features.loading import load_frozen
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
@@ -25,6 +24,7 @@ from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import ModelSpec, model_spec
+from mmaudio.weights.load_frozen import load_frozen
 
 
 @dataclass
@@ -129,7 +129,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on GPUs and CPUs that compute in it, else float32.
 
     25 guided steps on two cores with AVX512-BF16 and AMX took small_16k 3.8 s in bfloat16 and 12.7 s in float32, and
-    tiny_16k 0.42 s and 0.56 s (`python -m mmaudio.generation.benchmark`).
+    tiny_16k 0.42 s and 0.56 s (`python -m benchmarks.generation`).
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

@@ -1,1 +1,1 @@
-"""The network, its training objective and its adapters: torch only, no configuration framework and no paths."""
+"""The network and its training objective: torch only, no configuration framework and no paths."""

@@ -16,7 +16,7 @@ def cast_weights(network: nn.Module, dtype: torch.dtype, frozen_alone: bool = Fa
 
     Norms, learned rows, tables and statistics keep their types, and `frozen_alone` leaves what is trained. On a CPU the
     convolutions' weights are laid out tap by tap, too: sampling multiplies them as matrices, and training takes three
-    quarters of the time for a convolution (`mmaudio.generation.benchmark`, `mmaudio.finetune.benchmark`).
+    quarters of the time for a convolution (`benchmarks.generation`, `benchmarks.training`).
     """
     if dtype == torch.float32:
         return

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmaudio.model import by_hand
+from mmaudio.model import fused_ops as by_hand
 
 THETA = 10_000.0
 

@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model import spec as specs
 from mmaudio.model.blocks import FinalLayer, JointBlock, TransformerBlock
-from mmaudio.model.initialisation import initialise
+from mmaudio.model.initialization import initialise
 from mmaudio.model.layers import MLP, Conv1d, TimeEmbedding, rotary_table
-from mmaudio.model.loading import Released, is_meta, load_reconciled
+from mmaudio.model.state_dict import Released, is_meta, load_reconciled
 
 IGNORED_KEYS = {"t_embed.freqs", "latent_rot", "clip_rot"}
 """Computed tables that old files hold."""

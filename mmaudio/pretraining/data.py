@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmaudio.data.mux import write_video
+from mmaudio.media.mux import write_video
 from mmaudio.pretraining.media import read_clip
 from mmaudio.synthetic.domains import BASE
 from mmaudio.synthetic.scenes import Scene, random_scene

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.mux import write_video
-from mmaudio.data.video import probe
-from mmaudio.data.windows import read_windows
-from mmaudio.evaluation.onsets import onset_f1, onsets
-from mmaudio.evaluation.spectra import mel_l1_loud
 from mmaudio.features.encoders import Encoders, load_encoders
 from mmaudio.generation.sampler import Sampler, load_sampler, mel_of
+from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.frame_windows import read_windows
+from mmaudio.media.mux import write_video
+from mmaudio.media.video import probe
+from mmaudio.metrics.onsets import onset_f1, onsets
+from mmaudio.metrics.spectral import mel_l1_loud
 from mmaudio.model.spec import SECONDS, model_spec
 from mmaudio.pretraining.data import clip_scene, render_clip, write_clip
 from mmaudio.pretraining.held import CPU

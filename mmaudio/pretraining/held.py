@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mmaudio.errors import TrainingError
-from mmaudio.memory import free_memory
 from mmaudio.pretraining.optimizers import Optimizers
+from mmaudio.utils.memory import free_memory
 
 if TYPE_CHECKING:
     from mmaudio.pretraining.loop import Recipe

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.data.audio import audio_window, read_audio, resample_audio
-from mmaudio.data.video import probe
-from mmaudio.data.windows import Grid, read_windows
+from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.video import probe
 from mmaudio.model.spec import CLIP_FPS, MODELS, SYNC_FPS, lengths
 
 

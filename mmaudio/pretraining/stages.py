@@ -20,8 +20,8 @@ from mmaudio.model.networks import MMAudio
 from mmaudio.pretraining import clip, codec, data, export, features, network, sync
 from mmaudio.pretraining.held import CPU
 from mmaudio.pretraining.loop import Log, Recipe
-from mmaudio.progress import progress
 from mmaudio.synthetic.demo import demo_videos, is_made, make_demo_videos
+from mmaudio.utils.progress import progress
 
 STAGES = ("data", "sync", "vae", "clip", "features", "network", "evaluate")
 TRAINED = ("sync", "vae", "clip", "network")

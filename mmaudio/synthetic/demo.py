@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmaudio.data.mux import write_video
-from mmaudio.data.video import probe
 from mmaudio.errors import DataError
+from mmaudio.media.mux import write_video
+from mmaudio.media.video import probe
 from mmaudio.synthetic.domains import DEMO
 from mmaudio.synthetic.scenes import actor_of, stage
 from mmaudio.synthetic.world import render

@@ -1,0 +1,1 @@
+"""LoRA adapters: which layers, which kinds, how they are attached, saved, loaded and merged."""

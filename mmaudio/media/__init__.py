@@ -1,0 +1,1 @@
+"""Video and audio files: frames, sound, time stamps and muxing."""

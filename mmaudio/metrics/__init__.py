@@ -1,0 +1,1 @@
+"""Audio and audio-visual metrics, one registry entry each, and their statistics."""

@@ -1,0 +1,86 @@
+"""How far a generated sound's spectrum is from the original's. Pure functions; no files, no models.
+
+B batch, M mel bands, T mel frames. Mel values are logarithms in the codec's own base (`CodecSpec.log_base`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmaudio.media.audio import SILENT_PEAK
+
+LOUD = -2.2
+"""Common logarithm of the mel value above which a cell counts as loud. It lies 0.4 above the mel value that white noise
+of standard deviation 0.002 (54 dB below full scale) has, at both released rates: noise floors stay below."""
+
+
+def loud_threshold(log_base: float) -> float:
+    """`LOUD` in logarithms of `log_base`: -2.2 for base 10, -5.07 for the natural logarithm."""
+    return LOUD * math.log(10) / math.log(log_base)
+
+
+def mel_l1(mel: Tensor, reference: Tensor) -> Tensor:
+    """Mean absolute difference over all cells, in the codec's own logarithm; (B, M, T) twice -> (B,). Lower is better.
+
+    It says how close the spectrum is over time; most cells of quiet recordings are noise floor, which dominates it.
+    """
+    return (mel - reference).abs().mean((1, 2))
+
+
+def mel_l1_loud(mel: Tensor, reference: Tensor, log_base: float) -> Tensor:
+    """`mel_l1` over the cells whose reference is above `LOUD`; (B,), NaN for a clip that has none. Lower is better.
+
+    For natural-log codecs the threshold is the same mel value (`loud_threshold`) and the distance stays in natural
+    logarithms. Sound where the original is quiet does not count here: `mel_l1` has it.
+    """
+    loud = reference > loud_threshold(log_base)
+    total = ((mel - reference).abs() * loud).sum((1, 2))
+    return total / loud.sum((1, 2)).to(total.dtype).where(loud.any(2).any(1), torch.nan)
+
+
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+"""FFT size, hop and window of each resolution of the STFT distance, in samples."""
+LEAST_POWER = 1e-8
+"""Power below which an STFT cell counts as this."""
+FRAME, STEP = 2048, 512
+"""Window and hop, in samples, of the spectrum whose centroid and bandwidth are taken."""
+
+
+def magnitudes(waveforms: Tensor, n_fft: int, hop: int, window: int, least_power: float = 0.0) -> Tensor:
+    """STFT magnitudes with a Hann window and mirrored ends: (B, samples) -> (B, n_fft / 2 + 1, frames)."""
+    shape = torch.hann_window(window, dtype=waveforms.dtype, device=waveforms.device)
+    cells = torch.stft(waveforms, n_fft, hop, window, shape, center=True, return_complex=True)
+    return cells.abs() if not least_power else (cells.real**2 + cells.imag**2).clamp(min=least_power).sqrt()
+
+
+def stft_distance(waveforms: Tensor, reference: Tensor) -> Tensor:
+    """Multi-resolution STFT distance of (B, samples) twice -> (B,). Lower is better; NaN for a silent reference.
+
+    The mean over `RESOLUTIONS` of the spectral convergence |S - R| / |R| (Frobenius norms of the magnitudes) and the
+    mean absolute difference of the magnitudes' natural logarithms. A reference with a peak below `SILENT_PEAK` has no
+    |R| to divide by: one such clip, at 10^4 and more, would be all that a mean says. Source: arXiv 1910.11480.
+    """
+    total = torch.zeros(len(waveforms), device=waveforms.device)
+    for n_fft, hop, window in RESOLUTIONS:
+        own, wanted = (magnitudes(part, n_fft, hop, window, LEAST_POWER) for part in (waveforms, reference))
+        convergence = (wanted - own).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))
+        total += convergence + (own.log() - wanted.log()).abs().mean((1, 2))
+    return (total / len(RESOLUTIONS)).where(reference.abs().amax(1) >= SILENT_PEAK, torch.nan)
+
+
+def centroid_and_bandwidth(waveforms: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    """Spectral centroid and bandwidth of whole sounds in hertz, (B, samples) -> (B,) twice; NaN for digital silence.
+
+    The spectrum is the STFT magnitude summed over time, so that quiet moments weigh little; the centroid is its mean
+    frequency, the bandwidth its standard deviation around that. Source: the MPEG-7 spectral centroid and spread, as
+    librosa computes them on magnitudes.
+    """
+    spectrum = magnitudes(waveforms.double(), FRAME, STEP, FRAME).sum(2)  # (B, bins)
+    share = spectrum / spectrum.sum(1, keepdim=True)  # 0 / 0 is NaN: silence has no centroid
+    bins = torch.linspace(0, rate / 2, spectrum.shape[1], dtype=torch.float64, device=spectrum.device)
+    centroid = share @ bins
+    spread = (share * (bins - centroid[:, None]).square()).sum(1)
+    return centroid, spread.sqrt()

@@ -1,0 +1,125 @@
+"""Is the adapted model better, and how sure is that: paired differences, by source video.
+
+Clips of one video are not independent, so the video is the unit: differences (adapted - base) are averaged within each
+video, and the interval is Student's t over the videos' means. It is wide where videos are few, as it has to be; a
+bootstrap over three to ten videos would be too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mmaudio.metrics.registry import METRICS
+from mmaudio.metrics.registry import PRIMARY as PRIMARY
+
+LEVEL = 0.95
+"""Coverage of the interval."""
+FEWEST_VIDEOS = 3
+"""Below this many held-out videos no verdict is given."""
+BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric, base against adapted; means are over videos, each the mean of its clips."""
+
+    base: float
+    adapted: float
+    difference: float
+    """adapted - base"""
+    interval: tuple[float, float] | None
+    """95 % interval of the difference; None with a single video."""
+    better: str
+    """`lower` or `higher`: which way is better."""
+    verdict: str
+    """`better`, `worse` or `cannot tell`."""
+    clips: int
+    """Clips that have a value; the others have none (no loud cell) and are left out of this metric alone."""
+    videos: int
+    share_better: float | None
+    """Share of the clips whose value is better with the adapter, 0 to 1; None for a value of the whole set."""
+    original: float | None = None
+    """What the original sound itself scores: the ceiling; a distance to itself is 0."""
+    codec: float | None = None
+    """What the original scores after the codec's round trip: the best that any model of this codec can reach."""
+
+
+def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:
+    """Compare per-clip values of both models; `videos` names each clip's source, `better` is `lower` or `higher`.
+
+    Clips where either value is not finite are left out; None where no clip is left.
+    """
+    pairs = [
+        (video, a, b)
+        for video, a, b in zip(videos, base, adapted, strict=True)
+        if math.isfinite(a) and math.isfinite(b)
+    ]
+    if not pairs:
+        return None
+    means = np.array([
+        np.mean([(a, b) for video, a, b in pairs if video == name], axis=0)
+        for name in dict.fromkeys(video for video, _, _ in pairs)
+    ])  # fmt: skip
+    difference = means[:, 1] - means[:, 0]
+    interval = t_interval(difference)
+    sign = -1 if better == "lower" else 1
+    return Comparison(
+        base=float(means[:, 0].mean()),
+        adapted=float(means[:, 1].mean()),
+        difference=float(difference.mean()),
+        interval=interval,
+        better=better,
+        verdict=verdict(interval, len(means), better),
+        clips=len(pairs),
+        videos=len(means),
+        share_better=float(np.mean([sign * (b - a) > 0 for _, a, b in pairs])),
+    )
+
+
+def video_means(values: Sequence[float], videos: Sequence[str]) -> dict[str, float]:
+    """The mean of each video's clips, those with a finite value; a video where none has is not in it."""
+    by_video: dict[str, list[float]] = {}
+    for video, value in zip(videos, values, strict=True):
+        if math.isfinite(value):
+            by_video.setdefault(video, []).append(value)
+    return {video: float(np.mean(own)) for video, own in by_video.items()}
+
+
+def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | None:
+    """The mean over videos, each the mean of its clips that have a finite value; None where none has."""
+    means = video_means(values, videos)
+    return float(np.mean(list(means.values()))) if means else None
+
+
+def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+    """Student's t interval of the mean of independent `values`; None for fewer than two."""
+    sample = np.asarray(values, np.float64)
+    if len(sample) < 2:
+        return None
+    half = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    return float(sample.mean() - half), float(sample.mean() + half)
+
+
+def verdict(interval: tuple[float, float] | None, videos: int, better: str) -> str:
+    """`better` or `worse` where the interval excludes zero and there are enough videos, else `cannot tell`."""
+    if interval is None or videos < FEWEST_VIDEOS or interval[0] <= 0 <= interval[1]:
+        return UNSURE
+    return BETTER if (interval[1] < 0) == (better == "lower") else WORSE
+
+
+def overall(metrics: Mapping[str, Comparison]) -> str:
+    """One word for all metrics: what `PRIMARY` says, `mixed` where a metric that counts says the opposite.
+
+    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric;
+    and only few count (`Metric.counts`), so that chance in one of many does not turn a clear result into a mixed one.
+    """
+    if PRIMARY not in metrics:
+        return UNSURE
+    first = metrics[PRIMARY].verdict
+    opposite = {BETTER: WORSE, WORSE: BETTER}.get(first)
+    return MIXED if opposite in {metrics[name].verdict for name in metrics if METRICS[name].counts} else first

@@ -1,0 +1,1 @@
+"""The whole job, from a folder of videos to a report: plan, stages and comparisons of settings."""

@@ -1,0 +1,6 @@
+"""`python -m mmaudio.pipeline`: the whole job, see `mmaudio.pipeline.run`."""
+
+from mmaudio import cli
+from mmaudio.pipeline.run import main
+
+cli.run(main)
