@@ -42,9 +42,11 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--samples", type=int, default=1, help="sounds per clip, each from other noise")
     made.add_argument(
-        "--strengths", default=",".join(map(str, USUAL)), metavar="S,S,...",
+        "--strengths",
+        default=",".join(map(str, USUAL)),
+        metavar="S,S,...",
         help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default %(default)s)",
-    )  # fmt: skip
+    )
     made.add_argument(
         "--include-training",
         action="store_true",

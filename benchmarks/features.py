@@ -49,17 +49,21 @@ from mmaudio.utils.prefetch import prefetched
 MODEL = model_spec("small_16k")
 STRIDE = 4.0
 ROUNDS = 3
-PLAIN_CLIP = v2.Compose([
-    v2.Resize((384, 384), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-    v2.ToDtype(torch.float32, scale=True),
-    v2.Normalize(clip.MEAN, clip.STD),
-])  # fmt: skip
-PLAIN_SYNC = v2.Compose([
-    v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-    v2.CenterCrop(224),
-    v2.ToDtype(torch.float32, scale=True),
-    v2.Normalize([0.5] * 3, [0.5] * 3),
-])  # fmt: skip
+PLAIN_CLIP = v2.Compose(
+    [
+        v2.Resize((384, 384), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(clip.MEAN, clip.STD),
+    ]
+)
+PLAIN_SYNC = v2.Compose(
+    [
+        v2.Resize(224, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        v2.CenterCrop(224),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+)
 
 
 def parser() -> cli.Parser:

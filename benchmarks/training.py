@@ -98,10 +98,15 @@ def training_config(args: Namespace) -> TrainConfig:
     """The trainer's settings for the command line's."""
     lora = LoRAConfig(rank=args.rank, alpha=2.0 * args.rank, dropout=args.dropout, enabled=not args.full)
     return TrainConfig(
-        model=args.model, batch_size=args.batch, gradient_accumulation_steps=1, lora=lora, amp=not args.float32,
-        gradient_checkpointing=args.checkpointing, compile=args.compile,
+        model=args.model,
+        batch_size=args.batch,
+        gradient_accumulation_steps=1,
+        lora=lora,
+        amp=not args.float32,
+        gradient_checkpointing=args.checkpointing,
+        compile=args.compile,
         cuda_graph=args.cuda_graph,
-    )  # fmt: skip
+    )
 
 
 def heading(config: TrainConfig, dtype: torch.dtype) -> str:
@@ -216,10 +221,12 @@ def random_features(model: str, clips: int) -> FeatureSet:
         return torch.randn(clips, tokens, width, generator=generator)
 
     features = Features(
-        draw(spec.latent_tokens, spec.latent_dim), draw(spec.latent_tokens, spec.latent_dim).abs(),
-        draw(spec.clip_tokens, spec.clip_dim), draw(spec.sync_tokens, spec.sync_dim),
+        draw(spec.latent_tokens, spec.latent_dim),
+        draw(spec.latent_tokens, spec.latent_dim).abs(),
+        draw(spec.clip_tokens, spec.clip_dim),
+        draw(spec.sync_tokens, spec.sync_dim),
         draw(spec.text_tokens, spec.text_dim),
-    )  # fmt: skip
+    )
     rows = [Clip(f"{i}", "video.mp4", 0.0, SECONDS, "a sound", "train", 0.0, -20.0, 0.0) for i in range(clips)]
     return feature_set(features, rows, model)
 

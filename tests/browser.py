@@ -24,9 +24,15 @@ from typing import Any
 KEYS = {" ": "\ue00d", "ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Tab": "\ue004", "Enter": "\ue007"}
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 ARGUMENTS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--disable-background-networking",
+    "--no-first-run",
+)
 
 
 def absent() -> str:
@@ -46,9 +52,10 @@ class Browser:
             "perfLoggingPrefs": {"enablePage": False},
         }
         wanted = {
-            "browserName": "chrome", "goog:chromeOptions": chrome,
+            "browserName": "chrome",
+            "goog:chromeOptions": chrome,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }  # fmt: skip
+        }
         made = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{made['sessionId']}"
         self.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))

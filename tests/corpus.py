@@ -87,9 +87,23 @@ class Sound:
 
 
 def write(
-    path, video="libx264", sounds=(), seconds=SECONDS, fps=FPS, size=(64, 48), pixels="yuv420p", draw=moving,
-    muxer=None, first=0.0, stamps=None, pixel=None, options=None, hdr=None, titles=None, head=None,
-):  # fmt: skip
+    path,
+    video="libx264",
+    sounds=(),
+    seconds=SECONDS,
+    fps=FPS,
+    size=(64, 48),
+    pixels="yuv420p",
+    draw=moving,
+    muxer=None,
+    first=0.0,
+    stamps=None,
+    pixel=None,
+    options=None,
+    hdr=None,
+    titles=None,
+    head=None,
+):
     """Write a video. `stamps`: when each picture is shown; `pixel`: width over height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=muxer, options=head or {}) as container:

@@ -41,9 +41,15 @@ FILES = {
 """The manifest of each file's keys and shapes."""
 TRAINING = ("preset=quick", "max_steps=10", "warmup_steps=2", "eval_every=5")
 LARGE = (
-    "batch_size=2", "gradient_accumulation_steps=1", "max_steps=10", "warmup_steps=2", "eval_every=10",
-    "logging.sample_every=0", "logging.log_every=1", "lora.rank=64",
-)  # fmt: skip
+    "batch_size=2",
+    "gradient_accumulation_steps=1",
+    "max_steps=10",
+    "warmup_steps=2",
+    "eval_every=10",
+    "logging.sample_every=0",
+    "logging.log_every=1",
+    "lora.rank=64",
+)
 
 
 def make_weights(folder: Path) -> None:
@@ -83,9 +89,18 @@ def make_features(folder: Path, model: str) -> None:
         own = [row for row in rows if row.video == video]
         encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
         header = Header(
-            video, [row.id for row in own], [row.caption for row in own], model, 8.0, encoders, "0", "0", "0", "",
+            video,
+            [row.id for row in own],
+            [row.caption for row in own],
+            model,
+            8.0,
+            encoders,
+            "0",
+            "0",
+            "0",
+            "",
             VERSION,
-        )  # fmt: skip
+        )
         features = small_world.random_features(len(own), spec.network, number)
         write_shard(shard_path(folder / "features", video), header, features)
 
@@ -115,18 +130,39 @@ def main() -> None:
     weights = folder / "weights"
     if args.only != "large":
         pipeline = [
-            sys.executable, "-m", "mmaudio.pipeline", str(args.videos.resolve()), "--model", "small_16k", "--yes",
-            "--precision", args.precision, "--offline", "--weights", str(weights),
-            "--output", str(folder / f"small_16k_{args.precision}"), "--", *TRAINING,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mmaudio.pipeline",
+            str(args.videos.resolve()),
+            "--model",
+            "small_16k",
+            "--yes",
+            "--precision",
+            args.precision,
+            "--offline",
+            "--weights",
+            str(weights),
+            "--output",
+            str(folder / f"small_16k_{args.precision}"),
+            "--",
+            *TRAINING,
+        ]
         measure("small_16k, the whole pipeline", pipeline)
     if args.only != "pipeline":
         make_features(folder / "large", "large_44k_v2")
         large = [
-            sys.executable, "train_lora.py", "exp_id=large", "model=large_44k_v2", f"weights={weights}", "offline=true",
-            f"clips_tsv={folder / 'large' / 'clips.tsv'}", f"features_dir={folder / 'large' / 'features'}",
-            f"output_dir={folder / 'large' / 'output'}", "resume=false", *LARGE,
-        ]  # fmt: skip
+            sys.executable,
+            "train_lora.py",
+            "exp_id=large",
+            "model=large_44k_v2",
+            f"weights={weights}",
+            "offline=true",
+            f"clips_tsv={folder / 'large' / 'clips.tsv'}",
+            f"features_dir={folder / 'large' / 'features'}",
+            f"output_dir={folder / 'large' / 'output'}",
+            "resume=false",
+            *LARGE,
+        ]
         measure("large_44k_v2, ten training steps", large)
 
 

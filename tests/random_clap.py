@@ -15,13 +15,21 @@ def make_clap(folder: Path) -> None:
     tokens = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokens.pre_tokenizer = Whitespace()
     text = {
-        "vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 48, "max_position_embeddings": 40, "projection_dim": 16,
-    }  # fmt: skip
-    audio = {
-        "hidden_size": 64, "patch_embeds_hidden_size": 8, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2],
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
         "projection_dim": 16,
-    }  # fmt: skip
+    }
+    audio = {
+        "hidden_size": 64,
+        "patch_embeds_hidden_size": 8,
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 2, 2, 2],
+        "projection_dim": 16,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=16))

@@ -122,11 +122,18 @@ def background(results: Results) -> Background:
         {"step": 100, "train/loss": 1.0, "validation/loss": 1.1},
     ]
     return Background(
-        MODEL, "MIT", history, 100, [*trained, *val, *held], [LeftOut("notes.txt", "no video file (.txt)")],
+        MODEL,
+        "MIT",
+        history,
+        100,
+        [*trained, *val, *held],
+        [LeftOut("notes.txt", "no video file (.txt)")],
         [("This evaluation", {"seed": 0, "sounds per clip": 1}), ("Versions", {"python": "3"})],
-        [("Make this report again", "python evaluate_lora.py --seed 0")], "no videos are at hand", "",
+        [("Make this report again", "python evaluate_lora.py --seed 0")],
+        "no videos are at hand",
+        "",
         DataCheck(MOTION, len(trained), [Misfit("late.mp4", 4.0, 8.0, 1.04, "the sound is about 1.0 s late")], 2),
-    )  # fmt: skip
+    )
 
 
 def many(folder: Path, clips: int) -> Results:

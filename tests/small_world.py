@@ -47,10 +47,19 @@ def clips(count, split="train", videos=3, seed=0):
 def config(folder, **settings):
     """A few fast steps in float32, results in `folder`, no pictures."""
     made = TrainConfig(
-        exp_id="exp", model="tiny_16k", output_dir=str(folder), batch_size=4, gradient_accumulation_steps=1,
-        learning_rate=1e-2, max_steps=6, warmup_steps=2, eval_every=2, save_every=2, amp=False,
+        exp_id="exp",
+        model="tiny_16k",
+        output_dir=str(folder),
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-2,
+        max_steps=6,
+        warmup_steps=2,
+        eval_every=2,
+        save_every=2,
+        amp=False,
         lora=LoRAConfig(rank=4, alpha=8.0, dropout=0.1),
-    )  # fmt: skip
+    )
     made.logging.sample_every, made.logging.log_every = 0, 1
     for name, value in settings.items():
         setattr(made, name, value)

@@ -12,8 +12,9 @@ def test_bytes_are_passed_through_with_plain_lines_where_there_is_no_terminal(mo
     assert list(progress_bytes(blocks, 4_000_000, 1_000_000, "w.pth")) == blocks
     said = capfd.readouterr()
     assert [line.split(",")[0] for line in said.out.splitlines()] == [
-        "w.pth: 2.00M of 4.00M", "w.pth: 3.00M of 4.00M",
-    ]  # fmt: skip
+        "w.pth: 2.00M of 4.00M",
+        "w.pth: 3.00M of 4.00M",
+    ]
     assert all(re.fullmatch(r".*, .*B/s, \d\d:\d\d left", line) for line in said.out.splitlines())
     assert said.err == ""
 

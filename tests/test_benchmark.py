@@ -38,8 +38,11 @@ def test_the_table_names_what_was_measured(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "tiny_16k, 1 s, 1 guided Euler steps, batch 1"
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "plain PyTorch, float32", "plain PyTorch, bfloat16", "this network, float32", "this network, bfloat16",
-    ]  # fmt: skip
+        "plain PyTorch, float32",
+        "plain PyTorch, bfloat16",
+        "this network, float32",
+        "this network, bfloat16",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,13 @@ def test_in_a_file_the_error_stands_below_what_was_printed_before(error):
     script = f"from mmaudio import cli, errors\ndef main(_):\n    print('why')\n    raise {error}\ncli.run(main)"
     buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=buffering, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-c", script],
+        env=buffering,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert len(done.stdout.splitlines()) == 2 and done.stdout.startswith("why\n")
 
 
@@ -195,18 +199,38 @@ def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
 @pytest.mark.parametrize(
     ("text", "written"),
     [
-        ("plain/path-1.0", "plain/path-1.0"), ("a b'c", r"'a b\'c'"), ("2024_05_12", "'2024_05_12'"), (2e-4, "0.0002"),
+        ("plain/path-1.0", "plain/path-1.0"),
+        ("a b'c", r"'a b\'c'"),
+        ("2024_05_12", "'2024_05_12'"),
+        (2e-4, "0.0002"),
         (True, "true"),
     ],
-)  # fmt: skip
+)
 def test_values_are_quoted_for_hydra(text, written):
     assert quoted(text) == written
 
 
 NAMES = (
-    "日本é", "a b #1 100%", "it's & \"so\"", "${x}", r"\${x}", "back\\slash é", "end\\", r"\'", "{a,b}", "a=b",
-    "(x)[y]", "null", "2024_05_12", "007", "1e3", "1.50", "True", ".5", "inf",
-)  # fmt: skip
+    "日本é",
+    "a b #1 100%",
+    'it\'s & "so"',
+    "${x}",
+    r"\${x}",
+    "back\\slash é",
+    "end\\",
+    r"\'",
+    "{a,b}",
+    "a=b",
+    "(x)[y]",
+    "null",
+    "2024_05_12",
+    "007",
+    "1e3",
+    "1.50",
+    "True",
+    ".5",
+    "inf",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

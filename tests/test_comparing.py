@@ -17,8 +17,14 @@ from mmaudio.model.spec import model_spec
 from mmaudio.pipeline.ablation import TRIALS, Place, chosen, last_validation, main, settings_of
 
 SHORT = (
-    "max_steps=8", "eval_every=4", "batch_size=2", "lora.rank=4", "warmup_steps=0", "learning_rate=0.01", "amp=false",
-)  # fmt: skip
+    "max_steps=8",
+    "eval_every=4",
+    "batch_size=2",
+    "lora.rank=4",
+    "warmup_steps=0",
+    "learning_rate=0.01",
+    "amp=false",
+)
 
 
 @pytest.fixture
@@ -58,8 +64,9 @@ def test_settings_stand_beside_the_first_run(tmp_path, arguments, capsys):
         assert mean == pytest.approx(float(other[column]) - float(first[column]), abs=1.1e-4)
     assert first[4] != other[4] and first[6] != other[6]
     assert sorted(path.parents[1].name for path in tmp_path.glob("runs/*/lora_checkpoints/best_lora.pt")) == [
-        "another-seed", "as-preset-quick",
-    ]  # fmt: skip
+        "another-seed",
+        "as-preset-quick",
+    ]
     assert main(command) == 0
     again = capsys.readouterr().out
     assert again.count("nothing to do") == 2 and again.endswith("\n".join(lines) + "\n")

@@ -86,9 +86,11 @@ def test_a_compiled_run_is_the_uncompiled_one_and_resumes_bit_for_bit(tmp_path):
 @pytest.mark.slow
 def test_without_a_compiler_it_says_what_to_do(tmp_path):
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "CXX": str(tmp_path / "g++"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+        "CXX": str(tmp_path / "g++"),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [sys.executable, "-c", ABSENT, tmp_path], env=environment, capture_output=True, text=True, check=False
     )

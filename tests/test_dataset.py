@@ -47,8 +47,10 @@ def test_absent_features_are_named(tmp_path):
 
 
 def test_features_of_the_reference_stand_in_for_ones_own(tmp_path):
-    written = {split: write_set(tmp_path / f"vgg-{split}", count, "tiny_16k", count) for split, count in
-               (("train", 3), ("val", 2))}  # fmt: skip
+    written = {
+        split: write_set(tmp_path / f"vgg-{split}", count, "tiny_16k", count)
+        for split, count in (("train", 3), ("val", 2))
+    }
     config = small_world.config(tmp_path, custom_finetune=False, features_dir=str(tmp_path), clips_tsv="none.tsv")
     train, held = load_data(config)
     assert torch.equal(train.load().mean, written["train"]["mean"])

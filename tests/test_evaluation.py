@@ -113,10 +113,27 @@ def place(tmp_path_factory, nothing_ships):
 def command(root: Path, *more: str) -> list[str]:
     checkpoint = root / "exp" / "lora_checkpoints" / "best_lora.pt"
     return [
-        "--lora_checkpoint", str(checkpoint), "--test_videos", str(root / "videos"), "--compare_original",
-        "--clips", str(root / "clips.tsv"), "--features", str(root / "features"), "--weights", str(root / "weights"),
-        "--steps", "2", "--device", "cpu", "--max_clips", "4", "--strengths", "0.5,1", *more,
-    ]  # fmt: skip
+        "--lora_checkpoint",
+        str(checkpoint),
+        "--test_videos",
+        str(root / "videos"),
+        "--compare_original",
+        "--clips",
+        str(root / "clips.tsv"),
+        "--features",
+        str(root / "features"),
+        "--weights",
+        str(root / "weights"),
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--max_clips",
+        "4",
+        "--strengths",
+        "0.5,1",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +147,19 @@ def test_metrics_json_keeps_its_contract(done):
     results = json.loads((done / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 4, 3)
     assert set(results["metrics"]) == {
-        "velocity_loss", "mel_l1", "mel_l1_loud", "onset_f1", "onset_precision", "onset_recall", "onset_lag",
-        "stft_distance", "loudness_difference", "centroid_difference", "bandwidth_difference", "near_silent",
-    }  # fmt: skip
+        "velocity_loss",
+        "mel_l1",
+        "mel_l1_loud",
+        "onset_f1",
+        "onset_precision",
+        "onset_recall",
+        "onset_lag",
+        "stft_distance",
+        "loudness_difference",
+        "centroid_difference",
+        "bandwidth_difference",
+        "near_silent",
+    }
     for name, metric in results["metrics"].items():
         assert metric["difference"] == pytest.approx(metric["adapted"] - metric["base"])
         low, high = metric["interval"]

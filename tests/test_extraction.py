@@ -270,9 +270,21 @@ def test_what_was_finished_before_an_interruption_stays(folder, weights):
 def test_a_kill_loses_at_most_the_video_in_work(folder, weights):
     """SIGKILL as soon as the first shard is there; the second run does the rest, bit for bit as without the kill."""
     command = [
-        sys.executable, str(SCRIPT), "--input_tsv", str(folder / "clips.tsv"), "--video_root", str(folder),
-        "--output_dir", str(folder / "features"), "--model", MODEL, "--weights", str(weights), "--device", "cpu",
-    ]  # fmt: skip
+        sys.executable,
+        str(SCRIPT),
+        "--input_tsv",
+        str(folder / "clips.tsv"),
+        "--video_root",
+        str(folder),
+        "--output_dir",
+        str(folder / "features"),
+        "--model",
+        MODEL,
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not list((folder / "features").glob("[!.]*.safetensors")):

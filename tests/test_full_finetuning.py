@@ -48,10 +48,23 @@ def place(tmp_path_factory):
     write_clips(root / "clips.tsv", clips)
     make_base(root / "weights")
     said = call(
-        root, ROOT / "train_lora.py", "exp_id=full", f"model={MODEL}", "clips_tsv=clips.tsv", "features_dir=features",
-        "weights=weights", "device=cpu", "lora.enabled=false", "learning_rate=1e-3", "preset=quick", "batch_size=2",
-        "max_steps=3", "warmup_steps=0", "eval_every=3", "logging.sample_every=0",
-    )  # fmt: skip
+        root,
+        ROOT / "train_lora.py",
+        "exp_id=full",
+        f"model={MODEL}",
+        "clips_tsv=clips.tsv",
+        "features_dir=features",
+        "weights=weights",
+        "device=cpu",
+        "lora.enabled=false",
+        "learning_rate=1e-3",
+        "preset=quick",
+        "batch_size=2",
+        "max_steps=3",
+        "warmup_steps=0",
+        "eval_every=3",
+        "logging.sample_every=0",
+    )
     assert "adapter:    none, every weight of the network is trained" in said
     return root
 
@@ -67,10 +80,26 @@ def test_the_file_says_what_it_is(place):
 
 def test_it_is_evaluated_as_an_adapter_is(place):
     call(
-        place, ROOT / "evaluate_lora.py", "--lora_checkpoint", checkpoint(place), "--test_videos", "videos",
-        "--compare_original", "--clips", "clips.tsv", "--features", "features", "--weights", "weights", "--steps", "2",
-        "--device", "cpu", "--strengths", "0.5",
-    )  # fmt: skip
+        place,
+        ROOT / "evaluate_lora.py",
+        "--lora_checkpoint",
+        checkpoint(place),
+        "--test_videos",
+        "videos",
+        "--compare_original",
+        "--clips",
+        "clips.tsv",
+        "--features",
+        "features",
+        "--weights",
+        "weights",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--strengths",
+        "0.5",
+    )
     results = json.loads((place / "output" / "full" / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 2, 2)
     found = results["metrics"]["velocity_loss"]

@@ -47,9 +47,12 @@ def test_damaged_files_are_used_or_left_out_in_time(suffix, guarded, tmp_path):
     target = tmp_path / f"damaged{suffix}"
 
     @settings(
-        max_examples=CASES, deadline=None, derandomize=True, database=None,
+        max_examples=CASES,
+        deadline=None,
+        derandomize=True,
+        database=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(DAMAGE)
     def case(damage):
         flips, left, head = damage

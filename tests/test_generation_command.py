@@ -111,8 +111,11 @@ def test_samples_are_named_by_their_seeds_and_sound_as_they_do(base, tmp_path, c
     capsys.readouterr()
     assert generated(base, tmp_path / "d", "--video", base / "clip.mp4", "--samples", "2") == 0
     assert [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.split()] == [
-        "clip_seed0.flac", "clip_seed0.mp4", "clip_seed1.flac", "clip_seed1.mp4",
-    ]  # fmt: skip
+        "clip_seed0.flac",
+        "clip_seed0.mp4",
+        "clip_seed1.flac",
+        "clip_seed1.mp4",
+    ]
 
 
 @pytest.mark.slow

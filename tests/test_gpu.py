@@ -30,13 +30,17 @@ def random(*shape, seed=0):
 def test_encoders_give_the_cpus_features(dtype, tolerance):
     size = model_spec("tiny_16k")
     frames = torch.randint(
-        256, (16, 3, size.sync.size, size.sync.size), dtype=torch.uint8,
+        256,
+        (16, 3, size.sync.size, size.sync.size),
+        dtype=torch.uint8,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     pictures = torch.randint(
-        256, (40, 3, size.clip.size, size.clip.size), dtype=torch.uint8,
+        256,
+        (40, 3, size.clip.size, size.clip.size),
+        dtype=torch.uint8,
         generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
+    )
     found = []
     for device, wanted in (("cpu", torch.float32), ("cuda", dtype)):
         encoders = load_encoders("tiny_16k", None, device, dtype=wanted)
@@ -53,9 +57,10 @@ def test_latents_and_sound_are_the_cpus(tmp_path):
         sampler.network.set_duration(1.0)
         spec, size = sampler.network.spec, sampler.network.lengths
         features = (
-            random(2, size.clip, spec.clip_dim), random(2, size.sync, spec.sync_dim),
+            random(2, size.clip, spec.clip_dim),
+            random(2, size.sync, spec.sync_dim),
             random(2, spec.text_tokens, spec.text_dim),
-        )  # fmt: skip
+        )
         latents = sampler.latents(*features, sampler.noise([1, 2]), steps=4)
         mel = sampler.mel(latents)
         results.append((latents.cpu(), mel.cpu(), mel_of(random(2, 16_000).to(device), sampler.spec).cpu()))

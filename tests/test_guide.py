@@ -390,9 +390,12 @@ def test_the_checks_show_every_adapted_layer_and_the_progress(names, guide):
     assert shell == "tensorboard --logdir ./output/exp_name/\n"
     words = shell.replace("exp_name", "exp").split()
     shown = subprocess.run(
-        [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"], cwd=guide, capture_output=True, text=True,
+        [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"],
+        cwd=guide,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert shown.returncode == 0 and "validation/loss" in shown.stdout, shown.stderr
     events = EventAccumulator(str(next((guide / "output" / "exp").rglob("events.out.tfevents.*"))))
     assert events.Reload().Tags()["scalars"]
@@ -414,9 +417,13 @@ def test_the_targets_are_the_defaults(names):
 def test_the_formula_is_what_is_computed(names, guide):
     layer = names["lora_model"].network.fused_blocks[0].attn.qkv
     found = {
-        "W_original": layer.base_layer.weight, "A": layer.lora_A["default"].weight, "B": layer.lora_B["default"].weight,
-        "alpha": 128.0, "rank": 64, "input": torch.randn(96, generator=torch.Generator().manual_seed(0)),
-    }  # fmt: skip
+        "W_original": layer.base_layer.weight,
+        "A": layer.lora_A["default"].weight,
+        "B": layer.lora_B["default"].weight,
+        "alpha": 128.0,
+        "rank": 64,
+        "input": torch.randn(96, generator=torch.Generator().manual_seed(0)),
+    }
     run(HOW_IT_WORKS, guide, found)
     expected = layer(found["input"][None, None])[0, 0] - layer.base_layer.bias
     torch.testing.assert_close(found["output"], expected, rtol=1e-4, atol=1e-4)

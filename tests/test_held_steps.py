@@ -129,8 +129,11 @@ def test_numbers_of_steps_are_read_and_go_into_the_plan():
     plan = Plan().with_steps(steps_from(["sync=20000", "network=10000"]), record=False)
     default = Plan()
     assert {stage: plan.recipes[stage].steps for stage in TRAINED} == {
-        "sync": 20_000, "vae": default.recipes["vae"].steps, "clip": default.recipes["clip"].steps, "network": 10_000
-    }  # fmt: skip
+        "sync": 20_000,
+        "vae": default.recipes["vae"].steps,
+        "clip": default.recipes["clip"].steps,
+        "network": 10_000,
+    }
     assert not any(recipe.record for recipe in plan.recipes.values())
     assert Plan().with_steps({}).recipes == default.recipes
 

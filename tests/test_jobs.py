@@ -178,9 +178,21 @@ def test_what_another_process_makes_meanwhile_is_not_made_again(folder, weights)
 
 def command(folder, weights):
     return [
-        sys.executable, str(SCRIPT), "--input_tsv", str(folder / "clips.tsv"), "--video_root", str(folder),
-        "--output_dir", str(folder / "features"), "--model", MODEL, "--weights", str(weights), "--device", "cpu",
-    ]  # fmt: skip
+        sys.executable,
+        str(SCRIPT),
+        "--input_tsv",
+        str(folder / "clips.tsv"),
+        "--video_root",
+        str(folder),
+        "--output_dir",
+        str(folder / "features"),
+        "--model",
+        MODEL,
+        "--weights",
+        str(weights),
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.mark.slow
@@ -197,11 +209,13 @@ def test_two_processes_on_one_folder_share_the_work(folder, weights, ranks):
     write_clips(folder / "clips.tsv", clips + extra)
     processes = [
         subprocess.Popen(
-            command(folder, weights), stdout=subprocess.PIPE, text=True,
+            command(folder, weights),
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": rank, "WORLD_SIZE": str(len(set(ranks)))},
         )
         for rank in ranks
-    ]  # fmt: skip
+    ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     made = [int(output.split(" videos = ")[1].split()[0]) for output in outputs]
@@ -217,16 +231,21 @@ def test_a_claim_of_a_killed_process_holds_nothing_up(folder, weights):
     for path in shards(folder):
         path.unlink()
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"""
+        [
+            sys.executable,
+            "-c",
+            f"""
 import pathlib, time
 from mmaudio.utils.locks import Claims
 claims = Claims(pathlib.Path({str(folder / "features")!r}))
 claims.take({shard_path(folder / "features", "a.mp4").name!r})
 print("holds", flush=True)
 time.sleep(600)
-"""],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+""",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == "holds\n"
     seen = []
 

@@ -170,8 +170,9 @@ def test_layers_have_the_rank_of_the_first_pattern_that_matches():
     with pytest.raises(ConfigError, match=r"lora.rank_pattern: 'atn.qkv' matches nothing .*attn.qkv"):
         add_lora(mini(), LoRAConfig(rank=4, rank_pattern={"atn.qkv": 8}))
     assert compose(["lora.rank_pattern={attn.qkv:8,fused_blocks.*.ffn:2}"]).lora.rank_pattern == {
-        "attn.qkv": 8, "fused_blocks.*.ffn": 2,
-    }  # fmt: skip
+        "attn.qkv": 8,
+        "fused_blocks.*.ffn": 2,
+    }
 
 
 def test_rslora_scales_by_the_root_of_the_rank():

@@ -49,9 +49,11 @@ def velocity(network):
     generator = torch.Generator().manual_seed(1)
     spec = network.spec
     shapes = [
-        (spec.latent_tokens, spec.latent_dim), (spec.clip_tokens, spec.clip_dim), (spec.sync_tokens, spec.sync_dim),
+        (spec.latent_tokens, spec.latent_dim),
+        (spec.clip_tokens, spec.clip_dim),
+        (spec.sync_tokens, spec.sync_dim),
         (77, spec.text_dim),
-    ]  # fmt: skip
+    ]
     with torch.no_grad():
         return network(*(torch.randn(1, *shape, generator=generator) for shape in shapes), torch.tensor([0.3]))
 

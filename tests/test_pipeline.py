@@ -137,9 +137,14 @@ def test_ctrl_c_lets_a_stage_end_what_it_does_and_a_second_one_does_not(tmp_path
     code = "import sys; from mmaudio import cli, pipeline\n"
     code += "cli.run(lambda arguments: pipeline.run_stage('train', [sys.executable, *arguments]))"
     process = subprocess.Popen(
-        [PYTHON, "-c", code, tmp_path / "stage.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+        [PYTHON, "-c", code, tmp_path / "stage.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert any(line == "here\n" for line in process.stdout)
     for _ in range(presses):
         os.killpg(process.pid, signal.SIGINT)

@@ -137,8 +137,12 @@ def test_every_stage_runs_and_leaves_its_result(shards, tmp_path, monkeypatch):
     first = Pretraining(tmp_path, tmp_path / "out", quiet, plan=plan)
     first.run(("sync", "vae", "clip", "features", "network"))
     assert {path.name for path in tmp_path.glob("*.pt")} == {
-        "sync.pt", "vae.pt", "clip.pt", "features.pt", "network.pt"
-    }  # fmt: skip
+        "sync.pt",
+        "vae.pt",
+        "clip.pt",
+        "features.pt",
+        "network.pt",
+    }
     again = Pretraining(tmp_path, tmp_path / "out", quiet, plan=plan)
     for one, other in zip(first.network.state_dict().values(), again.network.state_dict().values(), strict=True):
         assert torch.equal(one, other)

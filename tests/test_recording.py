@@ -194,9 +194,13 @@ def test_dropout_is_the_plain_passes_and_follows_the_steps_seed(tmp_path):
 def run(folder, **settings):
     """A run's losses, and its last adapter."""
     outcome = small_world.run(
-        folder, mini().to("cuda"), lora=settings.pop("lora", NO_DROPOUT), schedule="constant",
-        team=Team(device=torch.device("cuda")), **{"cuda_graph": True} | settings,
-    )  # fmt: skip
+        folder,
+        mini().to("cuda"),
+        lora=settings.pop("lora", NO_DROPOUT),
+        schedule="constant",
+        team=Team(device=torch.device("cuda")),
+        **{"cuda_graph": True} | settings,
+    )
     rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     numbers = [row[key] for key in ("train/loss", "validation/loss") for row in rows if key in row]
     return numbers, read_adapter(outcome.folder / "lora_checkpoints" / "last_lora.pt").state

@@ -34,8 +34,9 @@ def write_set(folder, clips, model="small_16k", seed=0, label="label", **changed
 
 
 def test_sets_named_for_their_splits(tmp_path):
-    written = {split: write_set(tmp_path / f"vgg-{split}", count, seed=count) for split, count in
-               (("train", 3), ("val", 2))}  # fmt: skip
+    written = {
+        split: write_set(tmp_path / f"vgg-{split}", count, seed=count) for split, count in (("train", 3), ("val", 2))
+    }
     for split, tensors in written.items():
         loaded = load_reference(tmp_path, split, "small_16k")
         assert loaded.ids == [f"vgg-{split}{number}" for number in range(len(tensors["mean"]))]

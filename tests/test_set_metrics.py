@@ -17,13 +17,15 @@ def collect(videos: int, clips: int, takes: int = 1, seed: int = 0, **shifts: fl
     for _ in range(videos):
         own = 0.7 * rng.normal(size=DIMENSION)
         for _ in range(clips):
-            collected.add({
-                sound: {
-                    FEATURES: (own + shift + rng.normal(size=(takes, DIMENSION))).astype(np.float32),
-                    CLASSES: rng.uniform(0, 1, (takes, KINDS)).astype(np.float32),
+            collected.add(
+                {
+                    sound: {
+                        FEATURES: (own + shift + rng.normal(size=(takes, DIMENSION))).astype(np.float32),
+                        CLASSES: rng.uniform(0, 1, (takes, KINDS)).astype(np.float32),
+                    }
+                    for sound, shift in (SHIFTS | shifts).items()
                 }
-                for sound, shift in (SHIFTS | shifts).items()
-            })  # fmt: skip
+            )
     return collected, [f"{video}.mp4" for video in range(videos) for _ in range(clips)]
 
 

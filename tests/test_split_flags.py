@@ -17,9 +17,18 @@ def test_flags_and_settings_go_to_splitting(tmp_path):
     words = tmp_path / "words.tsv"
     words.write_text("video\tcaption\na.mp4\ta bell\n")
     flags = (
-        "--recursive", "--captions", str(words), "--audio-track", "1", "--scenes", "--flags", "--keep-all", "--report",
-        "--timeout-per-video", "60.0",
-    )  # fmt: skip
+        "--recursive",
+        "--captions",
+        str(words),
+        "--audio-track",
+        "1",
+        "--scenes",
+        "--flags",
+        "--keep-all",
+        "--report",
+        "--timeout-per-video",
+        "60.0",
+    )
     made = job(tmp_path, flags, ["split.stride=8", "max_steps=5", "validation.split_ratio=0.2"])
     split = commands(made)["split"]
     assert split[split.index("--recursive") :][: len(flags)] == list(flags)

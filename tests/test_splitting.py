@@ -280,8 +280,11 @@ def test_odd_names_links_and_folders(tmp_path):
         "latin\ufffd.mp4": "its name is no UTF-8; rename it",
     }
     assert {clip.video for clip in result.clips} == {
-        "-dash.mp4", "two\nlines.mp4", "it's \"q\" é.mp4", "linked/far.mp4",
-    }  # fmt: skip
+        "-dash.mp4",
+        "two\nlines.mp4",
+        'it\'s "q" é.mp4',
+        "linked/far.mp4",
+    }
     assert result.found == 7
 
 

@@ -203,9 +203,12 @@ def test_a_set_on_disk_takes_little_memory(tmp_path):
     grown = {}
     for place in ("memory", "disk"):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, tmp_path, place], capture_output=True, text=True, check=False,
+            [sys.executable, "-c", SCRIPT, tmp_path, place],
+            capture_output=True,
+            text=True,
+            check=False,
             env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         grown[place] = int(done.stdout)
     assert grown["disk"] < 0.1 * size and grown["memory"] > 0.9 * size, grown

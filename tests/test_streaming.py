@@ -36,9 +36,12 @@ def features(generator: torch.Generator) -> Features:
     spec = model_spec(MODEL)
     size, network = lengths(spec.codec, SECONDS), spec.network
     shapes = (
-        (size.latent, network.latent_dim), (size.latent, network.latent_dim), (size.clip, network.clip_dim),
-        (size.sync, network.sync_dim), (network.text_tokens, network.text_dim),
-    )  # fmt: skip
+        (size.latent, network.latent_dim),
+        (size.latent, network.latent_dim),
+        (size.clip, network.clip_dim),
+        (size.sync, network.sync_dim),
+        (network.text_tokens, network.text_dim),
+    )
     return Features(*(0.1 * torch.randn(PER_VIDEO, *shape, generator=generator).abs() for shape in shapes))
 
 
@@ -73,11 +76,30 @@ def peak(place: Path, clips: int) -> float:
     """Megabytes that evaluating so many clips takes at most."""
     output = place / str(clips)
     command = [
-        sys.executable, "-c", SCRIPT, "--lora_checkpoint", str(place / "a.pt"), "--test_videos",
-        str(place / "videos"), "--clips", str(place / "clips.tsv"), "--features", str(place / "features"),
-        "--weights", str(place / "weights"), "--output", str(output), "--steps", "1", "--strengths", "",
-        "--device", "cpu", "--max_clips", str(clips),
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        SCRIPT,
+        "--lora_checkpoint",
+        str(place / "a.pt"),
+        "--test_videos",
+        str(place / "videos"),
+        "--clips",
+        str(place / "clips.tsv"),
+        "--features",
+        str(place / "features"),
+        "--weights",
+        str(place / "weights"),
+        "--output",
+        str(output),
+        "--steps",
+        "1",
+        "--strengths",
+        "",
+        "--device",
+        "cpu",
+        "--max_clips",
+        str(clips),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((output / "metrics.json").read_text())["clips"] == clips

@@ -38,9 +38,18 @@ def data(tmp_path_factory):
         own = [row for row in rows if row.video == video]
         encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
         header = Header(
-            video, [row.id for row in own], [row.caption for row in own], spec.name, 8.0, encoders, "0", "0", "0", "",
+            video,
+            [row.id for row in own],
+            [row.caption for row in own],
+            spec.name,
+            8.0,
+            encoders,
+            "0",
+            "0",
+            "0",
+            "",
             VERSION,
-        )  # fmt: skip
+        )
         features = small_world.random_features(len(own), spec.network, number)
         write_shard(shard_path(folder / "features", video), header, features)
     network = build_network(spec.name)
@@ -54,11 +63,27 @@ def data(tmp_path_factory):
 
 def command(data, output, *more):
     return [
-        sys.executable, str(ROOT / "train_lora.py"), "exp_id=exp", "model=tiny_16k", "custom_finetune=true",
-        f"clips_tsv={data}/clips.tsv", f"features_dir={data}/features", f"weights={data}", f"output_dir={output}",
-        "preset=quick", "batch_size=2", f"max_steps={STEPS}", "eval_every=2", "save_every=2", "amp=false",
-        "logging.sample_every=0", "logging.log_every=1", "lora.rank=4", "device=cpu", *more,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "train_lora.py"),
+        "exp_id=exp",
+        "model=tiny_16k",
+        "custom_finetune=true",
+        f"clips_tsv={data}/clips.tsv",
+        f"features_dir={data}/features",
+        f"weights={data}",
+        f"output_dir={output}",
+        "preset=quick",
+        "batch_size=2",
+        f"max_steps={STEPS}",
+        "eval_every=2",
+        "save_every=2",
+        "amp=false",
+        "logging.sample_every=0",
+        "logging.log_every=1",
+        "lora.rank=4",
+        "device=cpu",
+        *more,
+    ]
 
 
 def call(data, output, *more):
@@ -99,9 +124,12 @@ def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
     assert "finished at step 6" in done.stdout and "Traceback" not in done.stderr
     state = parts / "exp" / "lora_checkpoints" / "state.pt"
     process = subprocess.Popen(
-        command(data, parts), cwd=parts, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+        command(data, parts),
+        cwd=parts,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     while not state.exists() and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

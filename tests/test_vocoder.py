@@ -39,10 +39,13 @@ def test_keys_are_those_of_the_released_file(mode: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "centre", "spread", "shape"), [
-    ("16k", -1.6, 0.9, (1, 80, 24)),
-    ("44k", -4.0, 2.0, (1, 128, 16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "centre", "spread", "shape"),
+    [
+        ("16k", -1.6, 0.9, (1, 80, 24)),
+        ("44k", -4.0, 2.0, (1, 128, 16)),
+    ],
+)
 def test_golden(mode: str, centre: float, spread: float, shape: tuple[int, int, int]):
     vocoder = build_vocoder(mode)
     fill.fill_module(vocoder, skip=("filter",))

@@ -105,8 +105,12 @@ def test_a_missing_file_is_named_with_the_places_and_the_source(tmp_path):
     with pytest.raises(WeightsError, match=rf"mmaudio_large_44k_v2\.pth: not found .*{places}.*https://"):
         weights.load_part("large_44k_v2", "network", tmp_path)
     assert [file.name for file in weights.missing("small_16k")] == [
-        NETWORK, VAE, "best_netG.pt", "synchformer_state_dict.pth", "open_clip_model.safetensors",
-    ]  # fmt: skip
+        NETWORK,
+        VAE,
+        "best_netG.pt",
+        "synchformer_state_dict.pth",
+        "open_clip_model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04broken"])
@@ -201,9 +205,14 @@ def test_offline_says_what_is_missing_where_it_was_looked_for_and_where_to_get_i
         weights.fetch("small_16k", ("vae", "clip"), tmp_path, offline=True)
     said = str(error.value)
     for words in (
-        "2 weights files of small_16k", f"{VAE}  from {site.address}/{VAE}", "apple/DFN5B-CLIP-ViT-H-14-384",
-        str(tmp_path), "ext_weights", str(weights.cache()), "--offline",
-    ):  # fmt: skip
+        "2 weights files of small_16k",
+        f"{VAE}  from {site.address}/{VAE}",
+        "apple/DFN5B-CLIP-ViT-H-14-384",
+        str(tmp_path),
+        "ext_weights",
+        str(weights.cache()),
+        "--offline",
+    ):
         assert words in said
     assert not site.asked and not weights.cache().exists()
 
@@ -237,9 +246,10 @@ def through_the_hub(address, home, *arguments):
 def test_vocoder_and_clip_come_through_the_hub_s_client_and_cache(tmp_path):
     vocoder, clip = saved(tmp_path, {"generator": STATE}), saved(tmp_path, {"logit_scale": torch.zeros(())})
     repositories = "nvidia/bigvgan_v2_44khz_128band_512x", "apple/DFN5B-CLIP-ViT-H-14-384"
-    paths = [f"/{name}/resolve/main/{file}" for name, file in zip(
-        repositories, ("bigvgan_generator.pt", "open_clip_pytorch_model.bin"), strict=True
-    )]  # fmt: skip
+    paths = [
+        f"/{name}/resolve/main/{file}"
+        for name, file in zip(repositories, ("bigvgan_generator.pt", "open_clip_pytorch_model.bin"), strict=True)
+    ]
     with serving(files=dict(zip(paths, (vocoder, clip), strict=True))) as site:
         first = through_the_hub(site.address, tmp_path / "home")
         assert first.returncode == 0, first.stderr

@@ -15,10 +15,17 @@ from mmaudio.report.text import UNDECIDED, number, percent, rows, signed, termin
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0.000"), (-1e-17, "0.000"), (0.00042, "0.000420"), (-0.0123, "−0.0123"), (0.5, "0.500"),
-        (9.8765, "9.877"), (123.45, "123.5"), (12345.6, "12,346"), (math.nan, "–"),
+        (0.0, "0.000"),
+        (-1e-17, "0.000"),
+        (0.00042, "0.000420"),
+        (-0.0123, "−0.0123"),
+        (0.5, "0.500"),
+        (9.8765, "9.877"),
+        (123.45, "123.5"),
+        (12345.6, "12,346"),
+        (math.nan, "–"),
     ],
-)  # fmt: skip
+)
 def test_numbers_keep_their_digits(value, text):
     assert number(value) == text
 

@@ -46,9 +46,11 @@ def parser() -> cli.Parser:
     made.add_weights_flags()
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument(
-        "--precision", choices=PRECISIONS, default=PRECISIONS[0],
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
         help="of CLIP and Synchformer; auto: bf16 on a GPU, float32 on a CPU, and features of either stay valid",
-    )  # fmt: skip
+    )
     made.add_argument("--verify", action="store_true", help="list stale, missing and non-finite entries and mend them")
     return made
 
@@ -88,9 +90,13 @@ def main(arguments: list[str]) -> int:
     print(f"extracting for {model} ({names}) on {device}", flush=True)
     fetch(model, tuple(PARTS.values()), args.weights, cli.is_offline(args.offline))
     report = extract(
-        args.input_tsv, args.video_root, args.output_dir, how, lambda jobs: progress(jobs, len(jobs), "videos"),
+        args.input_tsv,
+        args.video_root,
+        args.output_dir,
+        how,
+        lambda jobs: progress(jobs, len(jobs), "videos"),
         said if args.verify else lambda jobs: None,
-    )  # fmt: skip
+    )
     total = report.valid + report.texts + report.made + report.others
     texts = f", {report.texts} whose captions alone changed" if report.texts else ""
     others = f", {report.others} by other processes" if report.others else ""

@@ -62,13 +62,27 @@ def read_settings(arguments: list[str]) -> tuple[SplitSettings, Path, Path, bool
     if args.flags:
         check_flags()
     scan = ScanSettings(
-        config.seconds, config.stride, config.silence_db, config.max_gap, args.audio_track, args.scenes,
-        config.scene_tolerance, args.flags,
-    )  # fmt: skip
+        config.seconds,
+        config.stride,
+        config.silence_db,
+        config.max_gap,
+        args.audio_track,
+        args.scenes,
+        config.scene_tolerance,
+        args.flags,
+    )
     settings = SplitSettings(
-        scan, config.rules, config.val_ratio, config.test_ratio, args.prompt, args.captions, args.keep_all,
-        args.recursive, args.timeout_per_video, args.debug,
-    )  # fmt: skip
+        scan,
+        config.rules,
+        config.val_ratio,
+        config.test_ratio,
+        args.prompt,
+        args.captions,
+        args.keep_all,
+        args.recursive,
+        args.timeout_per_video,
+        args.debug,
+    )
     return settings, args.input_dir, args.output_tsv, args.report
 
 
@@ -104,9 +118,13 @@ def main(arguments: list[str]) -> int:
     if folder.resolve() in table.resolve().parent.parents:
         ignored.append(table.parent)  # clips, features and results below the folder of videos
     result = split_folder(
-        folder, settings, ScanStore(beside["scans.jsonl"]), tuple(ignored),
-        lambda files: progress(files, len(files), "videos"), Remembered(beside["splits.json"], settings.shares),
-    )  # fmt: skip
+        folder,
+        settings,
+        ScanStore(beside["scans.jsonl"]),
+        tuple(ignored),
+        lambda files: progress(files, len(files), "videos"),
+        Remembered(beside["splits.json"], settings.shares),
+    )
     report(result)
     write_left_out(left_out_path(table), result.left_out)
     if wants_page:

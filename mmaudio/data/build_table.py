@@ -119,9 +119,9 @@ def split_folder(
     whole = {row.video for row in left_out if row.start is None}
     usable = {scan.video: [span for span, why in chosen[scan.video] if not why] for scan in scans}
     usable = {video: spans for video, spans in usable.items() if video not in whole}
-    divided, notes = ({}, []) if not usable else divide(
-        usable, settings.shares, remembered.splits if remembered else None
-    )  # fmt: skip
+    divided, notes = (
+        ({}, []) if not usable else divide(usable, settings.shares, remembered.splits if remembered else None)
+    )
     if remembered is not None:
         remembered.keep(divided)
     for video, parts in divided.items():
@@ -137,9 +137,12 @@ def split_folder(
 
 
 def _scans(
-    root: Path, files: list[Path], settings: SplitSettings, store: ScanStore,
+    root: Path,
+    files: list[Path],
+    settings: SplitSettings,
+    store: ScanStore,
     progress: Callable[[list[Path]], Iterable[Path]],
-) -> tuple[list[Scan], int]:  # fmt: skip
+) -> tuple[list[Scan], int]:
     """One scan per file, and how many were made now."""
     names = {path: stated_name(path, root) for path in files}
     known = {
@@ -198,10 +201,17 @@ def _clips(divided: dict[str, Divided], settings: SplitSettings, captions: Capti
             measured = {column: getattr(span, column) for column in ("peak_db", "rms_db", "silence", *MEASURED)}
             rows.append(
                 Clip(
-                    clip_id, video, span.start, span.end, captions.of(video, clip_id, span.start), split, **measured,
-                    track=settings.scan.track, breaks="; ".join(map(kind, settings.rules.broken(span))),
+                    clip_id,
+                    video,
+                    span.start,
+                    span.end,
+                    captions.of(video, clip_id, span.start),
+                    split,
+                    **measured,
+                    track=settings.scan.track,
+                    breaks="; ".join(map(kind, settings.rules.broken(span))),
                 )
-            )  # fmt: skip
+            )
     return sorted(rows, key=lambda clip: (clip.video, clip.start))
 
 

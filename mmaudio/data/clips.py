@@ -24,9 +24,22 @@ SPLITS = ("train", "val", "test")
 FOLDER_CAPTION = "caption.txt"
 """The caption of all videos of a folder, and of those below it, that have none of their own."""
 VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ogv",
     ".3gp",
-)  # fmt: skip
+)
 """A file of another kind is named as left out without a look into it."""
 RESULTS = frozenset({"lora_checkpoints", "metrics.json"})
 """What lies in an experiment's folder: its sounds and films are no videos to train on."""
@@ -220,9 +233,19 @@ def _clip(path: Path, number: int, row: dict[str, str]) -> Clip:
     if not row["id"] or not row["video"]:
         raise DataError(f"{path}, line {number}: every clip needs an id and a video")
     return Clip(
-        row["id"], row["video"], start, end, row["caption"], row["split"], peak_db, rms_db, silence, **measured,
-        track=track, breaks=row.get("breaks") or "",
-    )  # fmt: skip
+        row["id"],
+        row["video"],
+        start,
+        end,
+        row["caption"],
+        row["split"],
+        peak_db,
+        rms_db,
+        silence,
+        **measured,
+        track=track,
+        breaks=row.get("breaks") or "",
+    )
 
 
 def _rows(path: Path, kind: type[Row]) -> list[tuple[int, dict[str, str]]]:

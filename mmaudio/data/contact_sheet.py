@@ -49,9 +49,12 @@ class Card:
 
 
 def write_contact_sheet(
-    path: Path, root: Path, result: SplitResult, track: int = 0,
+    path: Path,
+    root: Path,
+    result: SplitResult,
+    track: int = 0,
     progress: Callable[[list[Scan]], Iterable[Scan]] = iter,
-) -> None:  # fmt: skip
+) -> None:
     """Write the page of `result`, whose videos lie below `root`, to `path`; every video is decoded once more."""
     clips = {(clip.video, clip.start): clip for clip in result.clips}
     reasons = {(row.video, row.start): row.reason for row in result.left_out}
@@ -69,9 +72,12 @@ def write_contact_sheet(
 
 
 def _cards(
-    root: Path, scan: Scan, clips: dict[tuple[str, float], Clip], reasons: dict[tuple[str, float | None], str],
+    root: Path,
+    scan: Scan,
+    clips: dict[tuple[str, float], Clip],
+    reasons: dict[tuple[str, float | None], str],
     track: int,
-) -> list[Card]:  # fmt: skip
+) -> list[Card]:
     windows = [span for span in scan.spans if not span.reason]
     strips, waves = iter(_strips(root / scan.video, windows)), iter(_waves(root / scan.video, windows, track))
     cards = []

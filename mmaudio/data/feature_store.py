@@ -163,9 +163,7 @@ class FeatureSet(ClipTable, Features):
 
 def feature_set(rows: Features, clips: list[Clip], model: str) -> FeatureSet:
     """The set of `clips` with their features `rows`."""
-    return FeatureSet(
-        rows.mean, rows.std, rows.clip_features, rows.sync_features, rows.text_features, clips, model
-    )  # fmt: skip
+    return FeatureSet(rows.mean, rows.std, rows.clip_features, rows.sync_features, rows.text_features, clips, model)
 
 
 TENSORS = tuple(field.name for field in fields(Features))

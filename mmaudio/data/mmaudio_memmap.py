@@ -114,12 +114,18 @@ def _clips(found: MemoryMap) -> list[Clip]:
     seconds = shapes["clip_features"][1] / CLIP_FPS
     return [
         Clip(
-            id=row["id"], video=NUMBERED.sub("", row["id"]), start=0.0, end=seconds,
-            caption=row.get("caption") or row.get("label") or "", split=found.split or "train",
-            peak_db=0.0, rms_db=0.0, silence=0.0,
+            id=row["id"],
+            video=NUMBERED.sub("", row["id"]),
+            start=0.0,
+            end=seconds,
+            caption=row.get("caption") or row.get("label") or "",
+            split=found.split or "train",
+            peak_db=0.0,
+            rms_db=0.0,
+            silence=0.0,
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _held_out(read: list[tuple[MemoryMap, list[Clip]]]) -> list[tuple[MemoryMap, list[Clip]]]:
@@ -170,8 +176,11 @@ def _check_shapes(folder: Path, model: ModelSpec) -> None:
     """DataError that names the models that fit where `model` does not."""
     shapes = {name: tuple(shape[1:]) for name, shape in _shapes(folder).items()}
     expected = _expected(model, shapes["clip_features"])
-    wrong = [f"{name} {list(shapes[name])}, expected {list(expected[name])}" for name in TENSORS
-             if shapes[name] != expected[name]]  # fmt: skip
+    wrong = [
+        f"{name} {list(shapes[name])}, expected {list(expected[name])}"
+        for name in TENSORS
+        if shapes[name] != expected[name]
+    ]
     if wrong:
         fitting = [name for name, spec in MODELS.items() if _expected(spec, shapes["clip_features"]) == shapes]
         hint = f"; these are features for {', '.join(fitting)}" if fitting else ""

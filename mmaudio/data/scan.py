@@ -184,9 +184,15 @@ def _windows(start: float, end: float, final: bool, settings: ScanSettings) -> l
 
 
 def _measured(
-    start: float, end: float, sound: Heard, rate: int, line: Timeline, settings: ScanSettings,
-    speech: float | None, music: float | None,
-) -> Span:  # fmt: skip
+    start: float,
+    end: float,
+    sound: Heard,
+    rate: int,
+    line: Timeline,
+    settings: ScanSettings,
+    speech: float | None,
+    music: float | None,
+) -> Span:
     peak, rms, silence = levels(sound.wave, rate, settings.silence_db)
     return Span(
         start=start,

@@ -98,9 +98,12 @@ def evaluate(request: Request) -> Path:
     write_tsv(request.output / "metrics.tsv", results)
     shutil.rmtree(kept)
     extra = {
-        "inputs": key, "model": spec.name, "adapter": str(request.checkpoint), "draws": asdict(request.draws),
+        "inputs": key,
+        "model": spec.name,
+        "adapter": str(request.checkpoint),
+        "draws": asdict(request.draws),
         "data_check": None if checked is None else checked.plain(),
-    }  # fmt: skip
+    }
     write_scalars(request.output / "evaluation", results, adapter.step)
     write_json(request.output / "metrics.json", summary(results["held-out"], results.get("general"), extra))
     said = wording.terminal(results["held-out"].comparisons()) + gaps.terminal(results["held-out"].not_computed)

@@ -96,9 +96,12 @@ def sample_latents(sampler: Sampler, features: FeatureSet, draws: Draws, what: s
     made = []
     for picked in progress(*_batches(len(jobs), draws.batch), what):
         part = features[torch.tensor([jobs[index][0] for index in picked])]
-        noise = sampler.noise([
-            clip_seed(draws.seed, features.ids[row], f"take {take}") for row, take in (jobs[index] for index in picked)
-        ])  # fmt: skip
+        noise = sampler.noise(
+            [
+                clip_seed(draws.seed, features.ids[row], f"take {take}")
+                for row, take in (jobs[index] for index in picked)
+            ]
+        )
         conditions = (part.clip_features, part.sync_features, part.text_features)
         made.append(sampler.latents(*conditions, noise, draws.steps, draws.guidance).cpu())
     return rearrange(torch.cat(made), "(clips samples) n c -> clips samples n c", samples=draws.samples)

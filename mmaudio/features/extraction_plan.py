@@ -46,8 +46,10 @@ class Job:
         """Whether another process has made this shard since it was looked at."""
         header = read_header(self.shard)
         same = header is not None and (header.picture_key, header.text_key, header.clip_ids) == (
-            self.wanted.picture_key, self.wanted.text_key, self.wanted.clip_ids,
-        )  # fmt: skip
+            self.wanted.picture_key,
+            self.wanted.text_key,
+            self.wanted.clip_ids,
+        )
         return same and _stamp(self.shard) != self.stamp
 
 

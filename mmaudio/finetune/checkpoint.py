@@ -33,10 +33,23 @@ FORMAT = 2
 PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""
 FREE = (
-    *PLACES, "exp_id", "max_steps", "lora.max_steps", "eval_every", "save_every", "batch_size",
-    "gradient_accumulation_steps", "amp", "base_bf16", "gradient_checkpointing", "compile",
-    "cuda_graph", "features_in_memory", "logging.", "early_stopping.",
-)  # fmt: skip
+    *PLACES,
+    "exp_id",
+    "max_steps",
+    "lora.max_steps",
+    "eval_every",
+    "save_every",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "amp",
+    "base_bf16",
+    "gradient_checkpointing",
+    "compile",
+    "cuda_graph",
+    "features_in_memory",
+    "logging.",
+    "early_stopping.",
+)
 """Settings (and groups of them) that may change when a run continues."""
 
 

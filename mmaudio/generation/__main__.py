@@ -47,9 +47,10 @@ def parser() -> cli.Parser:
     source.add_argument("--video", type=Path, help="the video; without one the prompt alone counts")
     source.add_argument("--folder", type=Path, help="every video in it; what cannot be used is named, the rest is made")
     made.add_argument(
-        "--prompt", help="what is to be heard; not given: the .txt of the video's name beside it, or its folder's "
+        "--prompt",
+        help="what is to be heard; not given: the .txt of the video's name beside it, or its folder's "
         "caption.txt. With --folder these count first, and --prompt for the videos without any",
-    )  # fmt: skip
+    )
     made.add_argument("--negative-prompt", "--negative_prompt", help="what is not to be heard")
     made.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
     made.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
@@ -57,9 +58,11 @@ def parser() -> cli.Parser:
         "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
     )
     made.add_argument(
-        "--seconds", type=float, help=f"duration, {SHORTEST:g} to {LONGEST:g}, at most to the video's end; "
+        "--seconds",
+        type=float,
+        help=f"duration, {SHORTEST:g} to {LONGEST:g}, at most to the video's end; "
         f"{SECONDS:g} where not given, which is what models are trained on",
-    )  # fmt: skip
+    )
     made.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the sound begins")
     made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
     made.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
@@ -68,16 +71,21 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--seed", type=int, default=0, help="what the noise is drawn from: it fixes the sound")
     made.add_argument(
-        "--samples", type=int, default=1, help="sounds to make of each, in one batch, with the seeds from --seed on; "
+        "--samples",
+        type=int,
+        default=1,
+        help="sounds to make of each, in one batch, with the seeds from --seed on; "
         "more than one are called NAME_seed0, NAME_seed1, ...",
-    )  # fmt: skip
+    )
     made.add_argument(
         "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
     )
     made.add_argument(
-        "--overwrite", action="store_true", help="replace files that are there; otherwise they are an error, and with "
+        "--overwrite",
+        action="store_true",
+        help="replace files that are there; otherwise they are an error, and with "
         "--folder the videos whose files are all there are passed over",
-    )  # fmt: skip
+    )
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_weights_flags()
     return made
@@ -122,9 +130,16 @@ def plan_for(args: argparse.Namespace) -> Plan:
         if prompt:
             print(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
     wish = Wish(
-        args.video or args.folder, prompt, args.negative_prompt or "", args.start, args.seconds, args.seed, args.steps,
-        args.guidance, args.method,
-    )  # fmt: skip
+        args.video or args.folder,
+        prompt,
+        args.negative_prompt or "",
+        args.start,
+        args.seconds,
+        args.seed,
+        args.steps,
+        args.guidance,
+        args.method,
+    )
     if args.folder is not None:
         return plan_folder(args.folder, wish, args.output, args.samples, args.overwrite)
     job = job_for(wish, args.output, args.samples)

@@ -32,10 +32,26 @@ from mmaudio.model.networks import MMAudio
 from mmaudio.model.state_dict import check_keys
 
 __all__ = [
-    "DEFAULT_TARGETS", "MAX_STRENGTH", "LoRAConfig", "ParameterCounts", "Phase", "adapted_network", "adapter_state",
-    "add_lora", "drawn", "expand_targets", "fresh_targets", "inject", "load_adapter_state", "merge",
-    "parameter_counts", "peft_settings", "progressive", "saved_config", "set_strength",
-]  # fmt: skip
+    "DEFAULT_TARGETS",
+    "MAX_STRENGTH",
+    "LoRAConfig",
+    "ParameterCounts",
+    "Phase",
+    "adapted_network",
+    "adapter_state",
+    "add_lora",
+    "drawn",
+    "expand_targets",
+    "fresh_targets",
+    "inject",
+    "load_adapter_state",
+    "merge",
+    "parameter_counts",
+    "peft_settings",
+    "progressive",
+    "saved_config",
+    "set_strength",
+]
 MAX_STRENGTH = 1.5
 """The largest factor on an adapter's effect; 1 is as trained."""
 

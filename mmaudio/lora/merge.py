@@ -68,9 +68,11 @@ def velocity_at_random(network: MMAudio, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     spec, size = network.spec, network.lengths
     shapes = (
-        (size.latent, spec.latent_dim), (size.clip, spec.clip_dim), (size.sync, spec.sync_dim),
+        (size.latent, spec.latent_dim),
+        (size.clip, spec.clip_dim),
+        (size.sync, spec.sync_dim),
         (spec.text_tokens, spec.text_dim),
-    )  # fmt: skip
+    )
     inputs = (torch.randn(1, *shape, generator=generator) for shape in shapes)
     velocity: Tensor = network(*inputs, torch.tensor([0.5]))
     return velocity

@@ -27,11 +27,27 @@ _KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.we
 _MAGNITUDE = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _BIAS = re.compile(rf"(?:{re.escape(PREFIX)})?((?:(?!lora_).)+)\.bias")
 _WITHOUT_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config",
-    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
     "task_type",
-}  # fmt: skip
+}
 """Settings that say how an adapter was made: the names of its weights already say on which layers."""
 _OWN = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias"}
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")

@@ -110,9 +110,13 @@ def resample_audio(waveform: Tensor, rate: int, target: int) -> Tensor:
 def resampler(rate: int, target: int) -> Resample:
     """What `resample_audio` computes with: it sees `ZEROS` periods of the lower rate to both sides of a sample."""
     return Resample(
-        rate, target, resampling_method="sinc_interp_kaiser", lowpass_filter_width=ZEROS, rolloff=ROLLOFF,
+        rate,
+        target,
+        resampling_method="sinc_interp_kaiser",
+        lowpass_filter_width=ZEROS,
+        rolloff=ROLLOFF,
         beta=14.769656459379492,
-    )  # fmt: skip
+    )
 
 
 def audio_window(waveform: Tensor, rate: int, start: float, samples: int, peak: float | None = PEAK) -> Tensor:

@@ -135,9 +135,7 @@ class Deinterlacer:
 def _deinterlacing(frame: Any) -> Any:
     """A filter graph for frames like `frame`: bwdif, one frame for one, only those that are interlaced."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )  # fmt: skip
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
     graph.configure()
     return graph

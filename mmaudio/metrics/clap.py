@@ -60,10 +60,12 @@ class ClapJudge:
     def hear(self, played: Played) -> Opinion:
         """The similarity of each sound to the caption, the mean over its takes; NaN without a caption."""
         known = bool(played.caption.strip())
-        return Opinion({
-            name: {NAME: float(self.similarity(waves, played.rate, played.caption).mean()) if known else math.nan}
-            for name, waves in played.waveforms.items()
-        })  # fmt: skip
+        return Opinion(
+            {
+                name: {NAME: float(self.similarity(waves, played.rate, played.caption).mean()) if known else math.nan}
+                for name, waves in played.waveforms.items()
+            }
+        )
 
     @torch.inference_mode()
     def similarity(self, waveforms: Tensor, rate: int, caption: str) -> Tensor:

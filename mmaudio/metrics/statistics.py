@@ -61,10 +61,12 @@ def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[st
     ]
     if not pairs:
         return None
-    means = np.array([
-        np.mean([(a, b) for video, a, b in pairs if video == name], axis=0)
-        for name in dict.fromkeys(video for video, _, _ in pairs)
-    ])  # fmt: skip
+    means = np.array(
+        [
+            np.mean([(a, b) for video, a, b in pairs if video == name], axis=0)
+            for name in dict.fromkeys(video for video, _, _ in pairs)
+        ]
+    )
     difference = means[:, 1] - means[:, 0]
     interval = t_interval(difference)
     sign = -1 if better == "lower" else 1

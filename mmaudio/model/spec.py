@@ -171,9 +171,19 @@ def lengths(codec: CodecSpec, seconds: float = SECONDS) -> Lengths:
 
 _CODEC_16K = CodecSpec("16k", 16_000, 1024, 256, 80, 10.0, 384, 20, "bigvgan", (4, 4, 2, 2, 2, 2), (8, 8, 4, 4, 4, 4))
 _CODEC_44K = CodecSpec(
-    "44k", 44_100, 2048, 512, 128, math.e, 512, 40, "bigvgan", (8, 4, 2, 2, 2, 2), (16, 8, 4, 4, 4, 4),
+    "44k",
+    44_100,
+    2048,
+    512,
+    128,
+    math.e,
+    512,
+    40,
+    "bigvgan",
+    (8, 4, 2, 2, 2, 2),
+    (16, 8, 4, 4, 4, 4),
     vocoder_tanh=False,
-)  # fmt: skip
+)
 _CODEC_TINY = CodecSpec("tiny_16k", 16_000, 1024, 256, 80, 10.0, 32, 20, "griffin_lim")
 
 _SYNC = SyncSpec("synchformer", size=224, width=768, depth=12, heads=12)
@@ -199,9 +209,19 @@ def _network(
 ) -> NetworkSpec:
     size = lengths(codec)
     return NetworkSpec(
-        codec.latent_dim, clip.image_dim, sync.width, clip.text_dim, width, heads, joint, fused,
-        size.latent, size.clip, size.sync, v2,
-    )  # fmt: skip
+        codec.latent_dim,
+        clip.image_dim,
+        sync.width,
+        clip.text_dim,
+        width,
+        heads,
+        joint,
+        fused,
+        size.latent,
+        size.clip,
+        size.sync,
+        v2,
+    )
 
 
 def _released(
@@ -215,8 +235,14 @@ MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
         ModelSpec(
-            "tiny_16k", _network(_CODEC_TINY, _CLIP_TINY, _SYNC_TINY, 96, 3, 2, 3), _CODEC_TINY, _CLIP_TINY, _SYNC_TINY,
-            licence="MIT", guidance=3.0, embedded=True,
+            "tiny_16k",
+            _network(_CODEC_TINY, _CLIP_TINY, _SYNC_TINY, 96, 3, 2, 3),
+            _CODEC_TINY,
+            _CLIP_TINY,
+            _SYNC_TINY,
+            licence="MIT",
+            guidance=3.0,
+            embedded=True,
         ),
         _released("small_16k", _CODEC_16K, 448, 7, 4, 8),
         _released("small_44k", _CODEC_44K, 448, 7, 4, 8),
@@ -224,7 +250,7 @@ MODELS: dict[str, ModelSpec] = {
         _released("large_44k", _CODEC_44K, 896, 14, 7, 14),
         _released("large_44k_v2", _CODEC_44K, 896, 14, 7, 14, v2=True),
     )
-}  # fmt: skip
+}
 """Every base model by name."""
 
 CODECS: dict[str, CodecSpec] = {spec.codec.name: spec.codec for spec in MODELS.values()}

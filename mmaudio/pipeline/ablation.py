@@ -88,12 +88,20 @@ class Result:
 def settings_of(trial: Trial, place: Place, overrides: Sequence[str]) -> list[str]:
     """What training is told in one run: Hydra overrides."""
     return [
-        f"exp_id={trial.folder}", f"model={place.model}", f"clips_tsv={quoted(place.clips)}",
-        f"features_dir={quoted(place.features)}", f"output_dir={quoted(place.output)}", f"device={place.device}",
-        "preset=quick", "early_stopping.enabled=false", "logging.sample_every=0",
+        f"exp_id={trial.folder}",
+        f"model={place.model}",
+        f"clips_tsv={quoted(place.clips)}",
+        f"features_dir={quoted(place.features)}",
+        f"output_dir={quoted(place.output)}",
+        f"device={place.device}",
+        "preset=quick",
+        "early_stopping.enabled=false",
+        "logging.sample_every=0",
         *([] if place.weights is None else [f"weights={quoted(place.weights)}"]),
-        *(["offline=true"] if place.offline else []), *overrides, *trial.overrides,
-    ]  # fmt: skip
+        *(["offline=true"] if place.offline else []),
+        *overrides,
+        *trial.overrides,
+    ]
 
 
 def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result | Outcome:

@@ -36,10 +36,15 @@ SPLIT_FLAGS: dict[str, dict[str, Any]] = {
 }
 """What is handed on to splitting as it is."""
 OWN_KEYS = {
-    "model": "--model", "clips_tsv": "--output", "features_dir": "--output", "output_dir": "--output",
-    "video_root": "the folder of videos", "weights": "--weights", "offline": "--offline",
+    "model": "--model",
+    "clips_tsv": "--output",
+    "features_dir": "--output",
+    "output_dir": "--output",
+    "video_root": "the folder of videos",
+    "weights": "--weights",
+    "offline": "--offline",
     "resume": "--from train",
-}  # fmt: skip
+}
 """Settings of training that the other stages have to know too, and what says them to all."""
 SPLIT_KEYS = ("split.", "validation.split_ratio=")
 """How the settings begin that splitting takes."""
@@ -113,9 +118,11 @@ def parser() -> cli.Parser:
     made.add_argument("--output", type=Path, help="the folder for clips, features and results")
     made.add_argument("--prompt", help="the caption of videos that have none of their own")
     made.add_argument(
-        "--precision", choices=PRECISIONS, default=PRECISIONS[0],
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
         help="of the encoders in extraction; auto: bf16 on a GPU, float32 on a CPU",
-    )  # fmt: skip
+    )
     made.add_weights_flags()
     for flag, options in SPLIT_FLAGS.items():
         made.add_argument(flag, **options)
@@ -191,19 +198,40 @@ def commands(job: Job) -> dict[str, list[str]]:
     split += DEMO_SPLIT if job.demo else ()
     return {
         "split": [
-            sys.executable, script_path("training/split_videos_for_finetuning.py"), *split, *prompt, *job.split, *debug,
+            sys.executable,
+            script_path("training/split_videos_for_finetuning.py"),
+            *split,
+            *prompt,
+            *job.split,
+            *debug,
         ],
         "extract": [
-            *python, script_path("training/extract_features_finetuning.py"), *data, "--model", job.model, *precision,
-            *weights, *debug,
+            *python,
+            script_path("training/extract_features_finetuning.py"),
+            *data,
+            "--model",
+            job.model,
+            *precision,
+            *weights,
+            *debug,
         ],
         "train": [*python, script_path("train_lora.py"), *training_overrides(job), *debug],
         "evaluate": [
-            sys.executable, script_path("evaluate_lora.py"), "--lora_checkpoint", str(adapter(job)),
-            "--test_videos", str(job.videos), "--compare_original", "--clips", str(job.clips),
-            "--features", str(job.features), *weights, *debug,
+            sys.executable,
+            script_path("evaluate_lora.py"),
+            "--lora_checkpoint",
+            str(adapter(job)),
+            "--test_videos",
+            str(job.videos),
+            "--compare_original",
+            "--clips",
+            str(job.clips),
+            "--features",
+            str(job.features),
+            *weights,
+            *debug,
         ],
-    }  # fmt: skip
+    }
 
 
 def training_overrides(job: Job) -> list[str]:

@@ -101,9 +101,19 @@ def finish(job: Job, start: float) -> None:
     clips = read_clips(job.clips)
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
     use = [
-        python(), "-m", "mmaudio.generation", "--video", str(job.videos / example), "--model", job.model, "--adapter",
-        str(adapter(job)), "--output", "sound", *weights,
-    ]  # fmt: skip
+        python(),
+        "-m",
+        "mmaudio.generation",
+        "--video",
+        str(job.videos / example),
+        "--model",
+        job.model,
+        "--adapter",
+        str(adapter(job)),
+        "--output",
+        "sound",
+        *weights,
+    ]
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory.")
     print(f"Report:   {job.experiment / 'report' / 'index.html'}")
     print(f"Adapter:  {adapter(job)}")

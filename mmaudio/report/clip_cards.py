@@ -113,13 +113,17 @@ def clip_table(results: Results) -> dict[str, Any]:
     for index, result in enumerate(results.clips, 1):
         values = {key: _value(result, key, first) for key in TITLES}
         change = values[ADAPTED] - values[BASE]
-        lines.append({
-            "index": index, "video": result.clip.video, "start": result.clip.start,
-            "shown": {key: number(value) for key, value in values.items()},
-            "sort": {key: "" if math.isnan(value) else f"{value:.9g}" for key, value in values.items()},
-            "change": signed(change),
-            "sort_change": "" if math.isnan(change) else f"{change:.9g}",
-        })  # fmt: skip
+        lines.append(
+            {
+                "index": index,
+                "video": result.clip.video,
+                "start": result.clip.start,
+                "shown": {key: number(value) for key, value in values.items()},
+                "sort": {key: "" if math.isnan(value) else f"{value:.9g}" for key, value in values.items()},
+                "change": signed(change),
+                "sort_change": "" if math.isnan(change) else f"{change:.9g}",
+            }
+        )
     return {
         "metrics": [{"name": name, "title": m.title, "unit": m.unit, "better": m.better} for name, m in known.items()],
         "first": first,

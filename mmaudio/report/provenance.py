@@ -111,12 +111,28 @@ def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tu
     draws = request.draws
     weights = [] if request.weights is None else ["--weights", str(request.weights)]
     again = [
-        "python", "evaluate_lora.py", "--lora_checkpoint", str(request.checkpoint),
-        "--test_videos", str(request.videos),
-        "--compare_original", "--clips", str(request.clips), "--features", str(request.features),
-        "--output", str(request.output), "--strengths", ",".join(map(str, request.strengths)),
-        "--samples", str(draws.samples), "--seed", str(draws.seed), "--batch_size", str(draws.batch),
-    ]  # fmt: skip
+        "python",
+        "evaluate_lora.py",
+        "--lora_checkpoint",
+        str(request.checkpoint),
+        "--test_videos",
+        str(request.videos),
+        "--compare_original",
+        "--clips",
+        str(request.clips),
+        "--features",
+        str(request.features),
+        "--output",
+        str(request.output),
+        "--strengths",
+        ",".join(map(str, request.strengths)),
+        "--samples",
+        str(draws.samples),
+        "--seed",
+        str(draws.seed),
+        "--batch_size",
+        str(draws.batch),
+    ]
     optional = {
         "--steps": draws.steps,
         "--guidance": draws.guidance,
@@ -131,13 +147,34 @@ def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tu
     again += ["--include-training"] if request.include_training else []
     again += ["--check-data"] if request.check_data else []
     use = [
-        "python", "-m", "mmaudio.generation", "--video", "VIDEO.mp4", "--prompt", "what is heard",
-        "--model", spec.name, "--adapter", str(request.checkpoint), "--output", "sound", *weights,
-    ]  # fmt: skip
+        "python",
+        "-m",
+        "mmaudio.generation",
+        "--video",
+        "VIDEO.mp4",
+        "--prompt",
+        "what is heard",
+        "--model",
+        spec.name,
+        "--adapter",
+        str(request.checkpoint),
+        "--output",
+        "sound",
+        *weights,
+    ]
     extract = [
-        "python", "training/extract_features_finetuning.py", "--input_tsv", str(request.clips),
-        "--video_root", str(request.videos), "--output_dir", str(request.features), "--model", spec.name, *weights,
-    ]  # fmt: skip
+        "python",
+        "training/extract_features_finetuning.py",
+        "--input_tsv",
+        str(request.clips),
+        "--video_root",
+        str(request.videos),
+        "--output_dir",
+        str(request.features),
+        "--model",
+        spec.name,
+        *weights,
+    ]
     return [
         ("Make this report again", shlex.join(again)),
         ("Extract the features again", shlex.join(extract)),

@@ -100,11 +100,13 @@ def context(held_out: Results, general: Results | None, background: Background) 
 
 def _tables(held_out: Results, general: Results | None, more: Background) -> list[dict[str, Any]]:
     count = wording.count
-    tables = [{
-        "title": "On your held-out videos",
-        "intro": f"{count(len(held_out.clips), 'clip')} from {count(held_out.videos, 'video')}.",
-        "rows": wording.rows(held_out.comparisons()),
-    }]  # fmt: skip
+    tables = [
+        {
+            "title": "On your held-out videos",
+            "intro": f"{count(len(held_out.clips), 'clip')} from {count(held_out.videos, 'video')}.",
+            "rows": wording.rows(held_out.comparisons()),
+        }
+    ]
     if general is None:
         intro = f"Not measured: {more.no_forgetting}."
     else:

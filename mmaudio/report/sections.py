@@ -104,9 +104,14 @@ def _strength_line(results: Results, name: str) -> Line:
 
 
 def _at_strength(metric: Comparison | None) -> dict[str, str]:
-    return {"text": "–", "sort": ""} if metric is None else {
-        "text": number(metric.adapted), "sort": f"{metric.adapted:.9g}",
-    }  # fmt: skip
+    return (
+        {"text": "–", "sort": ""}
+        if metric is None
+        else {
+            "text": number(metric.adapted),
+            "sort": f"{metric.adapted:.9g}",
+        }
+    )
 
 
 def data(clips: Sequence[Clip], left_out: Sequence[LeftOut]) -> dict[str, Any]:

@@ -165,8 +165,11 @@ def _forgotten(general: Results | None, why_none: str) -> dict[str, str]:
     word = UNSURE if metric.videos < FEWEST_VIDEOS else metric.verdict
     text = f"On other sounds, of the base's own domain, the same distance went {_change(metric)}."
     return question | {
-        "answer": FORGOTTEN[word], "style": STYLES[word], "text": text, "chart": _picture(PRIMARY, metric),
-    }  # fmt: skip
+        "answer": FORGOTTEN[word],
+        "style": STYLES[word],
+        "text": text,
+        "chart": _picture(PRIMARY, metric),
+    }
 
 
 def _strength(held_out: Results) -> dict[str, str]:

@@ -53,14 +53,19 @@ _ON_GITHUB = {
 _ON_THE_HUB = {
     ("vocoder", "44k"): (("bigvgan_generator.pt",), 489, "nvidia/bigvgan_v2_44khz_128band_512x", "generator"),
     ("clip", ""): (
-        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"), 3947, "apple/DFN5B-CLIP-ViT-H-14-384", None,
+        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+        3947,
+        "apple/DFN5B-CLIP-ViT-H-14-384",
+        None,
     ),
-}  # fmt: skip
+}
 
 CNN14 = WeightsFile(
-    ("Cnn14_mAP=0.431.pth",), "https://zenodo.org/records/3987831/files/Cnn14_mAP%3D0.431.pth?download=1", 327 * 10**6,
+    ("Cnn14_mAP=0.431.pth",),
+    "https://zenodo.org/records/3987831/files/Cnn14_mAP%3D0.431.pth?download=1",
+    327 * 10**6,
     key="model",
-)  # fmt: skip
+)
 """PANNs' tagger, for evaluation: no part of any model."""
 
 

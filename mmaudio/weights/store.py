@@ -39,8 +39,15 @@ ASSETS = Path(__file__).parent / "assets"
 FOLDERS = ("weights", "ext_weights")
 """Looked in, below the working directory, after the folder that the user names."""
 UNREADABLE = (
-    OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,
-)  # fmt: skip
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
 """What reading a broken file of weights ends with."""
 
 
