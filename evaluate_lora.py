@@ -17,7 +17,7 @@ from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation.config import Request
 from mmaudio.evaluation.evaluate import evaluate
-from mmaudio.evaluation.sample import Draws
+from mmaudio.evaluation.inference import Draws
 from mmaudio.evaluation.strength_sweep import USUAL, chosen_strengths
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import MODELS

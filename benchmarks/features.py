@@ -33,9 +33,9 @@ from mmaudio.errors import ConfigError, DataError
 from mmaudio.features import clip, synchformer
 from mmaudio.features.clip import build_clip
 from mmaudio.features.encoders import Encoders
-from mmaudio.features.encoding import AHEAD, read_material, row_shapes
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer, segments
+from mmaudio.features.video_features import AHEAD, read_material, row_shapes
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.media.audio import read_audio, resample_audio
 from mmaudio.media.frame_windows import Grid

@@ -23,10 +23,10 @@ from benchmarks.baseline_network import PlainNetwork
 from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.generation.generate import LONGEST, SHORTEST
-from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
 from mmaudio.model.networks import Conditions, MMAudio, build_network
 from mmaudio.model.spec import MODELS, SECONDS, model_spec
+from mmaudio.model.weight_dtype import weights_in
 from mmaudio.utils.progress import progress
 
 REFERENCE = "plain PyTorch, float32"

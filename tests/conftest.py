@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmaudio.evaluation import forgetting as general
+from mmaudio.evaluation import general_domain as general
 
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("test_demo.py", "test_pipeline.py")
@@ -63,7 +63,7 @@ def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one shard of three clips of the embedded base's recipe."""
-    from mmaudio.pretraining import data
+    from mmaudio.pretraining import shards as data
 
     folder = tmp_path_factory.mktemp("shards")
     with pytest.MonkeyPatch.context() as patch:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mmaudio.data.clips import Clip, LeftOut
+from mmaudio.evaluation.inference import Sound
 from mmaudio.evaluation.results import ClipResult, Results
-from mmaudio.evaluation.sample import Sound
 from mmaudio.evaluation.sync_check import MOTION, DataCheck, Misfit
 from mmaudio.features.mel import build_mel
 from mmaudio.media.mux import write_video
@@ -19,7 +19,7 @@ from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.statistics import Comparison
 from mmaudio.model.spec import model_spec
 from mmaudio.report.charts import mel_picture
-from mmaudio.report.media import write_pictures, write_sounds
+from mmaudio.report.clip_media import write_pictures, write_sounds
 from mmaudio.report.render import Background
 
 MODEL = "tiny_16k"

@@ -7,8 +7,8 @@ import pytest
 import small_world
 import torch
 from small_world import clip_rows
+from test_features_on_disk import write_shards
 from test_guide import MODEL, PROGRESSIVE, settings
-from test_stored import write_shards
 
 from mmaudio.config import FOLDER, TrainConfig, compose
 from mmaudio.finetune.dataset import load_data

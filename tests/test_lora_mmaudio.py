@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from test_recognition import state_of
+from test_peft_compat import state_of
 
 from mmaudio.api import load_pretrained_with_lora
 from mmaudio.errors import ConfigError, MMAudioError, WeightsError

@@ -12,12 +12,12 @@ import small_world
 import torch
 from random_base import make_video
 from safetensors.torch import save_file
-from test_reference import write_set
+from test_mmaudio_memmap import write_set
 
 from mmaudio.config import compose
 from mmaudio.data.clips import write_clips
 from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
-from mmaudio.finetune.tracking import Tracker
+from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.trainer import alone, train
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.networks import build_network

@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 from mmaudio import cli
-from mmaudio.data.build_table import SplitResult, SplitSettings, split_folder
 from mmaudio.data.clips import SPLITS, check_table, left_out_path, write_clips, write_left_out
 from mmaudio.data.config import compose_split
 from mmaudio.data.filters import kind
+from mmaudio.data.folder_split import SplitResult, SplitSettings, split_folder
 from mmaudio.data.scan import ScanSettings, ScanStore
 from mmaudio.data.shots import check_scenes
 from mmaudio.data.speech import check_flags

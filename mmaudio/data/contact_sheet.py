@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.audio_stats import heard
-from mmaudio.data.build_table import SplitResult
 from mmaudio.data.clips import Clip
+from mmaudio.data.folder_split import SplitResult
 from mmaudio.data.scan import Scan, Span
 from mmaudio.errors import DataError
 from mmaudio.media.audio import sound_blocks, sound_rate

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mmaudio.evaluation.sample import Draws
+from mmaudio.evaluation.inference import Draws
 
 
 @dataclass(frozen=True)

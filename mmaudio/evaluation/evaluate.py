@@ -20,23 +20,23 @@ from mmaudio.data.clips import read_clips
 from mmaudio.data.feature_store import FeatureSet, load_features, read_header, shard_path
 from mmaudio.data.scan import fingerprint
 from mmaudio.errors import DataError, WeightsError
-from mmaudio.evaluation import gaps
+from mmaudio.evaluation import uncomputed_metrics as gaps
 from mmaudio.evaluation.config import Request
-from mmaudio.evaluation.decoding import MEDIA, Material, decode
-from mmaudio.evaluation.forgetting import General, general_set, spread
+from mmaudio.evaluation.general_domain import General, general_set, spread
+from mmaudio.evaluation.measurement import MEDIA, Material, decode
+from mmaudio.evaluation.model_runs import run_models
 from mmaudio.evaluation.results import summary, write_json, write_tsv
-from mmaudio.evaluation.run_models import run_models
-from mmaudio.evaluation.scalars import write_scalars
 from mmaudio.evaluation.strength_sweep import compare_strengths
 from mmaudio.evaluation.sync_check import asked_check
+from mmaudio.evaluation.tensorboard import write_scalars
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.lora.checkpoint import AdapterFile, check_base, files_of, read_adapter
 from mmaudio.lora.peft_compat import shapes_of
-from mmaudio.metrics.find_pretrained import find_judges
+from mmaudio.metrics.pretrained_search import find_judges
 from mmaudio.metrics.registry import chosen_metrics
 from mmaudio.metrics.search import Search
 from mmaudio.model.spec import ModelSpec, model_spec
-from mmaudio.report import text as wording
+from mmaudio.report import verdict as wording
 from mmaudio.report.provenance import about
 from mmaudio.report.render import write_report
 from mmaudio.weights import store as weights

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio.data.clips import Clip
-from mmaudio.evaluation.sample import Sound
+from mmaudio.evaluation.inference import Sound
 from mmaudio.metrics.registry import ADAPTED, BASE, CODEC, METRICS, ORIGINAL
 from mmaudio.metrics.statistics import Comparison, compare, mean_by_video, overall
 

@@ -28,9 +28,9 @@ from mmaudio.media.audio_windows import read_sounds
 from mmaudio.media.frame_windows import Grid, read_windows
 from mmaudio.media.video import probe
 from mmaudio.metrics.av_offset import SIDE, Envelopes, at_frames, motion_envelope, shifts
-from mmaudio.metrics.desync import find_synchrony
+from mmaudio.metrics.desync_score import find_synchrony
 from mmaudio.metrics.onsets import onset_envelope
-from mmaudio.metrics.pretrained import Candidate
+from mmaudio.metrics.pretrained_metrics import Candidate
 from mmaudio.metrics.search import Search
 from mmaudio.model.spec import SYNC_FPS as FPS
 from mmaudio.model.spec import CodecSpec, model_spec

@@ -20,8 +20,8 @@ from mmaudio.data.scan import fingerprint
 from mmaudio.data.shard_writer import sweep
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import PARTS, Encoders, load_encoders
-from mmaudio.features.encoding import encode_captions, encode_clips, row_shapes
 from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, Job, plan, unfounded
+from mmaudio.features.video_features import encode_captions, encode_clips, row_shapes
 from mmaudio.utils.locks import Claims
 
 EARLY = 64

@@ -14,7 +14,7 @@ from mmaudio.finetune.early_stopping import Change, Evaluation
 from mmaudio.finetune.signals import Interrupts
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import Batch, NotFinite, batch_losses, train_step
-from mmaudio.finetune.tracking import Tracker
+from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import HeldOut, by_clip, validate
 
 

@@ -11,8 +11,8 @@ from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
 from mmaudio.finetune.dataset import PROJECTIONS
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.model.casting import cast_weights
 from mmaudio.model.networks import MMAudio
+from mmaudio.model.weight_dtype import cast_weights
 
 
 def compute_dtype(device: torch.device, amp: bool) -> torch.dtype:

@@ -15,7 +15,6 @@ from mmaudio.config import TrainConfig
 from mmaudio.data.feature_store import ClipSet, FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.finetune.checkpoint import Checkpoints, Origin, experiment_folder
-from mmaudio.finetune.compiling import compile_blocks, compile_errors, uncompiled
 from mmaudio.finetune.cuda_graph import batch_for
 from mmaudio.finetune.dataset import Room, load_data, material, room
 from mmaudio.finetune.diagnostics import meter
@@ -26,7 +25,8 @@ from mmaudio.finetune.precision import compute_dtype, settle_frozen
 from mmaudio.finetune.run_summary import adapter_lines, data_lines, memory_line
 from mmaudio.finetune.samples import Samples
 from mmaudio.finetune.state import TrainState, new_state
-from mmaudio.finetune.tracking import Tracker
+from mmaudio.finetune.torch_compile import compile_blocks, compile_errors, uncompiled
+from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import held_out as draw_held_out
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.lora.checkpoint import read_adapter

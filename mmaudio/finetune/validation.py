@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.finetune.compiling import uncompiled
 from mmaudio.finetune.dataset import Material
 from mmaudio.finetune.distributed import Team
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import Draws, TrainState
 from mmaudio.finetune.step import losses
+from mmaudio.finetune.torch_compile import uncompiled
 
 FORWARD_BATCHES = 4
 """Training batches that go through the network at once where nothing is kept for a backward pass."""

@@ -30,9 +30,9 @@ from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
 from mmaudio.lora.checkpoint import attach, check_base, read_adapter
-from mmaudio.model.casting import cast_weights
 from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.spec import SECONDS
+from mmaudio.model.weight_dtype import cast_weights
 from mmaudio.utils.progress import progress
 from mmaudio.weights.store import fetch, identity
 

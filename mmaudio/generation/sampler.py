@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
-from mmaudio.model.casting import weights_in
 from mmaudio.model.flow_matching import guided, integrate
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import ModelSpec, model_spec
+from mmaudio.model.weight_dtype import weights_in
 from mmaudio.weights.load_frozen import load_frozen
 
 

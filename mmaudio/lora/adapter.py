@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.config import DEFAULT_TARGETS, LoRAConfig, Phase, progressive
-from mmaudio.lora.layers import KINDS
+from mmaudio.lora.fused_layers import KINDS
 from mmaudio.lora.peft_layers import ADAPTER, lora_layers
 from mmaudio.lora.targets import expand_targets, fresh_targets, layer_settings
 from mmaudio.model.networks import MMAudio

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from mmaudio.errors import MMAudioError, WeightsError
-from mmaudio.metrics.pretrained import Candidate, Opinion, Played
+from mmaudio.metrics.pretrained_metrics import Candidate, Opinion, Played
 from mmaudio.metrics.search import Search
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights

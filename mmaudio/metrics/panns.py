@@ -15,7 +15,7 @@ from torchaudio.functional import resample
 from mmaudio.errors import MMAudioError, WeightsError
 from mmaudio.features.cnn14 import RATE, Cnn14
 from mmaudio.metrics.distribution import kl_divergence
-from mmaudio.metrics.pretrained import Array, Candidate, Opinion, Played
+from mmaudio.metrics.pretrained_metrics import Array, Candidate, Opinion, Played
 from mmaudio.metrics.registry import ORIGINAL
 from mmaudio.metrics.search import Search
 from mmaudio.metrics.set_comparison import CLASSES, FEATURES

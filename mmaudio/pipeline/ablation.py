@@ -20,11 +20,11 @@ from mmaudio import cli
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.feature_store import FeatureSet, load_features
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.evaluation.forgetting import general_set
-from mmaudio.evaluation.sample import Draws, velocity_losses
+from mmaudio.evaluation.general_domain import general_set
+from mmaudio.evaluation.inference import Draws, velocity_losses
 from mmaudio.finetune.early_stopping import change
 from mmaudio.finetune.loop import Outcome
-from mmaudio.finetune.tracking import JSONL
+from mmaudio.finetune.tracker import JSONL
 from mmaudio.finetune.trainer import load_network, train
 from mmaudio.generation.sampler import fast_dtype, load_sampler
 from mmaudio.lora.checkpoint import attach, read_adapter

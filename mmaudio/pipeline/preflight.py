@@ -10,10 +10,10 @@ import av
 import torch
 
 from mmaudio.config import TrainConfig, compose
-from mmaudio.data.build_table import SplitSettings
 from mmaudio.data.captions import read_captions
 from mmaudio.data.clips import find_videos, video_below
 from mmaudio.data.config import SplitConfig, compose_split
+from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes
 from mmaudio.data.speech import check_flags

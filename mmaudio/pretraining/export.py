@@ -23,12 +23,12 @@ from mmaudio.media.video import probe
 from mmaudio.metrics.onsets import onset_f1, onsets
 from mmaudio.metrics.spectral import mel_l1_loud
 from mmaudio.model.spec import SECONDS, model_spec
-from mmaudio.pretraining.data import clip_scene, render_clip, write_clip
-from mmaudio.pretraining.held import CPU
-from mmaudio.pretraining.loop import Log
+from mmaudio.pretraining.gpu_steps import CPU
+from mmaudio.pretraining.shards import clip_scene, render_clip, write_clip
+from mmaudio.pretraining.training_loop import Log
 from mmaudio.synthetic.domains import BASE, Kind
+from mmaudio.synthetic.renderer import sound_of
 from mmaudio.synthetic.scenes import actor_of, stage
-from mmaudio.synthetic.world import sound_of
 
 MODEL = "tiny_16k"
 GENERAL = 12

@@ -17,9 +17,15 @@ from mmaudio.features.clip import ClipEncoder
 from mmaudio.features.synchformer import Synchformer
 from mmaudio.features.vae import VAE
 from mmaudio.model.networks import MMAudio
-from mmaudio.pretraining import clip, codec, data, export, features, network, sync
-from mmaudio.pretraining.held import CPU
-from mmaudio.pretraining.loop import Log, Recipe
+from mmaudio.pretraining import clip_stage as clip
+from mmaudio.pretraining import export
+from mmaudio.pretraining import feature_stage as features
+from mmaudio.pretraining import network_stage as network
+from mmaudio.pretraining import shards as data
+from mmaudio.pretraining import sync_stage as sync
+from mmaudio.pretraining import vae_stage as codec
+from mmaudio.pretraining.gpu_steps import CPU
+from mmaudio.pretraining.training_loop import Log, Recipe
 from mmaudio.synthetic.demo import demo_videos, is_made, make_demo_videos
 from mmaudio.utils.progress import progress
 

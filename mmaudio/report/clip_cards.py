@@ -12,7 +12,7 @@ from mmaudio.evaluation.results import ClipResult, Results
 from mmaudio.metrics.registry import ADAPTED, BASE, CODEC, METRICS, ORIGINAL
 from mmaudio.metrics.statistics import BETTER, PRIMARY, UNSURE, WORSE
 from mmaudio.report.charts import onset_marks
-from mmaudio.report.text import STYLES, THIN, gain, number, signed
+from mmaudio.report.verdict import STYLES, THIN, gain, number, signed
 
 TITLES = {ORIGINAL: "Original", BASE: "Base", ADAPTED: "Adapted", CODEC: "Codec"}
 """Sounds in the order of their keys: 1, 2, 3, and 4 where the codec's round trip is there."""

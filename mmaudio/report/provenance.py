@@ -13,7 +13,7 @@ from mmaudio.config import TrainConfig
 from mmaudio.data.clips import left_out_path, read_clips, read_left_out
 from mmaudio.data.feature_store import left_out
 from mmaudio.evaluation.config import Request
-from mmaudio.evaluation.forgetting import General
+from mmaudio.evaluation.general_domain import General
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.model.spec import ModelSpec
 from mmaudio.report.render import Background

@@ -20,7 +20,7 @@ from mmaudio.metrics.registry import METRICS
 from mmaudio.model.spec import model_spec
 from mmaudio.report import clip_cards as cards
 from mmaudio.report import sections
-from mmaudio.report import text as wording
+from mmaudio.report import verdict as wording
 
 
 @dataclass(frozen=True)

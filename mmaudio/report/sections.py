@@ -13,7 +13,7 @@ from mmaudio.evaluation.results import Results
 from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.statistics import PRIMARY, Comparison
 from mmaudio.report.charts import Line, both_sizes
-from mmaudio.report.text import count, number
+from mmaudio.report.verdict import count, number
 
 TRAINING, VALIDATION = "train/loss", "validation/loss"
 """Keys of training's log."""

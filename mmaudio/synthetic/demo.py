@@ -14,8 +14,8 @@ from mmaudio.errors import DataError
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 from mmaudio.synthetic.domains import DEMO
+from mmaudio.synthetic.renderer import render
 from mmaudio.synthetic.scenes import actor_of, stage
-from mmaudio.synthetic.world import render
 
 CASTS = ((0,), (1, 5), (2, 3), (4, 0), (3, 5), (1, 2), (0, 2), (4, 3), (1,), (0, 5), (2, 4), (3, 1))
 """Kinds of the demo's domain that appear in video 0, 1, ...; whatever is held out is seen elsewhere too."""

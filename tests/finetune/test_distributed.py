@@ -1,0 +1,146 @@
+"""Several processes: the losses of one, for every kind of adapter, and what happens to the others when one dies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmaudio.errors import ConfigError
+from mmaudio.finetune.distributed import Team
+from mmaudio.lora.checkpoint import read_adapter
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+import small_world
+from mmaudio.errors import TrainingError
+from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.tracker import Tracker
+from mmaudio.lora.adapter import LoRAConfig
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+plain = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0), "max_steps": 4}
+
+def note_writing(place, rank):
+    # adds a line to a file of this process whenever it writes, renames or links in the place
+    file = os.open(folder / f"{place.name}.{rank}.wrote", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    def hook(event, given):
+        writes = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ("os.rename", "os.link", "os.mkdir")) and str(given[0]).startswith(str(place / "exp")):
+            os.write(file, f"{event} {given[0]}\\n".encode())
+    sys.addaudithook(hook)
+
+def process(name, rank, size, hit, number, settings):
+    note_writing(folder / name, rank)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=size)
+    original = Tracker.stepped
+    def stepped(self, state, metrics):
+        if rank == hit and state.step == 2:
+            (folder / f"{name}.hit").touch()
+            os.kill(os.getpid(), number)
+        original(self, state, metrics)
+    Tracker.stepped = stepped
+    try:
+        small_world.run(folder / name, team=Team(rank, size), **settings)
+    except TrainingError as error:
+        (folder / f"{name}.{rank}.error").write_text(str(error))
+
+def start(name, size, hit=None, number=signal.SIGKILL, settings=plain):
+    children = []
+    for rank in range(size):
+        children.append(os.fork())
+        if not children[-1]:
+            process(name, rank, size, hit, number, settings)
+            os._exit(0)
+    return [os.waitpid(child, 0)[1] for child in children]
+"""
+SIZES = """
+for size in (1, 2, 4):
+    assert start(f"of-{size}", size) == [0] * size
+assert start("dying", 4, hit=2) == [0, 0, 9, 0]
+assert start("told", 2, hit=1, number=signal.SIGUSR1) == [0, 0]
+(folder / "told.rendezvous").unlink()
+assert start("told", 2) == [0, 0]
+"""
+KINDS = """
+from test_adapter_kinds import KINDS
+from mmaudio.lora.adapter import Phase
+
+phases = [Phase(4, 2), Phase(8, 2)]
+lora = {name.replace(" ", "-"): {"lora": lora} for name, lora in KINDS.items()}
+lora["growing"] = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases), "ema_decay": 0.9}
+lora["growing-rslora"] = {
+    "lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases, use_rslora=True), "preserve_base": 0.5
+}
+for name, settings in lora.items():
+    settings |= {"max_steps": 4, "learning_rate": 1e-3, "weight_decay": 0.0}
+    for size in (1, 2):
+        assert start(f"{name}-{size}", size, settings=settings) == [0] * size, name
+print(*lora)
+"""
+
+
+def run_script(folder: Path, script: str) -> str:
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{tests}:{tests}/model:{tests}/lora:{tests.parent}",
+    }
+    command = [sys.executable, "-c", SCRIPT + script, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def curve(folder: Path, key: str) -> list[float]:
+    lines = (folder / "exp" / "metrics.jsonl").read_text().splitlines()
+    return [row[key] for row in map(json.loads, lines) if key in row]
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
+    said = run_script(tmp_path, SIZES)
+    for key in ("train/loss", "validation/loss", "train/grad_norm"):
+        alone = curve(tmp_path / "of-1", key)
+        assert len(alone) >= 3 and alone[0] != alone[-1]
+        for name in ("of-2", "of-4", "told"):
+            assert curve(tmp_path / name, key) == pytest.approx(alone, rel=2e-3), (key, name)
+    assert said.count("finished at step 4") == 4, "the first process alone speaks"
+    assert said.count("interrupted at step 2, saved") == said.count("resumed:    at step 2") == 1
+    wrote = {path.name.removesuffix(".wrote") for path in tmp_path.glob("*.wrote") if path.stat().st_size}
+    assert wrote == {"of-1.0", "of-2.0", "of-4.0", "dying.0", "told.0"}, "the first process alone writes"
+    errors = {path.name: path.read_text() for path in tmp_path.glob("*.error")}
+    assert set(errors) == {f"dying.{rank}.error" for rank in (0, 1, 3)}, "the survivors end, and say why"
+    died = (tmp_path / "dying.hit").stat().st_mtime
+    assert all(path.stat().st_mtime - died < 60 for path in tmp_path.glob("*.error")), "within a minute"
+    assert all("lost the others" in text and "The same command continues" in text for text in errors.values())
+    assert (tmp_path / "dying" / "exp" / "lora_checkpoints").is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_kind_of_adapter_as_one_does(tmp_path):
+    names = run_script(tmp_path, KINDS).splitlines()[-1].split()
+    assert {"rslora", "dora", "pissa", "ranks", "full", "growing", "growing-rslora"} <= set(names)
+    for name in names:
+        for key in ("train/loss", "validation/loss", "train/grad_norm"):
+            alone = curve(tmp_path / f"{name}-1", key)
+            assert len(alone) >= 3 and alone[0] != alone[-1], name
+            assert curve(tmp_path / f"{name}-2", key) == pytest.approx(alone, rel=2e-3), (name, key)
+    grown = [read_adapter(tmp_path / f"growing-{size}" / "exp/lora_checkpoints/last_lora.pt") for size in (1, 2)]
+    assert [file.lora.rank for file in grown] == [8, 8]
+    one, two = (torch.cat([value.flatten() for value in file.state.values()]) for file in grown)
+    assert float((one - two).norm()) < 2e-2 * float(one.norm())
+
+
+def test_processes_share_a_step():
+    assert [Team(rank, 2).share(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
+    with pytest.raises(ConfigError, match="do not divide among 4"):
+        Team(0, 4).share(6)

@@ -1,0 +1,91 @@
+"""The adapter's layers compute what peft's do, forward and backward, and drop the share that is asked for."""
+
+import pytest
+import torch
+from conftest import assert_close
+from peft.tuners.lora import layer as peft_layers
+from test_adapter import adapted
+
+from mmaudio.lora.fused_layers import QuickConv1d, QuickLinear, keep_mask
+
+LAYERS = {QuickLinear: "fused_blocks.0.attn.qkv", QuickConv1d: "fused_blocks.0.ffn.w2"}
+PEFTS = {QuickLinear: peft_layers.Linear, QuickConv1d: peft_layers.Conv1d}
+
+
+def layer_of(kind, **settings):
+    """An adapted layer in training, and an input that wants a gradient."""
+    network, _ = adapted(**settings)
+    layer = network.get_submodule(LAYERS[kind]).train()
+    assert type(layer) is kind
+    width = layer.in_features
+    return layer, torch.randn(2, 30, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def outcome(layer, x, output):
+    """The output and the gradients of x, A and B."""
+    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return [output, *torch.autograd.grad((output.float() * weights).sum(), wanted)]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_it_is_pefts_function(kind):
+    layer, x = layer_of(kind)
+    assert layer(x).grad_fn.name() == "_LowRankBackward"
+    for got, expected in zip(
+        outcome(layer, x, layer(x)), outcome(layer, x, PEFTS[kind].forward(layer, x)), strict=True
+    ):
+        assert got.dtype == expected.dtype == torch.float32
+        assert_close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_under_autocast_it_is_as_exact_as_peft(kind):
+    layer, x = layer_of(kind)
+    exact = outcome(layer, x, layer(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = layer(x), PEFTS[kind].forward(layer, x)
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    for values in zip(exact, *(outcome(layer, x, output) for output in outputs), strict=True):
+        expected, ours, pefts = (value.double() for value in values)
+        assert (ours - expected).norm() < 1.2 * (pefts - expected).norm() + 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_dropout_is_of_the_branchs_input(kind):
+    layer, x = layer_of(kind, dropout=0.25)
+    torch.manual_seed(3)
+    mask = keep_mask(x.detach(), 0.25)
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    expected = layer.base_layer(x) + layer.scaling["default"] * b(a(x * mask / 0.75))
+    torch.manual_seed(3)
+    for got, wanted in zip(outcome(layer, x, layer(x)), outcome(layer, x, expected), strict=True):
+        assert_close(got, wanted, 1e-5)
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_drop_the_share(share, dtype):
+    x = torch.empty(1001, 999, dtype=dtype)
+    mask = keep_mask(x, share)
+    assert mask.dtype == dtype and mask.unique().tolist() == [0, 1]
+    assert abs(1 - mask.float().mean() - share) < 5 * (share * (1 - share) / x.numel()) ** 0.5 + 1e-5
+    columns = mask.float().mean(0)
+    assert (columns + share - 1).abs().max() < 6 * (share * (1 - share) / 1001) ** 0.5
+    assert not torch.equal(mask, keep_mask(x, share))
+
+
+@pytest.mark.parametrize("case", ["no gradient", "disabled", "merged", "DoRA"])
+def test_everything_else_is_pefts_own(case):
+    kind = QuickLinear
+    dora = {"use_dora": True, "target_modules": ["attn.qkv"]} if case == "DoRA" else {}
+    layer, x = layer_of(kind, filled_adapter=case != "DoRA", **dora)
+    if case == "disabled":
+        layer.enable_adapters(False)
+    if case == "merged":
+        layer.merge()
+    with torch.set_grad_enabled(case != "no gradient"):
+        got, expected = layer(x), PEFTS[kind].forward(layer, x)
+    assert torch.equal(got, expected)
+    assert case == "no gradient" or got.grad_fn.name() != "_LowRankBackward"
