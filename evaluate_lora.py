@@ -1,4 +1,4 @@
-"""Compare a base model and an adapter on held-out videos, and write a report with sound and picture.
+"""Evaluation of an adapter against its base model on held-out videos, with an HTML report.
 
     python evaluate_lora.py --lora_checkpoint output/EXP/lora_checkpoints/best_lora.pt --test_videos ./my_videos \\
         --compare_original
@@ -9,81 +9,99 @@ where they are still valid.
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
-from mmaudio.evaluation.config import Request
-from mmaudio.evaluation.evaluate import evaluate
-from mmaudio.evaluation.inference import Draws
-from mmaudio.evaluation.strength_sweep import USUAL, chosen_strengths
+from mmaudio.evaluation import uncomputed_metrics
+from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
+from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
+from mmaudio.evaluation.evaluate import Evaluation, evaluate
+from mmaudio.evaluation.result_files import write_results
+from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model.spec import MODELS
+from mmaudio.report import verdict
+from mmaudio.report.clip_media import ClipMediaWriter
+from mmaudio.report.provenance import collect_provenance
+from mmaudio.report.render import write_report
 
 
-def parser() -> cli.Parser:
-    """The command line."""
-    made = cli.Parser("Compare a base model and an adapter on held-out videos.")
-    made.add_argument("--lora_checkpoint", type=Path, required=True, help="the adapter, such as best_lora.pt")
-    made.add_argument("--test_videos", type=Path, required=True, help="the folder of videos that the clips are of")
-    made.add_argument(
-        "--compare_original", action="store_true", help="compare with the original model and sound: always done"
+def build_parser() -> cli.Parser:
+    """The parser of the command line."""
+    parser = cli.Parser("Compare a base model and an adapter on held-out videos.")
+    parser.add_argument("--lora_checkpoint", type=Path, required=True, help="the adapter, such as best_lora.pt")
+    parser.add_argument("--test_videos", type=Path, required=True, help="the folder with the videos of the clips")
+    parser.add_argument(
+        "--compare_original", action="store_true", help="compare with the base model and the original audio: always on"
     )
-    made.add_argument("--model", choices=list(MODELS), help="the base model, for an adapter that names none")
-    made.add_argument("--clips", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
-    made.add_argument("--features", type=Path, default=Path("lora_data/features"), help="the folder of features")
-    made.add_argument("--output", type=Path, help="where results go; the experiment's folder where not given")
-    made.add_argument("--general_videos", type=Path, help="videos of other things, to show what was forgotten")
-    made.add_argument("--metrics", type=names_of, help="only these, comma separated; all that can be where not given")
-    made.add_argument(
-        "--check-data", action="store_true", help="list the training clips whose sound does not fit the picture"
+    parser.add_argument("--model", choices=list(MODELS), help="the base model, for an adapter that names none")
+    parser.add_argument("--clips", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
+    parser.add_argument("--features", type=Path, default=Path("lora_data/features"), help="the folder of features")
+    parser.add_argument("--output", type=Path, help="where results go (default: the experiment's folder)")
+    parser.add_argument("--general_videos", type=Path, help="videos of other things, to show what was forgotten")
+    parser.add_argument(
+        "--metrics", type=parse_names, help="only these, comma separated (default: every available one)"
     )
-    made.add_argument("--samples", type=int, default=1, help="sounds per clip, each from other noise")
-    made.add_argument(
+    parser.add_argument(
+        "--check-data", action="store_true", help="list the training clips whose audio is out of sync with the video"
+    )
+    parser.add_argument("--samples", type=int, default=1, help="samples per clip, each from its own noise")
+    parser.add_argument(
         "--strengths",
-        default=",".join(map(str, USUAL)),
+        default=",".join(map(str, DEFAULT_STRENGTHS)),
         metavar="S,S,...",
         help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default %(default)s)",
     )
-    made.add_argument(
+    parser.add_argument(
         "--include-training",
         action="store_true",
         help="compare clips of videos that were trained on, too, and mark them",
     )
-    made.add_argument("--seed", type=int, default=0, help="what all noise is drawn from")
-    made.add_argument("--guidance", type=float, help="strength of guidance; the model's own where not given")
-    made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
-    made.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
-    made.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_weights_flags()
-    return made
+    parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
+    parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_weights_flags()
+    return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate as `arguments` ask for."""
-    args = parser().parse_args(arguments)
-    for flag in ("samples", "steps", "max_clips", "batch_size"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag} {value}: at least 1")
-    if args.guidance is not None and not 1 <= args.guidance < math.inf:
-        raise ConfigError(f"--guidance {args.guidance:g}: a number from 1, for none, up; 4.5 is usual")
+    """Evaluate, or say that the results are still valid."""
+    config = parse_config(arguments)
+    start = time.monotonic()
+    evaluation = evaluate(config, ClipMediaWriter(config.report_path))
+    if evaluation is None:
+        print(f"evaluation: {config.report_path} is still valid, nothing to do")
+    else:
+        write_files(evaluation)
+        print_summary(evaluation)
+    print(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
+    return 0
+
+
+def parse_config(arguments: list[str]) -> EvaluationConfig:
+    """The settings of the command line; ConfigError for numbers out of range."""
+    args = build_parser().parse_args(arguments)
+    check_numbers(args)
     device = cli.pick_device(args.device)
-    request = Request(
+    return EvaluationConfig(
         checkpoint=args.lora_checkpoint,
-        videos=args.test_videos,
-        clips=args.clips,
-        features=args.features,
-        output=args.output or experiment(args.lora_checkpoint),
-        draws=Draws(args.seed, args.samples, args.steps, args.guidance, args.batch_size),
+        video_root=args.test_videos,
+        clips_tsv=args.clips,
+        features_dir=args.features,
+        output_dir=args.output or experiment_folder(args.lora_checkpoint),
+        sampling=SamplingConfig(args.seed, args.samples, args.steps, args.guidance, args.batch_size),
         weights=args.weights,
         offline=cli.is_offline(args.offline),
         general_videos=args.general_videos,
         model=args.model,
-        strengths=strengths(args.strengths),
+        strengths=parse_strengths(args.strengths),
         include_training=args.include_training,
         max_clips=args.max_clips,
         metrics=args.metrics,
@@ -91,28 +109,49 @@ def main(arguments: list[str]) -> int:
         device=device,
         dtype=fast_dtype(device),
     )
-    start = time.monotonic()
-    report = evaluate(request)
-    print(f"report: {report} ({time.monotonic() - start:.0f} s)", flush=True)
-    return 0
 
 
-def strengths(text: str) -> tuple[float, ...]:
+def check_numbers(args: argparse.Namespace) -> None:
+    """ConfigError for numbers out of range."""
+    for flag in ("samples", "steps", "max_clips", "batch_size"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} {value}: at least 1")
+    if args.guidance is not None and not 1 <= args.guidance < math.inf:
+        raise ConfigError(f"--guidance {args.guidance:g}: a number from 1, for none, up; 4.5 is usual")
+
+
+def write_files(evaluation: Evaluation) -> None:
+    """Write the report, then the other files; `metrics.json`, which marks results as complete, comes last."""
+    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
+    write_report(evaluation.inputs.config.report_path, held_out, general, collect_provenance(evaluation))
+    write_results(evaluation)
+
+
+def print_summary(evaluation: Evaluation) -> None:
+    """Print the verdict, every metric, and the metrics without a value."""
+    held_out = evaluation.results[HELD_OUT]
+    lines = verdict.terminal_lines(held_out.comparisons())
+    for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
+        print(line)
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
     """The strengths in a list such as `0.5,0.75`; ConfigError for anything else."""
     try:
-        values = [float(part) for part in text.split(",") if part.strip()]
+        values = [float(item) for item in text.split(",") if item.strip()]
     except ValueError:
         raise ConfigError(f"--strengths {text}: numbers with commas between them, such as 0.5,0.75") from None
-    return chosen_strengths(values)
+    return strengths_to_try(values)
 
 
-def names_of(text: str) -> tuple[str, ...]:
+def parse_names(text: str) -> tuple[str, ...]:
     """Comma-separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def experiment(checkpoint: Path) -> Path:
-    """The folder of the experiment that an adapter belongs to, the adapter's own where it lies alone."""
+def experiment_folder(checkpoint: Path) -> Path:
+    """The folder of the experiment that an adapter belongs to; for a file elsewhere a folder beside it."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "lora_checkpoints" else folder / f"{checkpoint.stem}_evaluation"
 

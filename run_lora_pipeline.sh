@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a folder of videos to an adapter and a report; --help lists the flags. The first run makes .venv here.
+# From a folder of videos to an adapter and a report; --help lists the flags. The first run creates .venv here.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-say() { printf '%s\n' "$*" >&2; }
+log() { printf '%s\n' "$*" >&2; }
 
-# A Python of 3.10 or newer, for parsing the flags and making the environment.
+# Prints the path of a Python of 3.10 or newer, for parsing the flags and creating the environment.
 system_python() {
   local name
   for name in python3 python3.13 python3.12 python3.11 python3.10 python; do
@@ -14,29 +14,29 @@ system_python() {
       return
     fi
   done
-  say "error: no Python of 3.10 or newer found; install one and run this again"
+  log "error: no Python of 3.10 or newer found; install one and run this again"
   exit 1
 }
 
-# Exits 0 where $1 has the package and its dependencies installed (not merely this folder on its path).
+# Succeeds if $1 has the package and its dependencies installed, not merely this folder on its path.
 importable() { (cd / && "$1" -c 'import mmaudio, torch, hydra, peft, open_clip, av') >/dev/null 2>&1; }
 
-# Installs into .venv unless it already holds what pyproject.toml asks for.
+# Installs into .venv with the Python $1, unless that was done for the current pyproject.toml.
 set_up() {
-  local stamp wanted
-  stamp=$root/.venv/.installed
-  wanted=$(cksum <"$root/pyproject.toml")
-  if [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && "$root/.venv/bin/python" -c 'import mmaudio' 2>/dev/null; then
+  local stamp_file stamp
+  stamp_file=$root/.venv/.installed
+  stamp=$(cksum <"$root/pyproject.toml")
+  if [[ -f $stamp_file && $(<"$stamp_file") == "$stamp" ]] && "$root/.venv/bin/python" -c 'import mmaudio' 2>/dev/null; then
     return
   fi
-  say "== set up: installing into $root/.venv (about 5 GB, a few minutes)"
+  log "== set up: installing into $root/.venv (about 5 GB, a few minutes)"
   if ! "$1" -m venv "$root/.venv"; then
-    say "error: no environment made in $root/.venv, for the reason above; where venv is absent: apt install python3-venv"
+    log "error: no environment made in $root/.venv, for the reason above; where venv is absent: apt install python3-venv"
     exit 1
   fi
   "$root/.venv/bin/python" -m pip install --quiet --editable "$root"
-  printf '%s\n' "$wanted" >"$stamp"
-  say "== set up: done"
+  printf '%s\n' "$stamp" >"$stamp_file"
+  log "== set up: done"
 }
 
 base=$(system_python)

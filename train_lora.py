@@ -29,132 +29,143 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmaudio import cli
-from mmaudio.config import FOLDER, PRIMARY, TrainConfig, check_names, compose, register, to_config, with_new_keys
+from mmaudio.config import (
+    CONFIG_FOLDER,
+    PRIMARY_CONFIG,
+    TrainConfig,
+    allow_new_keys,
+    check_override_names,
+    compose,
+    register_schema,
+    to_train_config,
+)
 from mmaudio.errors import ConfigError, MMAudioError
-from mmaudio.finetune.distributed import Team
-from mmaudio.finetune.loop import Outcome
-from mmaudio.finetune.run_summary import sweep_lines
+from mmaudio.finetune.distributed import Distributed
+from mmaudio.finetune.loop import TrainingResult
+from mmaudio.finetune.sweep_table import format_sweep_table
 from mmaudio.finetune.trainer import train
-from mmaudio.lora.checkpoint import write_whole
+from mmaudio.lora.checkpoint import write_synced
 
-SWEEP = ("--multirun", "-m")
-LONGEST = 200
-"""Letters of a folder's name that say which settings it is for; systems take 255."""
+SWEEP_FLAGS = ("--multirun", "-m")
+MAX_NAME_LENGTH = 200
+"""Characters of a folder's name that say which settings it is for; file systems allow 255."""
+JobResult = TrainingResult | MMAudioError
+"""The result of one job, or the error that ended it."""
 
 
 def main(arguments: list[str]) -> int:
     """Check the overrides, let Hydra compose them and train; the exit status."""
     arguments = ["offline=true" if text == "--offline" else text for text in arguments if text != "--debug"]
-    arguments = sorted(arguments, key=lambda text: text not in SWEEP)
-    check(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides
-    sys.argv = [sys.argv[0], *with_new_keys(arguments)]
-    register()
-    told = tempfile.TemporaryDirectory(prefix=".train_lora-", dir=".") if elsewhere(arguments) else nullcontext()
-    with told as place:
-        ended = run_jobs(place)
-    outcomes = [end for end in ended if isinstance(end, Outcome)]
-    if len(outcomes) > 1 and "RANK" not in os.environ:
-        print("", *sweep_lines(outcomes), sep="\n")
-    for end in ended:
-        if isinstance(end, MMAudioError):
-            raise end
-    signals = [end.signal for end in outcomes if end.signal is not None]
+    arguments = sorted(arguments, key=lambda text: text not in SWEEP_FLAGS)
+    check_overrides(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides
+    sys.argv = [sys.argv[0], *allow_new_keys(arguments)]
+    register_schema()
+    with results_folder(arguments) as folder:
+        job_results = run_jobs(folder)
+    results = [result for result in job_results if isinstance(result, TrainingResult)]
+    if len(results) > 1 and "RANK" not in os.environ:
+        print("", *format_sweep_table(results), sep="\n")
+    for result in job_results:
+        if isinstance(result, MMAudioError):
+            raise result
+    signals = [result.signal for result in results if result.signal is not None]
     return 128 + signals[0] if signals else 0
 
 
-End = Outcome | MMAudioError
-"""Of a job."""
+def results_folder(arguments: list[str]) -> tempfile.TemporaryDirectory[str] | nullcontext[None]:
+    """A folder for results where a launcher runs the jobs in other processes, perhaps on other machines; else None."""
+    is_sweep = any(text in SWEEP_FLAGS for text in arguments)
+    if is_sweep and any(text.startswith("hydra/launcher=") for text in arguments):
+        return tempfile.TemporaryDirectory(prefix=".train_lora-", dir=".")
+    return nullcontext()
 
 
-def elsewhere(arguments: list[str]) -> bool:
-    """Whether a launcher runs the jobs in other processes, perhaps on other machines."""
-    return any(text in SWEEP for text in arguments) and any(text.startswith("hydra/launcher=") for text in arguments)
-
-
-def run_jobs(place: str | None) -> list[End]:
-    """Let Hydra run what the command line asks for; how every job ended, told through files in `place` if given.
+def run_jobs(results_path: str | None) -> list[JobResult]:
+    """Let Hydra run the job, or a sweep's jobs; their results, read from files in `results_path` where it is given.
 
     A signal that interrupts one job keeps those after it from starting.
     """
-    ended: list[End] = []
-    folder = None if place is None else Path(place).resolve()
+    results: list[JobResult] = []
+    folder = None if results_path is None else Path(results_path).resolve()
 
-    def job(composed: DictConfig) -> None:
-        if any(isinstance(end, Outcome) and end.signal is not None for end in ended):
+    def run_job(composed: DictConfig) -> None:
+        if any(isinstance(result, TrainingResult) and result.signal is not None for result in results):
             return
-        end = end_of(composed)
-        ended.append(end)
+        result = try_training(composed)
+        results.append(result)
         if folder is not None:
-            if isinstance(end, MMAudioError):
-                print(f"error: {end}", file=sys.stderr)  # into the job's own log
-            write_whole(folder / f"{HydraConfig.get().job.num:06d}", pickle.dumps(end))
+            if isinstance(result, MMAudioError):
+                print(f"error: {result}", file=sys.stderr)  # into the job's own log
+            write_synced(folder / f"{HydraConfig.get().job.num:06d}", pickle.dumps(result))
 
-    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name=PRIMARY)(job)()
-    return ended if folder is None else [pickle.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
+    hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=PRIMARY_CONFIG)(run_job)()
+    return results if folder is None else [pickle.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
 
 
-def end_of(composed: DictConfig) -> End:
-    """Train; the error of one that fails, which Hydra would print in its own way: cli.run knows ours."""
+def try_training(composed: DictConfig) -> JobResult:
+    """Train; the error of a job that fails is returned, because Hydra would print it in its own way."""
     try:
-        return train_one(composed)
+        return train_composed(composed)
     except MMAudioError as error:
         return error
     except OSError as error:
-        return cli.refused(error)
+        return cli.describe_os_error(error)
     except (MemoryError, RuntimeError) as error:
-        full = cli.out_of_memory(error)
-        if full is None:
+        out_of_memory = cli.describe_out_of_memory(error)
+        if out_of_memory is None:
             raise
-        return full
+        return out_of_memory
 
 
-def check(arguments: list[str]) -> None:
+def check_overrides(arguments: list[str]) -> None:
     """ConfigError in one line, before Hydra starts, for overrides that do not fit; Hydra's own flags are left to it."""
     flags = {text for text in arguments if text.startswith("-")}
-    if flags - set(SWEEP):
+    if flags - set(SWEEP_FLAGS):
         return
     overrides = [text for text in arguments if text not in flags]
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise ConfigError(f"{text!r}: a setting is written key=value, such as batch_size=4")
-    check_names(overrides)
+    check_override_names(overrides)
     if not flags:
         compose(overrides)
 
 
-def train_one(composed: DictConfig) -> Outcome:
-    """Train one composed configuration; a job of a sweep gets a folder of its own."""
-    config: TrainConfig = to_config(composed)
+def train_composed(composed: DictConfig) -> TrainingResult:
+    """Train one composed configuration; every job of a sweep has its own folder."""
+    config: TrainConfig = to_train_config(composed)
     config = replace(config, offline=cli.is_offline(config.offline))
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        name = job_name(hydra_config.job.override_dirname) or str(hydra_config.job.num)
+        name = job_folder_name(hydra_config.job.override_dirname) or str(hydra_config.job.num)
         config = replace(config, exp_id=f"{config.exp_id}/{name}")
-    team = join(config.device)
+    distributed = init_distributed(config.device)
     try:
-        return train(config, team.device, team)
+        return train(config, distributed.device, distributed)
     finally:
-        if team.size > 1:
+        if distributed.world_size > 1:
             dist.destroy_process_group()
 
 
-def job_name(settings: str) -> str:
-    """The folder of a sweep's job that Hydra describes as `settings`; long ones end in a hash of the whole."""
+def job_folder_name(settings: str) -> str:
+    """The folder name of a sweep's job that Hydra describes as `settings`; long ones end in a hash of the whole."""
     name = re.sub(r"[^\w.,=-]+", "_", settings, flags=re.ASCII)
-    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    return f"{name[:MAX_NAME_LENGTH]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
-def join(device: str) -> Team:
-    """This process's place among those that torchrun started, alone without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return Team(device=cli.pick_device(device))
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+def init_distributed(device: str) -> Distributed:
+    """Rank and world size of this process as torchrun set them; one process without it."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Distributed(device=cli.pick_device(device))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     on_gpu = cli.pick_device(device).type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo")
-    return Team(rank, size, torch.device("cuda", local) if on_gpu else torch.device("cpu"))
+    return Distributed(rank, world_size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the tables of docs/benchmarks.md are measured with: `python -m benchmarks.training`, in the checkout."""
+"""Benchmarks behind the README's tables, run from the checkout: `python -m benchmarks.training`."""

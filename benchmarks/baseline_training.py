@@ -1,6 +1,6 @@
-"""Training as it is written plainly: peft's own layers on PyTorch's own modules, features projected anew at every step.
+"""Training written plainly: peft's layers on PyTorch's modules, features projected anew at every step.
 
-What the benchmark compares the trainer with, in time and in value. B clips.
+The benchmark compares the trainer with it, in time and in value. B clips.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.baseline_network import PlainNetwork
 from mmaudio.config import TrainConfig
-from mmaudio.data.feature_store import Features
+from mmaudio.data.feature_set import Features
+from mmaudio.finetune.draws import Draws
 from mmaudio.finetune.optimizers import BETAS
-from mmaudio.finetune.state import Draws
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.flow_matching import logit_normal_times
 from mmaudio.model.networks import MMAudio
@@ -31,26 +31,26 @@ class PlainTraining:
         self.config, self.device, self.dtype = config, device, dtype
         self.network = PlainNetwork(network.spec, config.gradient_checkpointing).to(device)
         self.network.load_state_dict(network.state_dict())
-        self.model: nn.Module = adapted(self.network, config.lora) if config.lora.enabled else self.network
-        self.trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.model: nn.Module = add_adapter(self.network, config.lora) if config.lora.enabled else self.network
+        self.trainable_parameters = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay
+            self.trainable_parameters, lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay
         )
 
     def load_adapter(self, state: dict[str, Tensor]) -> None:
-        """Take over the trainer's adapter, in PEFT's keys."""
+        """Load the trainer's adapter, in PEFT's keys."""
         set_peft_model_state_dict(self.model, state)
 
-    def draw(self) -> Draws:
-        """What is random in a step, from torch's default generator."""
-        clips, shape = self.config.effective_batch, self.features.mean.shape[1:]
-        no_video, no_text = torch.rand(2, clips) < self.config.drop_conditions
-        index, eps, noise = torch.randint(len(self.features.mean), (clips,)), *torch.randn(2, clips, *shape)
-        return Draws(index, eps, noise, logit_normal_times(clips), no_video, no_text, 0).to(self.device)
+    def draw_batch(self) -> Draws:
+        """The random numbers of a step, from torch's default generator."""
+        batch_size, shape = self.config.effective_batch_size, self.features.mean.shape[1:]
+        no_video, no_text = torch.rand(2, batch_size) < self.config.drop_conditions
+        index, eps, noise = torch.randint(len(self.features.mean), (batch_size,)), *torch.randn(2, batch_size, *shape)
+        return Draws(index, eps, noise, logit_normal_times(batch_size), no_video, no_text, 0).to(self.device)
 
     def losses(self, draws: Draws) -> Tensor:
-        """The flow-matching loss of every clip, (B,)."""
-        network, rows = self.network, self.features.rows(draws.index)
+        """The flow-matching loss of every clip (B,)."""
+        network, rows = self.network, self.features.select(draws.index)
         data = (rows.mean + rows.std * draws.eps - network.latent_mean) / network.latent_std
         t = draws.t[:, None, None]
         no_video, no_text = draws.no_video[:, None, None], draws.no_text[:, None, None]
@@ -64,13 +64,13 @@ class PlainTraining:
     def step(self) -> None:
         """One optimizer step."""
         self.model.train()
-        torch.autograd.backward(self.losses(self.draw()).mean())
-        nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
+        torch.autograd.backward(self.losses(self.draw_batch()).mean())
+        nn.utils.clip_grad_norm_(self.trainable_parameters, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
-def adapted(network: PlainNetwork, lora: LoRAConfig) -> nn.Module:
+def add_adapter(network: PlainNetwork, lora: LoRAConfig) -> nn.Module:
     """The network with peft's adapter on the default targets."""
     settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS)
     model: nn.Module = get_peft_model(network, settings)

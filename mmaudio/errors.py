@@ -1,16 +1,16 @@
-"""The errors that users can cause and mend. Each message says what was found, what was expected and what to do."""
+"""Exceptions that users can cause and fix. Each message states what is wrong, what is expected and what to do."""
 
 
 class MMAudioError(Exception):
-    """Any failure with one clear line for the user; entry points print it and exit with status 1."""
+    """Base class of all expected failures; entry points print the message in one line and exit with status 1."""
 
 
 class ConfigError(MMAudioError):
-    """A setting that makes no sense, by itself or beside another one; entry points exit with status 2."""
+    """An invalid setting or combination of settings; entry points exit with status 2."""
 
 
 class DataError(MMAudioError):
-    """A video, a clip table or a feature shard that cannot be used."""
+    """A video, clip table or feature shard that cannot be used."""
 
 
 class WeightsError(MMAudioError):
@@ -18,4 +18,4 @@ class WeightsError(MMAudioError):
 
 
 class TrainingError(MMAudioError):
-    """Training that cannot go on: a loss or gradient that is not finite, a state that does not fit."""
+    """Training that cannot continue, such as a non-finite loss or gradient, or a state of another adapter."""

@@ -35,7 +35,7 @@ ARGUMENTS = (
 )
 
 
-def absent() -> str:
+def missing_browser() -> str:
     """Why pages cannot be driven here; empty where they can."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else ""
@@ -51,13 +51,13 @@ class Browser:
             "binary": shutil.which("chromium"),
             "perfLoggingPrefs": {"enablePage": False},
         }
-        wanted = {
+        capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": chrome,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        made = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self._session = f"/session/{made['sessionId']}"
+        session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
+        self._session = f"/session/{session['sessionId']}"
         self.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
     def close(self) -> None:
@@ -81,8 +81,8 @@ class Browser:
         self.run(
             "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector
         )
-        found = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"{self._session}/element/{found[ELEMENT]}/click", {})
+        element = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"{self._session}/element/{element[ELEMENT]}/click", {})
 
     def click_at(self, selector: str, share: float) -> None:
         """A real click at this share of an element's width, at half its height."""
@@ -102,17 +102,17 @@ class Browser:
     def wait(self, script: str, *arguments: object, seconds: float = 20) -> Any:
         """What the script returns as soon as that is true; AssertionError after `seconds`."""
         end = time.monotonic() + seconds
-        while not (found := self.run(script, *arguments)):
+        while not (answer := self.run(script, *arguments)):
             assert time.monotonic() < end, f"still not so: {script}"
             time.sleep(0.05)
-        return found
+        return answer
 
     def devtools(self, command: str, **parameters: object) -> Any:
         """A command of the DevTools protocol."""
         body = {"cmd": command, "params": parameters}
         return self._ask("POST", f"{self._session}/goog/cdp/execute", body)
 
-    def look(self, width: int, height: int, dark: bool = False, scale: float = 1) -> None:
+    def resize(self, width: int, height: int, dark: bool = False, scale: float = 1) -> None:
         """Set the size in CSS pixels and the preferred colours."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
@@ -124,7 +124,7 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.devtools("Emulation.setEmulatedMedia", features=features)
 
-    def picture(self, path: Path) -> None:
+    def screenshot(self, path: Path) -> None:
         """Write what is visible as PNG."""
         path.write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
 
@@ -161,11 +161,11 @@ def chromium(downloads: Path) -> Iterator[Browser]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
         try:
             assert driver.stdout is not None
-            said = ""
-            while not (found := re.search(r"on port (\d+)\.", said)):
-                said = driver.stdout.readline()
-                assert said, "chromedriver ended"
-            browser = Browser(f"http://127.0.0.1:{found[1]}", downloads)
+            line = ""
+            while not (port := re.search(r"on port (\d+)\.", line)):
+                line = driver.stdout.readline()
+                assert line, "chromedriver ended"
+            browser = Browser(f"http://127.0.0.1:{port[1]}", downloads)
             try:
                 yield browser
             finally:

@@ -1,32 +1,26 @@
-"""What several tests share: the golden numbers and how to compare with them."""
+"""Fixtures and hooks for every test."""
 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
-import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
-from torch import Tensor
 
 from mmaudio.evaluation import general_domain as general
 
-GOLDEN = Path(__file__).parent / "golden"
-LONGEST = ("test_demo.py", "test_pipeline.py")
+LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 """Files that begin first, so that no worker is left alone with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; the order is otherwise as it was."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    tests = Path(__file__).parent
+    rank = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -61,14 +55,14 @@ def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one shard of three clips of the embedded base's recipe."""
-    from mmaudio.pretraining import shards as data
+    from mmaudio.pretraining import shards
 
     folder = tmp_path_factory.mktemp("shards")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "SHARD", 3)
-        list(data.make_shards(folder, 5, 1, 1))
+        patch.setattr(shards, "SHARD_SIZE", 3)
+        list(shards.write_shards(folder, 5, 1, 1))
     return folder
 
 
@@ -76,47 +70,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_ships() -> Iterator[None]:
     """Evaluation finds no clips that ship with the model: they would take longer than a test of anything else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "SHIPPED", "none")
+        patch.setattr(general, "SHIPPED_FOLDER", "none")
         yield
-
-
-def _load_fill() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fill = _load_fill()
-"""The module `golden/fill.py`: fill_array, fill_values, fill_module."""
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    """The tensors of `golden/<name>.safetensors`."""
-    return load_file(GOLDEN / f"{name}.safetensors")
-
-
-def manifest(name: str) -> dict[str, Any]:
-    """The JSON of `golden/manifests/<name>.json`: what the released file's keys look like."""
-    loaded: dict[str, Any] = json.loads((GOLDEN / "manifests" / f"{name}.json").read_text())
-    return loaded
-
-
-def filled(name: str, *shape: int) -> Tensor:
-    """The golden input called `name`, float32."""
-    return torch.from_numpy(np.asarray(fill.fill_array(name, shape), np.float32))
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Largest deviation over the expected values' largest magnitude; the shapes must agree."""
-    assert got.shape == expected.shape, f"{tuple(got.shape)}, expected {tuple(expected.shape)}"
-    return float(
-        (got.detach().double() - expected.detach().double()).abs().max() / expected.detach().double().abs().max()
-    )
-
-
-def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Asserts that `relative_error` stays below `tolerance`."""
-    error = relative_error(got, expected)
-    assert error < tolerance, f"relative error {error:.2e}, allowed {tolerance:.0e}"

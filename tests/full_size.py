@@ -16,20 +16,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mini_training
 import numpy as np
-import small_world
 import torch
-from conftest import fill, manifest
+from helpers import ROOT, fill, manifest
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.generation import machine
-from mmaudio.data.clips import write_clips
-from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
+from benchmarks.timing import describe_device
 from mmaudio.model.spec import model_spec
 from mmaudio.pipeline.job import PRECISIONS
 
-ROOT = Path(__file__).parents[1]
 FILES = {
     "mmaudio_small_16k.pth": "network_small_16k",
     "mmaudio_large_44k_v2.pth": "network_large_44k_v2",
@@ -82,27 +79,9 @@ def _writer(name: str) -> Callable[[dict[str, Tensor], Path], None]:
 def make_features(folder: Path, model: str) -> None:
     """A table of eight clips of four videos, and their feature shards of the shapes of `model`."""
     spec = model_spec(model)
-    rows = small_world.clip_rows(6, videos=3) + small_world.clip_rows(2, "val", videos=1)
+    rows = mini_training.clip_rows(6, videos=3) + mini_training.clip_rows(2, "val", videos=1)
     folder.mkdir(parents=True, exist_ok=True)
-    write_clips(folder / "clips.tsv", rows)
-    for number, video in enumerate(sorted({row.video for row in rows})):
-        own = [row for row in rows if row.video == video]
-        encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
-        header = Header(
-            video,
-            [row.id for row in own],
-            [row.caption for row in own],
-            model,
-            8.0,
-            encoders,
-            "0",
-            "0",
-            "0",
-            "",
-            VERSION,
-        )
-        features = small_world.random_features(len(own), spec.network, number)
-        write_shard(shard_path(folder / "features", video), header, features)
+    mini_training.write_shards(folder, rows, spec.network, model, folder / "features")
 
 
 def measure(name: str, command: list[str]) -> None:
@@ -116,54 +95,52 @@ def measure(name: str, command: list[str]) -> None:
         sys.exit(f"{name} failed")
 
 
+def run_small_pipeline(folder: Path, videos: Path, precision: str) -> None:
+    """The whole pipeline with small_16k on `videos`."""
+    command = [
+        sys.executable,
+        "-m",
+        "mmaudio.pipeline",
+        str(videos.resolve()),
+        "--model",
+        "small_16k",
+        "--yes",
+        "--offline",
+    ]
+    command += ["--precision", precision, "--weights", str(folder / "weights")]
+    command += ["--output", str(folder / f"small_16k_{precision}"), "--", *TRAINING]
+    measure("small_16k, the whole pipeline", command)
+
+
+def run_large_training(folder: Path) -> None:
+    """Ten training steps of large_44k_v2 on random features."""
+    make_features(folder / "large", "large_44k_v2")
+    paths = {
+        "weights": folder / "weights",
+        "clips_tsv": folder / "large" / "clips.tsv",
+        "features_dir": folder / "large" / "features",
+        "output_dir": folder / "large" / "output",
+    }
+    settings = ["exp_id=large", "model=large_44k_v2", "offline=true", "resume=false"]
+    settings += [f"{key}={path}" for key, path in paths.items()]
+    measure("large_44k_v2, ten training steps", [sys.executable, "train_lora.py", *settings, *LARGE])
+
+
 def main() -> None:
-    """Make the files, run both jobs."""
-    made = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("folder", type=Path)
-    made.add_argument("videos", type=Path)
-    made.add_argument("--only", choices=("pipeline", "large"), help="one of the two jobs")
-    made.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the encoders in extraction")
-    args = made.parse_args()
+    """Write the files, run both jobs."""
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("--only", choices=("pipeline", "large"), help="one of the two jobs")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the encoders in extraction")
+    args = parser.parse_args()
     folder = args.folder.resolve()
     make_weights(folder / "weights")
-    print(machine(torch.device("cpu")), flush=True)
-    weights = folder / "weights"
+    print(describe_device(torch.device("cpu")), flush=True)
     if args.only != "large":
-        pipeline = [
-            sys.executable,
-            "-m",
-            "mmaudio.pipeline",
-            str(args.videos.resolve()),
-            "--model",
-            "small_16k",
-            "--yes",
-            "--precision",
-            args.precision,
-            "--offline",
-            "--weights",
-            str(weights),
-            "--output",
-            str(folder / f"small_16k_{args.precision}"),
-            "--",
-            *TRAINING,
-        ]
-        measure("small_16k, the whole pipeline", pipeline)
+        run_small_pipeline(folder, args.videos, args.precision)
     if args.only != "pipeline":
-        make_features(folder / "large", "large_44k_v2")
-        large = [
-            sys.executable,
-            "train_lora.py",
-            "exp_id=large",
-            "model=large_44k_v2",
-            f"weights={weights}",
-            "offline=true",
-            f"clips_tsv={folder / 'large' / 'clips.tsv'}",
-            f"features_dir={folder / 'large' / 'features'}",
-            f"output_dir={folder / 'large' / 'output'}",
-            "resume=false",
-            *LARGE,
-        ]
-        measure("large_44k_v2, ten training steps", large)
+        run_large_training(folder)
 
 
 if __name__ == "__main__":

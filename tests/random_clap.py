@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
 
-def make_clap(folder: Path) -> None:
+def write_random_clap(folder: Path) -> None:
     """A tiny CLAP with random values and a few words in `folder`, as transformers saves it."""
     words = ("<s>", "<pad>", "</s>", "<unk>", "a", "ball", "bounces", "dog", "barks")
     tokens = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))

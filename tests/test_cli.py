@@ -13,14 +13,16 @@ import torch
 
 from mmaudio import cli
 from mmaudio.config import compose
-from mmaudio.data.clips import Clip, write_clips
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as generation
 from mmaudio.media.mux import write_video
 from mmaudio.pipeline import preflight as checks
 from mmaudio.pipeline import run as pipeline
-from mmaudio.pipeline.job import DEMO_OUTPUT, commands, parser, read_job, training_overrides
-from mmaudio.utils.hydra_quote import quoted
+from mmaudio.pipeline.flags import DEMO_OUTPUT, build_job, build_parser
+from mmaudio.pipeline.job import stage_commands, training_overrides
+from mmaudio.utils.hydra_quote import quote_value
 
 
 def run(main_body, *arguments):
@@ -29,7 +31,7 @@ def run(main_body, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         ("return None", 0, ""),
         ("raise errors.DataError('x.mp4: no sound')", 1, "error: x.mp4: no sound\n"),
@@ -41,26 +43,26 @@ def run(main_body, *arguments):
             "error: No space left on device; choose another place, or make room",
         ),
         ("__import__('os').replace('nowhere/x', 'nowhere/y')", 1, "error: nowhere/y: No such file"),
-        ("raise MemoryError", 1, "error: out of memory; let less be computed at once"),
+        ("raise MemoryError", 1, "error: out of memory; compute less at once"),
         ("bytearray(1 << 62)", 1, "error: out of memory"),
         (
             'raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 64 bytes. Error")',
             1,
-            "error: out of memory (64 bytes more were asked for)",
+            "error: out of memory (64 bytes more were requested)",
         ),
         ("raise KeyboardInterrupt", 130, "interrupted"),
     ],
 )
-def test_errors_are_one_line_with_their_status(body, status, said):
+def test_errors_are_one_line_with_their_status(body, status, message):
     result = run(body)
-    assert result.returncode == status and result.stderr.startswith(said) and result.stderr.count("\n") <= 1
+    assert result.returncode == status and result.stderr.startswith(message) and result.stderr.count("\n") <= 1
 
 
 @pytest.mark.parametrize("error", ["errors.DataError('x')", "MemoryError", "KeyboardInterrupt"])
-def test_in_a_file_the_error_stands_below_what_was_printed_before(error):
+def test_in_a_log_file_the_error_comes_last(error):
     script = f"from mmaudio import cli, errors\ndef main(_):\n    print('why')\n    raise {error}\ncli.run(main)"
     buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script],
         env=buffering,
         stdout=subprocess.PIPE,
@@ -68,7 +70,7 @@ def test_in_a_file_the_error_stands_below_what_was_printed_before(error):
         text=True,
         check=False,
     )
-    assert len(done.stdout.splitlines()) == 2 and done.stdout.startswith("why\n")
+    assert len(result.stdout.splitlines()) == 2 and result.stdout.startswith("why\n")
 
 
 def test_debug_shows_the_traceback():
@@ -76,10 +78,10 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
 
 
-def test_a_gpu_without_memory_is_said_in_one_line():
+def test_out_of_memory_is_one_line():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1")
-    said = str(cli.out_of_memory(error))
-    assert said.startswith("out of memory (2.00 GiB more") and "batch_size=4" in said and "\n" not in said
+    message = str(cli.describe_out_of_memory(error))
+    assert message.startswith("out of memory (2.00 GiB more") and "batch_size=4" in message and "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -93,14 +95,14 @@ def test_a_gpu_without_memory_is_said_in_one_line():
 )
 def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_args(arguments)
+        build_parser().parse_args(arguments)
     assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[""], ["videos", "--output", ""], ["--demo", "--weights="]])
-def test_an_empty_name_is_not_the_current_folder(arguments, capsys):
+def test_an_empty_path_is_not_the_current_folder(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_args(arguments)
+        build_parser().parse_args(arguments)
     assert stop.value.code == 2 and "an empty name" in capsys.readouterr().err
 
 
@@ -110,16 +112,16 @@ def test_the_hub_s_own_variable_counts_as_offline(value, offline, monkeypatch):
     assert cli.is_offline(False) is offline and cli.is_offline(True)
 
 
-def test_every_stage_is_told_where_weights_are_and_that_it_is_offline():
-    job = read_job(parser().parse_args(["--demo", "--weights", "mine", "--offline"]), [])
-    stages = commands(job)
+def test_every_stage_gets_the_flags_of_weights_and_offline():
+    job = build_job(build_parser().parse_args(["--demo", "--weights", "mine", "--offline"]), [])
+    stages = stage_commands(job)
     assert {"weights=mine", "offline=true"} <= set(stages["train"])
     for stage in ("extract", "evaluate"):
         assert stages[stage][stages[stage].index("--weights") + 1] == "mine" and "--offline" in stages[stage]
 
 
 @pytest.mark.parametrize("device", ["cpuu", "cuda:99", "meta", "mps"])
-def test_a_device_that_is_not_here_is_refused(device):
+def test_an_absent_device_is_refused(device):
     with pytest.raises(ConfigError, match="device"):
         cli.pick_device(device)
 
@@ -139,60 +141,60 @@ def test_a_device_that_is_not_here_is_refused(device):
 )
 def test_a_command_that_contradicts_itself_is_refused(arguments, overrides, error):
     with pytest.raises(error):
-        read_job(parser().parse_args(arguments), overrides)
+        build_job(build_parser().parse_args(arguments), overrides)
 
 
-@pytest.mark.parametrize("ended", ["os.kill(os.getpid(), 9)", "os._exit(137)"])
-def test_a_stage_that_the_system_killed_was_not_interrupted(ended):
+@pytest.mark.parametrize("statement", ["os.kill(os.getpid(), 9)", "os._exit(137)"])
+def test_a_stage_killed_by_the_system_is_an_error(statement):
     with pytest.raises(MMAudioError, match=r"train: ended by SIGKILL; the system .* memory"):
-        pipeline.run_stage("train", [sys.executable, "-c", f"import os; {ended}"])
+        pipeline.run_stage("train", [sys.executable, "-c", f"import os; {statement}"])
 
 
 @pytest.mark.parametrize("status", [130, 143, 138])
-def test_a_stage_that_was_asked_to_stop_was_interrupted(status):
+def test_a_terminated_stage_counts_as_interrupted(status):
     with pytest.raises(KeyboardInterrupt):
         pipeline.run_stage("train", [sys.executable, "-c", f"import os; os._exit({status})"])
 
 
 def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():
-    job = read_job(parser().parse_args(["--demo"]), ["seed=3"])
+    job = build_job(build_parser().parse_args(["--demo"]), ["seed=3"])
     assert (job.model, job.videos.parent) == ("tiny_16k", DEMO_OUTPUT)
     assert job.clips.parent.parent == DEMO_OUTPUT and "seed=3" in training_overrides(job)
 
 
-def test_only_the_environment_is_made_where_no_more_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_setup_only_creates_the_environment_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert pipeline.main(["--demo", "--setup-only"]) == 0
     assert capsys.readouterr().out == "The environment is ready.\n" and not any(tmp_path.iterdir())
 
 
-def test_the_last_lines_say_where_the_weights_are(tmp_path, capsys):
+def test_the_last_lines_include_the_flag_for_weights(tmp_path, capsys):
     (tmp_path / "my weights").mkdir()
     arguments = [str(tmp_path), "--output", str(tmp_path), "--weights", str(tmp_path / "my weights")]
-    job = read_job(parser().parse_args(arguments), [])
+    job = build_job(build_parser().parse_args(arguments), [])
     write_clips(job.clips, [Clip("a", "a.mp4", 0.0, 8.0, "", "test", -1.0, -20.0, 0.0)])
-    pipeline.finish(job, 0.0)
-    said, command = capsys.readouterr().out.split("Generate: ")
+    pipeline.print_summary(job, 0.0)
+    summary, command = capsys.readouterr().out.split("Generate: ")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    assert sys.platform != "linux" or f"the largest process took {peak:.1f} GB" in said
-    assert generation.parser().parse_args(shlex.split(command)[3:]).weights == job.weights
+    assert sys.platform != "linux" or f"the largest process took {peak:.1f} GB" in summary
+    assert generation.build_parser().parse_args(shlex.split(command)[3:]).weights == job.weights
 
 
-def test_the_plan_is_of_the_clips_that_are_cut(tmp_path, monkeypatch, capsys):
+def test_the_plan_uses_the_settings_of_splitting(tmp_path, monkeypatch, capsys):
     write_video(tmp_path / "a.mp4", np.zeros((60, 32, 32, 3), np.uint8), 2, np.zeros(30 * 8000, np.float32), 8000)
-    monkeypatch.setattr("mmaudio.speed.PROBE_SIZE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr("mmaudio.speed.PROBE_SECONDS", 0.01)
-    for settings, said in (
+    monkeypatch.setattr("mmaudio.utils.matmul_speed.PROBE_SIZE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr("mmaudio.utils.matmul_speed.PROBE_SECONDS", 0.01)
+    for settings, message in (
         ([], "about 6 clips of 8 s"),
         (["split.seconds=4", "split.stride=2"], "about 14 clips of 4 s"),
     ):
         arguments = [str(tmp_path), "--model", "tiny_16k", "--output", str(tmp_path)]
-        checks.plan(read_job(parser().parse_args(arguments), settings), go_on=True)
-        assert said in capsys.readouterr().out
+        checks.confirm_plan(build_job(build_parser().parse_args(arguments), settings), accept_long=True)
+        assert message in capsys.readouterr().out
 
 
 def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
-    job = read_job(parser().parse_args([str(tmp_path)]), [])
+    job = build_job(build_parser().parse_args([str(tmp_path)]), [])
     assert job.model == "small_16k" and str(job.clips) == "lora_data/clips.tsv" and job.experiment.parts[0] == "output"
 
 
@@ -206,8 +208,8 @@ def test_a_folder_takes_small_16k_and_the_default_places(tmp_path):
         (True, "true"),
     ],
 )
-def test_values_are_quoted_for_hydra(text, written):
-    assert quoted(text) == written
+def test_values_are_quoted_for_hydra_overrides(text, written):
+    assert quote_value(text) == written
 
 
 NAMES = (
@@ -238,7 +240,7 @@ def test_hydra_reads_the_name_of_any_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()
     arguments = [f"./{name}", "--model", "tiny_16k", "--output", name, "--weights", f"./{name}"]
-    job = read_job(parser().parse_args(arguments), [])
+    job = build_job(build_parser().parse_args(arguments), [])
     config = compose(training_overrides(job))
     assert (config.clips_tsv, config.video_root, config.weights) == (str(job.clips), name, name)
     assert config.exp_id == job.exp_id
@@ -246,16 +248,16 @@ def test_hydra_reads_the_name_of_any_folder(tmp_path, monkeypatch, name):
 
 def test_the_experiment_has_the_name_that_was_given(tmp_path):
     for text in ("exp_id=2024_05_12", "exp_id='1e3'", "+exp_id=007"):
-        job = read_job(parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])
+        job = build_job(build_parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])
         assert compose(training_overrides(job)).exp_id == job.exp_id == text.split("=")[1].strip("'")
 
 
-def test_an_experiment_s_name_in_quotes_is_found_again():
-    job = read_job(parser().parse_args(["--demo"]), ["++exp_id='zweiter_é'"])
+def test_a_quoted_experiment_name_is_unquoted():
+    job = build_job(build_parser().parse_args(["--demo"]), ["++exp_id='zweiter_é'"])
     assert compose(training_overrides(job)).exp_id == job.exp_id == "zweiter_é"
 
 
-def test_a_terminal_that_lacks_a_name_s_letters_gets_them_escaped():
+def test_letters_that_a_terminal_lacks_are_escaped():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     script = "from mmaudio import cli\ncli.run(lambda arguments: print('caf\\xe9'))"
     result = subprocess.run(

@@ -7,22 +7,31 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT, load_script
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
 from mmaudio import config as config_module
-from mmaudio.config import FOLDER, PRIMARY, SHORT, TrainConfig, compose, keys, register
+from mmaudio.config import (
+    CONFIG_FOLDER,
+    LORA_SHORTCUTS,
+    PRIMARY_CONFIG,
+    TrainConfig,
+    compose,
+    dotted_names,
+    register_schema,
+)
 from mmaudio.errors import ConfigError
 from mmaudio.lora import config as lora_config
 from mmaudio.lora.adapter import DEFAULT_TARGETS
 
-PRESETS = sorted(path.stem for path in (FOLDER / "preset").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (CONFIG_FOLDER / "preset").glob("*.yaml"))
 
 
-def test_defaults_are_the_guides():
+def test_the_defaults_are_those_of_the_guide():
     config = compose([])
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 128.0, 0.1)
-    assert (config.batch_size, config.gradient_accumulation_steps, config.effective_batch) == (8, 4, 32)
+    assert (config.batch_size, config.gradient_accumulation_steps, config.effective_batch_size) == (8, 4, 32)
     assert (config.learning_rate, config.max_steps, config.warmup_steps) == (5e-4, 3000, 200)
     assert config.ema_decay and config.validation.enabled and config.validation.levels >= 8
     assert config.early_stopping.enabled and config.preserve_base == config.latent_noise == 0
@@ -30,22 +39,27 @@ def test_defaults_are_the_guides():
 
 
 def test_the_yaml_and_the_schema_agree():
-    assert compose([]) == TrainConfig(), "config/lora_config.yaml restates the dataclasses' defaults; one has changed"
+    assert compose([]) == TrainConfig(), "config/lora_config.yaml is out of date: python training/write_config.py"
 
 
-def test_the_yaml_lists_every_setting_and_says_when_to_change_it():
+def test_the_yaml_files_are_what_write_config_writes():
+    for path, text in load_script(ROOT / "training" / "write_config.py").yaml_files().items():
+        assert path.read_text() == text, f"{path.name} is out of date: python training/write_config.py"
+
+
+def test_the_yaml_lists_every_setting_with_a_comment():
     def names(nested, prefix=""):
         for name, value in nested.items():
             yield prefix + name
             yield from names(value, f"{prefix}{name}.") if isinstance(value, dict) else ()
 
-    text = (FOLDER / f"{PRIMARY}.yaml").read_text()
+    text = (CONFIG_FOLDER / f"{PRIMARY_CONFIG}.yaml").read_text()
     listed = {name for name in names(yaml.safe_load(text)) if name.split(".")[0] not in ("defaults", "hydra")}
-    assert listed == set(keys(TrainConfig)) - set(SHORT)
+    assert listed == set(dotted_names(TrainConfig)) - set(LORA_SHORTCUTS)
     settings = text[text.index("exp_id:") : text.index("hydra:\n")].splitlines()
     assert not [line for line in settings if re.match(r" *\w+: *[^ #]", line) and "  # " not in line]
     for name in PRESETS:
-        second = (FOLDER / "preset" / f"{name}.yaml").read_text().splitlines()[1]
+        second = (CONFIG_FOLDER / "preset" / f"{name}.yaml").read_text().splitlines()[1]
         assert second.startswith("# "), name
 
 
@@ -53,11 +67,11 @@ def test_the_yaml_lists_every_setting_and_says_when_to_change_it():
 def test_a_value_that_hydra_cannot_read_is_shown_as_it_is_written(value):
     with pytest.raises(ConfigError, match="cannot read this value") as refused:
         compose([f"features_dir={value}"])
-    (told,) = shlex.split(str(refused.value).partition(" it is written ")[2])
-    assert compose([told]).features_dir == value
+    (argument,) = shlex.split(str(refused.value).partition(" it is written ")[2])
+    assert compose([argument]).features_dir == value
 
 
-def test_a_key_that_hydra_cannot_read_is_told_how_settings_are_written():
+def test_an_unreadable_key_gets_an_example_of_a_setting():
     with pytest.raises(ConfigError, match="key=value"):
         compose(["\u00e9=3"])
 
@@ -83,10 +97,10 @@ def test_presets_compose_and_all_but_the_default_size_change_something(name):
 def test_presets_are_the_guides_recipes(name, expected):
     config = compose([f"preset={name}"])
     for key, value in expected.items():
-        found = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        assert found == value, key
+        setting = config
+        for name in key.split("."):
+            setting = getattr(setting, name)
+        assert setting == value, key
 
 
 def test_presets_combine_and_the_command_line_wins():
@@ -134,7 +148,7 @@ def test_guides_yaml_snippets_are_valid_keys():
         ("a b=c", "a b=c"),
     ],
 )
-def test_mistakes_get_one_line(override, expected):
+def test_invalid_settings_are_one_line(override, expected):
     with pytest.raises(ConfigError) as caught:
         compose([override])
     assert expected in str(caught.value) and "\n" not in str(caught.value)
@@ -142,53 +156,55 @@ def test_mistakes_get_one_line(override, expected):
 
 def test_the_launcher_for_slurm_composes():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        register()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        register_schema()
         overrides = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=30"]
-        launcher = hydra_compose(PRIMARY, overrides, return_hydra_config=True).hydra.launcher
+        launcher = hydra_compose(PRIMARY_CONFIG, overrides, return_hydra_config=True).hydra.launcher
     assert launcher["_target_"].endswith("SlurmLauncher")
     assert (launcher.timeout_min, launcher.gpus_per_node, launcher.max_num_timeout) == (30, 1, 5)
     assert "%" not in launcher.submitit_folder, "a folder for each job is made after the job was started"
 
 
-def test_what_the_optimizer_cannot_do_is_refused():
+def test_settings_that_contradict_the_optimizer_are_refused():
     assert compose(["optimizer=prodigy", "learning_rate=1"]).optimizer == "prodigy"
     with pytest.raises(ConfigError, match="leave lora_plus_ratio at 1"):
         compose(["optimizer=prodigy", "lora_plus_ratio=16"])
 
 
-def test_captions_are_dropped_as_often_as_the_video_unless_told():
-    assert compose(["drop_conditions=0.2"]).caption_dropout == 0.2
-    assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout == 0.5
+def test_caption_dropout_defaults_to_that_of_the_video():
+    assert compose(["drop_conditions=0.2"]).caption_dropout_prob == 0.2
+    assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout_prob == 0.5
 
 
-def test_short_names_of_loras_keys_count():
+def test_shortcuts_set_the_keys_of_lora():
     config = compose(["rank=16", "alpha=32", "dropout=0.2", "target_modules=['fused_blocks[*].ffn']"])
     assert config == compose(
         ["lora.rank=16", "lora.alpha=32", "lora.dropout=0.2", "lora.target_modules=['fused_blocks[*].ffn']"]
     )
     assert compose(["preset=medium", "rank=16"]).lora.rank == 16
-    assert config.plain()["lora"]["rank"] == 16 and "rank" not in config.plain()
-    with pytest.raises(ConfigError, match=r"lora\.rank=32: rank=16 counts before it"):
+    assert config.to_dict()["lora"]["rank"] == 16 and "rank" not in config.to_dict()
+    with pytest.raises(ConfigError, match=r"lora\.rank=32: rank=16 takes precedence"):
         compose(["rank=16", "lora.rank=32"])
 
 
 def test_keys_are_dotted_names():
     assert {"exp_id", "lora", "lora.rank", "validation.split_ratio", "early_stopping.min_delta"} <= set(
-        keys(TrainConfig)
+        dotted_names(TrainConfig)
     )
 
 
 @pytest.mark.parametrize("module", [config_module, lora_config])
-def test_every_setting_says_what_it_is_for(module):
+def test_every_setting_has_a_docstring(module):
     """A string after every field, the short forms and the groups excepted: those say it where they are."""
-    silent = {*SHORT, "lora", "validation", "early_stopping", "logging"}
-    found = 0
+    undocumented = {*LORA_SHORTCUTS, "lora", "validation", "early_stopping", "logging"}
+    documented = 0
     for schema in ast.parse(Path(module.__file__).read_text()).body:
         if not isinstance(schema, ast.ClassDef):
             continue
         for entry, after in zip(schema.body, schema.body[1:], strict=False):
-            if isinstance(entry, ast.AnnAssign) and (schema.name != "TrainConfig" or entry.target.id not in silent):
-                found += 1
+            if isinstance(entry, ast.AnnAssign) and (
+                schema.name != "TrainConfig" or entry.target.id not in undocumented
+            ):
+                documented += 1
                 assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), entry.target.id
-    assert found > 10
+    assert documented > 10

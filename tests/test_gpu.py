@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import relative_error
-from random_base import MODEL, make_base
+from helpers import relative_error
+from random_model import MODEL, write_random_weights
 
-from mmaudio.features.auto_batch import MOST_ROWS, Batches
+from mmaudio.features.auto_batch import MAX_BATCH, AutoBatcher
 from mmaudio.features.encoders import load_encoders
-from mmaudio.generation.sampler import load_sampler, mel_of
+from mmaudio.generation.sampler import compute_mel, load_sampler
 from mmaudio.model.spec import model_spec
 
 pytestmark = pytest.mark.gpu
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(autouse=True)
 def float32_products():
     """Without TF32, to compare with a CPU."""
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    previous = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = previous
 
 
 def random(*shape, seed=0):
@@ -27,50 +27,56 @@ def random(*shape, seed=0):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (None, 3e-2)], ids=["float32", "default"])
-def test_encoders_give_the_cpus_features(dtype, tolerance):
+def test_encoder_features_equal_the_cpus(dtype, tolerance):
     size = model_spec("tiny_16k")
     frames = torch.randint(
         256,
-        (16, 3, size.sync.size, size.sync.size),
+        (16, 3, size.sync.image_size, size.sync.image_size),
         dtype=torch.uint8,
         generator=torch.Generator().manual_seed(0),
     )
     pictures = torch.randint(
         256,
-        (40, 3, size.clip.size, size.clip.size),
+        (40, 3, size.clip.image_size, size.clip.image_size),
         dtype=torch.uint8,
         generator=torch.Generator().manual_seed(1),
     )
-    found = []
-    for device, wanted in (("cpu", torch.float32), ("cuda", dtype)):
-        encoders = load_encoders("tiny_16k", None, device, dtype=wanted)
-        found.append((encoders.frames(pictures), encoders.motion(frames), encoders.texts(["a dog barks", ""])))
-    for known, new in zip(*found, strict=True):
+    features = []
+    for device, device_dtype in (("cpu", torch.float32), ("cuda", dtype)):
+        encoders = load_encoders("tiny_16k", None, device, dtype=device_dtype)
+        features.append(
+            (
+                encoders.encode_clip_frames(pictures),
+                encoders.encode_sync_frames(frames),
+                encoders.encode_texts(["a dog barks", ""]),
+            )
+        )
+    for known, new in zip(*features, strict=True):
         assert new.device.type == "cpu" and relative_error(new.float(), known.float()) < tolerance
 
 
-def test_latents_and_sound_are_the_cpus(tmp_path):
-    make_base(tmp_path, encoders=False)
+def test_latents_and_audio_equal_the_cpus(tmp_path):
+    write_random_weights(tmp_path, encoders=False)
     results = []
     for device in ("cpu", "cuda"):
         sampler = load_sampler(MODEL, tmp_path, device)
         sampler.network.set_duration(1.0)
         spec, size = sampler.network.spec, sampler.network.lengths
         features = (
-            random(2, size.clip, spec.clip_dim),
-            random(2, size.sync, spec.sync_dim),
+            random(2, size.clip_tokens, spec.clip_dim),
+            random(2, size.sync_tokens, spec.sync_dim),
             random(2, spec.text_tokens, spec.text_dim),
         )
-        latents = sampler.latents(*features, sampler.noise([1, 2]), steps=4)
-        mel = sampler.mel(latents)
-        results.append((latents.cpu(), mel.cpu(), mel_of(random(2, 16_000).to(device), sampler.spec).cpu()))
+        latents = sampler.sample_latents(*features, sampler.draw_noise([1, 2]), num_steps=4)
+        mel = sampler.decode_mel(latents)
+        results.append((latents.cpu(), mel.cpu(), compute_mel(random(2, 16_000).to(device), sampler.spec).cpu()))
         sound = sampler.decode(latents)
         assert sound.isfinite().all() and sound.shape[0] == 2
     for known, new in zip(*results, strict=True):
         assert relative_error(new, known) < 1e-3
 
 
-def test_a_batch_is_sized_by_what_a_row_takes():
+def test_a_batch_is_sized_by_the_memory_of_a_row():
     device = torch.device("cuda")
     free, _ = torch.cuda.mem_get_info(device)
     width = int(free / 40)  # bytes of a row: some 28 fit
@@ -79,9 +85,9 @@ def test_a_batch_is_sized_by_what_a_row_takes():
         held = torch.empty(len(rows), width, dtype=torch.uint8, device=device)
         return held[:, :1].float() + rows.to(device)
 
-    batches, rows = Batches(device), torch.zeros(100, 1)
+    batches, rows = AutoBatcher(device), torch.zeros(100, 1)
     assert batches.run(encode, rows).shape == (100, 1)
-    assert 4 < batches.size < MOST_ROWS
+    assert 4 < batches.batch_size < MAX_BATCH
 
 
 def test_a_batch_that_does_not_fit_is_halved():
@@ -93,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_halved():
         torch.empty(len(rows), int(free / 8), dtype=torch.uint8, device=device)
         return rows.to(device)
 
-    batches = Batches(device)
-    batches.size = 64
+    batches = AutoBatcher(device)
+    batches.batch_size = 64
     assert batches.run(encode, torch.zeros(64, 1)).shape == (64, 1)
-    assert batches.size in (4, 8)
+    assert batches.batch_size in (4, 8)

@@ -3,20 +3,19 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from random_base import make_video
-from small_world import clip_rows, random_features
+from helpers import ROOT
+from mini_training import clip_rows, random_features
+from random_model import write_noise_video
 
-from mmaudio.data.clips import write_clips
+from mmaudio.data.clip_table import write_clips
 from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
 from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.model.spec import model_spec
 
-ROOT = Path(__file__).parents[1]
 MODEL = "small_16k"
 FILES = {
     "network": "mmaudio_small_16k.pth",
@@ -67,11 +66,11 @@ def folder(tmp_path_factory):
     """A video, its clips with features, and an adapter; no weights."""
     place = tmp_path_factory.mktemp("work")
     (place / "videos").mkdir()
-    make_video(place / "videos" / "train0.mp4", 0, 9.0)
+    write_noise_video(place / "videos" / "train0.mp4", 0, 9.0)
     spec = model_spec(MODEL)
     rows = [*clip_rows(1), *clip_rows(1, "val")]
     write_clips(place / "clips.tsv", rows)
-    encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
+    encoders = {kind: f"{name}:0" for kind, name in encoder_names(spec).items()}
     for row in rows:
         header = Header(row.video, [row.id], [row.caption], MODEL, 8.0, encoders, "0", "0", "0", "", VERSION)
         write_shard(shard_path(place / "features", row.video), header, random_features(1, spec.network))
@@ -86,7 +85,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", ["flag", "environment"])
-def test_every_command_names_what_it_lacks_and_connects_to_nothing(folder, asked):
+def test_every_offline_command_names_missing_files_and_does_not_connect(folder, asked):
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     if asked == "environment":
         environment["HF_HUB_OFFLINE"] = "1"
@@ -95,7 +94,7 @@ def test_every_command_names_what_it_lacks_and_connects_to_nothing(folder, asked
         [sys.executable, "-c", script, asked], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    said = dict(part.split("\n", 1) for part in result.stdout.split("@ ")[1:-1])
+    outputs = dict(section.split("\n", 1) for section in result.stdout.split("@ ")[1:-1])
     lacking = {
         "generate": ("network", "vae", "vocoder", "clip"),
         "extract": ("vae", "synchformer", "clip"),
@@ -104,11 +103,11 @@ def test_every_command_names_what_it_lacks_and_connects_to_nothing(folder, asked
         "train": ("network",),
     }
     for name, parts in lacking.items():
-        assert {part for part, file in FILES.items() if file in said[name]} == set(parts), said[name]
-        assert f"{len(parts)} weights files of small_16k are not in weights, ext_weights, " in said[name]
-        assert "https://" in said[name] and "--offline" in said[name]
-    assert "weights:  not here: mmaudio_small_16k.pth 629 MB, " in said["plan"]
+        assert {section for section, file in FILES.items() if file in outputs[name]} == set(parts), outputs[name]
+        assert f"{len(parts)} weights files of small_16k are not in weights, ext_weights, " in outputs[name]
+        assert "https://" in outputs[name] and "--offline" in outputs[name]
+    assert "weights:  not here: mmaudio_small_16k.pth 629 MB, " in outputs["plan"]
     if asked == "flag":
-        plan = said["plan with a connection"]
+        plan = outputs["plan with a connection"]
         assert "weights:  6.7 GB to fetch into " in plan and "open_clip_model.safetensors 3.9 GB" in plan
     assert result.stdout.endswith("@ connections []\n")

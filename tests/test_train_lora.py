@@ -7,23 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import mini_training
 import pytest
-import small_world
 import torch
-from random_base import make_video
+from helpers import ROOT
+from memmap_set import write_memmap_set
+from random_model import write_noise_video
 from safetensors.torch import save_file
-from test_mmaudio_memmap import write_set
 
 from mmaudio.config import compose
-from mmaudio.data.clips import write_clips
-from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
 from mmaudio.finetune.tracker import Tracker
-from mmaudio.finetune.trainer import alone, train
+from mmaudio.finetune.trainer import lock_experiment, train
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import model_spec
 
-ROOT = Path(__file__).parents[1]
 STEPS = 6
 
 
@@ -32,26 +30,8 @@ def data(tmp_path_factory):
     """clips.tsv, feature shards and a weights folder."""
     folder = tmp_path_factory.mktemp("data")
     spec = model_spec("tiny_16k")
-    rows = small_world.clip_rows(4, videos=2) + small_world.clip_rows(2, "val", videos=1)
-    write_clips(folder / "clips.tsv", rows)
-    for number, video in enumerate(sorted({row.video for row in rows})):
-        own = [row for row in rows if row.video == video]
-        encoders = {part: f"{name}:0" for part, name in encoder_names(spec).items()}
-        header = Header(
-            video,
-            [row.id for row in own],
-            [row.caption for row in own],
-            spec.name,
-            8.0,
-            encoders,
-            "0",
-            "0",
-            "0",
-            "",
-            VERSION,
-        )
-        features = small_world.random_features(len(own), spec.network, number)
-        write_shard(shard_path(folder / "features", video), header, features)
+    rows = mini_training.clip_rows(4, videos=2) + mini_training.clip_rows(2, "val", videos=1)
+    mini_training.write_shards(folder, rows, spec.network, features=folder / "features")
     network = build_network(spec.name)
     generator = torch.Generator().manual_seed(0)
     for weight in network.parameters():  # a fresh network's zero output cannot be adapted
@@ -61,7 +41,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def command(data, output, *more):
+def command(data, output, *overrides):
     return [
         sys.executable,
         str(ROOT / "train_lora.py"),
@@ -82,14 +62,14 @@ def command(data, output, *more):
         "logging.log_every=1",
         "lora.rank=4",
         "device=cpu",
-        *more,
+        *overrides,
     ]
 
 
-def call(data, output, *more):
+def call(data, output, *overrides):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command(data, output, *more),
+        command(data, output, *overrides),
         capture_output=True,
         text=True,
         cwd=output,
@@ -107,21 +87,21 @@ def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_trainings_never_write_one_experiment(data, tmp_path):
-    with alone(tmp_path / "out" / "exp"):
+def test_two_runs_never_write_the_same_experiment(data, tmp_path):
+    with lock_experiment(tmp_path / "out" / "exp"):
         result = subprocess.run(command(data, tmp_path / "out"), capture_output=True, text=True, check=False)
     assert result.returncode == 1 and "another process trains this experiment" in result.stderr
     assert [path.name for path in (tmp_path / "out" / "exp").iterdir()] == [".claims"]
 
 
 @pytest.mark.slow
-def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
+def test_a_killed_run_resumes_to_the_uninterrupted_one(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    done = call(data, whole)
-    assert done.returncode == 0, done.stderr
-    assert "finished at step 6" in done.stdout and "Traceback" not in done.stderr
+    process = call(data, whole)
+    assert process.returncode == 0, process.stderr
+    assert "finished at step 6" in process.stdout and "Traceback" not in process.stderr
     state = parts / "exp" / "lora_checkpoints" / "state.pt"
     process = subprocess.Popen(
         command(data, parts),
@@ -134,8 +114,8 @@ def test_killed_and_continued_equals_uninterrupted(data, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    rest = call(data, parts)
-    assert rest.returncode == 0 and "resumed:    at step" in rest.stdout, rest.stdout + rest.stderr
+    resumed = call(data, parts)
+    assert resumed.returncode == 0 and "resumed:    at step" in resumed.stdout, resumed.stdout + resumed.stderr
     for name in ("best_lora.pt", "last_lora.pt"):
         one, other = (read_adapter(folder / "exp" / "lora_checkpoints" / name) for folder in (whole, parts))
         assert one.step == other.step and all(torch.equal(one.state[key], other.state[key]) for key in one.state), name
@@ -159,10 +139,10 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, override, status, 
     from mmaudio import cli
 
     monkeypatch.setattr(sys, "argv", ["train_lora.py", override, "model=tiny_16k"])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(train_lora.main)
     error = capsys.readouterr().err
-    assert left.value.code == status and error.count("\n") == 1 and expected in error
+    assert exit_info.value.code == status and error.count("\n") == 1 and expected in error
     assert not list(tmp_path.iterdir())
 
 
@@ -174,22 +154,22 @@ def test_two_processes_give_the_losses_of_one(data, tmp_path):
     two.mkdir()
     assert call(data, one, *options).returncode == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*launch, *command(data, two, *options)[1:]], capture_output=True, text=True, cwd=two, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     first, second = (read_adapter(folder / "exp/lora_checkpoints/last_lora.pt") for folder in (one, two))
     for key, value in first.state.items():
         assert torch.allclose(value, second.state[key], atol=5e-4), key
 
 
 @pytest.mark.slow
-def test_features_of_the_references_extraction_train(data, tmp_path):
+def test_features_of_mmaudios_own_extraction_train(data, tmp_path):
     for split, clips in (("train", 4), ("val", 2)):
-        write_set(tmp_path / "sets" / f"vgg-{split}", clips, "tiny_16k", clips)
-    done = call(data, tmp_path, "custom_finetune=false", f"features_dir={tmp_path}/sets", "max_steps=3")
-    assert done.returncode == 0, done.stderr
-    assert "training:   4 clips of 4 videos" in done.stdout and "validation: 2 clips" in done.stdout
+        write_memmap_set(tmp_path / "sets" / f"vgg-{split}", clips, "tiny_16k", clips)
+    process = call(data, tmp_path, "custom_finetune=false", f"features_dir={tmp_path}/sets", "max_steps=3")
+    assert process.returncode == 0, process.stderr
+    assert "training:   4 clips of 4 videos" in process.stdout and "validation: 2 clips" in process.stdout
     adapter = read_adapter(tmp_path / "exp" / "lora_checkpoints" / "last_lora.pt")
     assert adapter.step == 3 and any(value.any() for key, value in adapter.state.items() if "lora_B" in key)
     refused = call(data, tmp_path, "custom_finetune=false")
@@ -200,66 +180,68 @@ def test_features_of_the_references_extraction_train(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job(data, tmp_path):
-    done = call(data, tmp_path, "--multirun", "lora.alpha=4,8", "max_steps=1")
-    assert done.returncode == 0, done.stderr
-    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
-    assert len(found) == 2 and "lora.alpha=4" in found[0] and "lora.alpha=8" in found[1]
-    *table, lowest = done.stdout.splitlines()[-4:]
+    process = call(data, tmp_path, "--multirun", "lora.alpha=4,8", "max_steps=1")
+    assert process.returncode == 0, process.stderr
+    folders = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
+    assert len(folders) == 2 and "lora.alpha=4" in folders[0] and "lora.alpha=8" in folders[1]
+    *table, lowest = process.stdout.splitlines()[-4:]
     assert table[0].split() == ["run", "steps", "base", "best", "at", "step", "change"]
     assert sorted(line.split()[0] for line in table[1:]) == ["lora.alpha=4", "lora.alpha=8"], "a table ends it"
     assert [line.split()[1] for line in table[1:]] == ["1", "1"]
     best = Path(lowest.removeprefix("lowest loss: "))
-    assert best.parent == tmp_path / "exp" and best.name in found and table[1].split()[0] in best.name
+    assert best.parent == tmp_path / "exp" and best.name in folders and table[1].split()[0] in best.name
 
 
 @pytest.mark.slow
 def test_a_sweep_over_lists_has_one_short_name_per_job(data, tmp_path):
     long = [
-        f'"joint_blocks[*].{stream}_block.{part}"' for stream in ("latent", "clip", "text") for part in ("attn", "ffn")
+        f'"joint_blocks[*].{stream}_block.{layer}"'
+        for stream in ("latent", "clip", "text")
+        for layer in ("attn", "ffn")
     ]
-    done = call(data, tmp_path, "--multirun", f"lora.target_modules=[attn.qkv],[{','.join(long)}]", "max_steps=1")
-    assert done.returncode == 0, done.stderr
-    found = [path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt")]
-    made = [path.name for path in (tmp_path / "exp").iterdir() if path.is_dir()]
-    assert len(found) == 2 and sorted(made) == sorted(found) and all(len(name) < 255 for name in made)
+    process = call(data, tmp_path, "--multirun", f"lora.target_modules=[attn.qkv],[{','.join(long)}]", "max_steps=1")
+    assert process.returncode == 0, process.stderr
+    folders = [path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt")]
+    written = [path.name for path in (tmp_path / "exp").iterdir() if path.is_dir()]
+    assert len(folders) == 2 and sorted(written) == sorted(folders) and all(len(name) < 255 for name in written)
 
 
 @pytest.mark.slow
-def test_jobs_of_a_launcher_tell_how_they_ended(data, tmp_path):
+def test_launcher_jobs_return_their_results(data, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     # with a folder for each job, submitit starts the job first and makes its folder then, sometimes too late
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.submitit_folder=${hydra.sweep.dir}/.submitit"]
-    done = call(data, tmp_path, "--multirun", *launcher, "max_steps=1", "lora.alpha=4,8,-1")
-    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
-    table = done.stdout.splitlines()[-4:-1]
-    assert len(table) == 3, done.stderr
-    assert table[0].startswith("run ") and len(found) == 2
+    process = call(data, tmp_path, "--multirun", *launcher, "max_steps=1", "lora.alpha=4,8,-1")
+    folders = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/best_lora.pt"))
+    table = process.stdout.splitlines()[-4:-1]
+    assert len(table) == 3, process.stderr
+    assert table[0].startswith("run ") and len(folders) == 2
     assert sorted(line.split()[0] for line in table[1:]) == ["lora.alpha=4", "lora.alpha=8"]
     refused = "error: lora.alpha=-1.0: the scale is a positive number"
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(refused), done.stderr
+    assert process.returncode == 2 and process.stderr.splitlines()[-1].startswith(refused), process.stderr
     logs = [path.read_text() for path in tmp_path.glob("exp/.submitit/*_log.err")]
     assert sum(refused in text for text in logs) == 1, "it stands in the job's own log, too"
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
 
 
 @pytest.mark.slow
-def test_a_signal_is_the_status(data, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_is_that_of_the_signal(data, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT)
     import train_lora
     from mmaudio import cli
 
-    original = Tracker.stepped
+    original = Tracker.log_step
 
     def interrupted(self, state, metrics):
         original(self, state, metrics)
         if state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Tracker, "stepped", interrupted)
+    monkeypatch.setattr(Tracker, "log_step", interrupted)
     monkeypatch.setattr(sys, "argv", command(data, tmp_path)[1:])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(train_lora.main)
-    assert left.value.code == 128 + signal.SIGTERM
+    assert exit_info.value.code == 128 + signal.SIGTERM
     assert "interrupted at step 1, saved; the same command continues" in capsys.readouterr().out
 
 
@@ -270,31 +252,33 @@ def test_a_signal_stops_the_sweep(data, tmp_path, monkeypatch, capsys):
     import train_lora
     from mmaudio import cli
 
-    original = Tracker.stepped
+    original = Tracker.log_step
 
     def interrupted(self, state, metrics):
         original(self, state, metrics)
         if self.config.lora.alpha == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Tracker, "stepped", interrupted)
+    monkeypatch.setattr(Tracker, "log_step", interrupted)
     monkeypatch.setattr(sys, "argv", command(data, tmp_path, "--multirun", "lora.alpha=2,4,8", "max_steps=2")[1:])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(train_lora.main)
-    assert left.value.code == 128 + signal.SIGINT
-    found = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/last_lora.pt"))
-    assert len(found) == 2 and "lora.alpha=2" in found[0] and "lora.alpha=4" in found[1]
+    assert exit_info.value.code == 128 + signal.SIGINT
+    folders = sorted(path.parents[1].name for path in tmp_path.glob("exp/*/lora_checkpoints/last_lora.pt"))
+    assert len(folders) == 2 and "lora.alpha=2" in folders[0] and "lora.alpha=4" in folders[1]
     table = capsys.readouterr().out.splitlines()[-4:-1]
     assert sorted(line.split()[0] for line in table[1:]) == ["lora.alpha=2", "lora.alpha=4"]
 
 
 @pytest.mark.slow
-def test_a_run_shows_held_out_clips_as_sounds_pictures_and_films(data, tmp_path):
-    make_video(tmp_path / "videos" / "val0.mp4", 0, 12.5)
+def test_samples_are_audio_spectrograms_and_videos(data, tmp_path):
+    write_noise_video(tmp_path / "videos" / "val0.mp4", 0, 12.5)
     settings = ("max_steps=1", "logging.sample_every=1", f"video_root={tmp_path}/videos", "lora.rank=4", "device=cpu")
-    given = [text for text in command(data, tmp_path)[2:] if not text.startswith(("weights=", "logging.", "device="))]
-    outcome = train(compose([*given, *settings]), torch.device("cpu"))  # with the decoder that ships
+    arguments = [
+        text for text in command(data, tmp_path)[2:] if not text.startswith(("weights=", "logging.", "device="))
+    ]
+    outcome = train(compose([*arguments, *settings]), torch.device("cpu"))  # with the decoder that ships
     for clip in ("val0", "val1"):
-        found = {path.name for path in (outcome.folder / "samples" / clip).iterdir()}
-        sounds = {f"{name}{end}" for name in ("truth", "base", "step-000001") for end in (".flac", ".mp4")}
-        assert found == sounds | {"step-000001.png"}
+        files = {path.name for path in (outcome.folder / "samples" / clip).iterdir()}
+        media = {f"{name}{end}" for name in ("truth", "base", "step-000001") for end in (".flac", ".mp4")}
+        assert files == media | {"step-000001.png"}

@@ -1,4 +1,4 @@
-"""What words go with a clip: a table of captions, a text beside the video, its folder's own, one for all, or none.
+"""Captions of clips: from a table, a text file beside the video, its folder's text file, or one prompt for all.
 
 The table (`--captions`) is a .tsv, .csv or .jsonl with a `caption` and at least one of `id` (a clip's), and `video`
 (its path below the folder of videos, its file name, or that without the suffix), which `start` in seconds may narrow to
@@ -12,29 +12,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmaudio.data.clips import FOLDER_CAPTION
+from mmaudio.data.video_files import FOLDER_CAPTION
 from mmaudio.errors import DataError
 from mmaudio.utils.files import read_text, table_columns, table_rows
 
 FORMATS = (".tsv", ".csv", ".jsonl")
-NEAR = 0.01
-"""Seconds by which a stated start may differ from a clip's."""
-LONGEST = 10_000
-"""Characters of a caption; the text encoder reads some hundreds of them."""
+START_TOLERANCE = 0.01
+"""Seconds by which a row's start may differ from a clip's."""
+MAX_CHARACTERS = 10_000
+"""Longest caption; the text encoder reads some hundreds of characters."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One caption of a table; empty fields say nothing."""
+class CaptionRow:
+    """One caption of a table; fields may be empty."""
 
     caption: str
     id: str = ""
     video: str = ""
     start: float | None = None
 
-    def names(self, video: str) -> bool:
-        """Whether it speaks of `video`, a path below the folder of videos."""
-        return self.video in _names(video)
+    def names_video(self, video: str) -> bool:
+        """Whether it applies to `video`, a path below the folder of videos."""
+        return self.video in _video_names(video)
 
 
 class Captions:
@@ -43,46 +43,48 @@ class Captions:
     def __init__(self, root: Path, prompt: str = "", table: Path | None = None) -> None:
         self.root, self.prompt = root, prompt
         self.rows = read_captions(table) if table else []
-        self._used: set[Row] = set()
+        self._used: set[CaptionRow] = set()
 
-    def of(self, video: str, clip_id: str, start: float) -> str:
+    def find(self, video: str, clip_id: str, start: float) -> str:
         """The caption of one clip, in one line; empty where there is none."""
-        for row in self._candidates(video, clip_id, start):
+        for row in self._matching_rows(video, clip_id, start):
             self._used.add(row)
             return row.caption
-        path = self.root / video
-        texts = [path.with_suffix(".txt"), *(folder / FOLDER_CAPTION for folder in self._folders(video))]
-        beside = next((text for text in texts if text.is_file()), None)
-        found = one_line(self.prompt if beside is None else read_text(beside))
-        if len(found) > LONGEST:
-            raise DataError(f"{beside or 'the prompt'}: {len(found)} characters; a caption has at most {LONGEST}")
-        return found
+        video_path = self.root / video
+        paths = [video_path.with_suffix(".txt"), *(folder / FOLDER_CAPTION for folder in self._folders(video))]
+        path = next((path for path in paths if path.is_file()), None)
+        caption = one_line(self.prompt if path is None else read_text(path))
+        if len(caption) > MAX_CHARACTERS:
+            source = path or "the prompt"
+            raise DataError(f"{source}: {len(caption)} characters; a caption has at most {MAX_CHARACTERS}")
+        return caption
 
-    def unused(self) -> list[Row]:
-        """Rows of the table that no clip has asked for so far."""
+    def unused(self) -> list[CaptionRow]:
+        """Rows of the table that no clip has used so far."""
         return [row for row in self.rows if row not in self._used]
 
-    def _candidates(self, video: str, clip_id: str, start: float) -> Iterator[Row]:
-        """The rows that fit, those that name the clip before those that name the video, the most exact name first."""
-        named = sorted((row for row in self.rows if row.names(video)), key=lambda row: _names(video).index(row.video))
+    def _matching_rows(self, video: str, clip_id: str, start: float) -> Iterator[CaptionRow]:
+        """The rows that fit: those that name the clip before those that name the video, the most exact name first."""
+        names = _video_names(video)
+        of_video = sorted((row for row in self.rows if row.names_video(video)), key=lambda row: names.index(row.video))
         yield from (row for row in self.rows if row.id and row.id == clip_id)
-        yield from (row for row in named if row.start is not None and abs(row.start - start) <= NEAR)
-        yield from (row for row in named if row.start is None and not row.id)
+        yield from (row for row in of_video if row.start is not None and abs(row.start - start) <= START_TOLERANCE)
+        yield from (row for row in of_video if row.start is None and not row.id)
 
     def _folders(self, video: str) -> list[Path]:
         """The folder of a video and those above it, up to the folder of videos."""
         return [self.root / parent for parent in PurePosixPath(video).parents]
 
 
-def _names(video: str) -> list[str]:
-    """What a table may call a video, the most exact first."""
+def _video_names(video: str) -> list[str]:
+    """The names that a table may use for a video, the most exact first."""
     path = PurePosixPath(video)
     return [video, str(path.with_suffix("")), path.name, path.stem]
 
 
-def caption(video: Path, prompt: str) -> str:
+def find_caption(video: Path, prompt: str) -> str:
     """The text of the .txt file beside a video, else its folder's caption, else `prompt`, in one line."""
-    return Captions(video.parent, prompt).of(video.name, "", 0.0)
+    return Captions(video.parent, prompt).find(video.name, "", 0.0)
 
 
 def one_line(text: str) -> str:
@@ -90,33 +92,33 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def read_captions(path: Path) -> list[Row]:
-    """The rows of a table of captions; DataError that names the line where one makes no sense."""
+def read_captions(path: Path) -> list[CaptionRow]:
+    """The rows of a table of captions; DataError that names the line where one is not valid."""
     if path.suffix.lower() not in FORMATS:
         raise DataError(f"{path}: a table of captions ends in {', '.join(FORMATS)}")
     if not path.is_file():
         raise DataError(f"{path}: not there; a table of captions is expected")
     text = read_text(path)
-    lines = _json_lines(path, text) if path.suffix.lower() == ".jsonl" else _table_lines(path, text)
-    rows: dict[tuple[str, str, float | None], Row] = {}
+    lines = _read_json_lines(path, text) if path.suffix.lower() == ".jsonl" else _read_table(path, text)
+    rows: dict[tuple[str, str, float | None], CaptionRow] = {}
     for number, cells in lines:
-        row = _row(path, number, cells)
+        row = _parse_row(path, number, cells)
         first = rows.setdefault((row.id, row.video, row.start), row)
         if first.caption != row.caption:
             raise DataError(f"{path}, line {number}: a second caption for {row.id or row.video}; leave one of them")
     return list(rows.values())
 
 
-def _table_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
+def _read_table(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    names = table_columns(path, text, delimiter)
-    if names.count("caption") != 1 or not {"id", "video"} & set(names):
+    columns = table_columns(path, text, delimiter)
+    if columns.count("caption") != 1 or not {"id", "video"} & set(columns):
         raise DataError(f"{path}: its first line has to name the columns: one caption, and video or id")
     for number, cells in table_rows(path, text, delimiter):
         yield number, dict(cells)
 
 
-def _json_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
+def _read_json_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -129,16 +131,16 @@ def _json_lines(path: Path, text: str) -> Iterable[tuple[int, dict[str, object]]
         yield number, cells
 
 
-def _row(path: Path, number: int, cells: dict[str, object]) -> Row:
-    stated = {name: cells.get(name) for name in ("caption", "id", "video", "start")}
-    if not isinstance(stated["caption"], str) or not (stated["id"] or stated["video"]):
+def _parse_row(path: Path, number: int, cells: dict[str, object]) -> CaptionRow:
+    caption, clip_id, video, start = (cells.get(name) for name in ("caption", "id", "video", "start"))
+    if not isinstance(caption, str) or not (clip_id or video):
         raise DataError(f"{path}, line {number}: a caption, and a video or the id of a clip, are expected")
     try:
-        start = None if stated["start"] in (None, "") else float(str(stated["start"]))
+        seconds = None if start in (None, "") else float(str(start))
     except ValueError as error:
-        raise DataError(f"{path}, line {number}: start {stated['start']!r} is no number of seconds") from error
-    words = one_line(stated["caption"])
-    if len(words) > LONGEST:
-        raise DataError(f"{path}, line {number}: {len(words)} characters; a caption has at most {LONGEST}")
-    video = str(stated["video"] or "").replace("\\", "/").removeprefix("./")
-    return Row(words, str(stated["id"] or ""), video, start)
+        raise DataError(f"{path}, line {number}: start {start!r} is no number of seconds") from error
+    caption = one_line(caption)
+    if len(caption) > MAX_CHARACTERS:
+        raise DataError(f"{path}, line {number}: {len(caption)} characters; a caption has at most {MAX_CHARACTERS}")
+    relative = str(video or "").replace("\\", "/").removeprefix("./")
+    return CaptionRow(caption, str(clip_id or ""), relative, seconds)

@@ -1,6 +1,4 @@
-"""A page to look through before spending hours: every window of every video with a strip of its frames, its waveform,
-what was measured, and whether it is used, or why not.
-"""
+"""Contact sheet of a split: an HTML page with every window's frames, waveform, measurements and reason if left out."""
 
 from __future__ import annotations
 
@@ -16,36 +14,34 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.data.audio_stats import heard
 from mmaudio.data.clips import Clip
 from mmaudio.data.folder_split import SplitResult
-from mmaudio.data.scan import Scan, Span
+from mmaudio.data.scan import MeasuredWindow, VideoScan
 from mmaudio.errors import DataError
-from mmaudio.media.audio import sound_blocks, sound_rate
-from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.audio import decode_audio, native_sample_rate
+from mmaudio.media.audio_windows import read_native_windows
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.video import probe
-from mmaudio.utils.files import writing
+from mmaudio.utils.files import atomic_write
 
-FRAMES = 6
-"""Frames of a strip."""
-HEIGHT = 54
-"""Of a strip, in pixels."""
-BINS = 200
-"""Points of a waveform."""
+STRIP_FRAMES = 6
+STRIP_HEIGHT = 54
+"""In pixels."""
+WAVEFORM_BINS = 200
 
 
 @dataclass(frozen=True)
-class Card:
+class SheetRow:
     """One window on the page."""
 
-    span: Span
+    window: MeasuredWindow
     clip: Clip | None
     """None where it is left out."""
     reason: str
     strip: str
     """The frames as a JPEG data URI, empty where they cannot be read."""
-    wave: str
-    """The waveform as an SVG path in a box of BINS by 2."""
+    waveform: str
+    """The waveform as an SVG path in a box of WAVEFORM_BINS by 2."""
 
 
 def write_contact_sheet(
@@ -53,84 +49,90 @@ def write_contact_sheet(
     root: Path,
     result: SplitResult,
     track: int = 0,
-    progress: Callable[[list[Scan]], Iterable[Scan]] = iter,
+    progress: Callable[[list[VideoScan]], Iterable[VideoScan]] = iter,
 ) -> None:
     """Write the page of `result`, whose videos lie below `root`, to `path`; every video is decoded once more."""
     clips = {(clip.video, clip.start): clip for clip in result.clips}
     reasons = {(row.video, row.start): row.reason for row in result.left_out}
-    usable = [scan for scan in result.scans if scan.spans]
+    scans = [scan for scan in result.scans if scan.windows]
     videos = [
-        (scan, reasons.get((scan.video, None), ""), _cards(root, scan, clips, reasons, track))
-        for scan in progress(usable)
+        (scan, reasons.get((scan.video, None), ""), _build_rows(root, scan, clips, reasons, track))
+        for scan in progress(scans)
     ]
-    others = [row for row in result.unused if row.video not in {scan.video for scan in usable}]
+    with_windows = {scan.video for scan in scans}
+    unusable_files = [row for row in result.unused if row.video not in with_windows]
     loader = jinja2.PackageLoader("mmaudio.data", ".")
-    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = page.get_template("contact_sheet.html.j2").render(result=result, videos=videos, others=others, bins=BINS)
-    with writing(path) as part:
-        part.write_text(text, encoding="utf-8", errors="replace")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("contact_sheet.html.j2").render(
+        result=result, videos=videos, unusable_files=unusable_files, bins=WAVEFORM_BINS
+    )
+    with atomic_write(path) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
 
 
-def _cards(
+def _build_rows(
     root: Path,
-    scan: Scan,
+    scan: VideoScan,
     clips: dict[tuple[str, float], Clip],
     reasons: dict[tuple[str, float | None], str],
     track: int,
-) -> list[Card]:
-    windows = [span for span in scan.spans if not span.reason]
-    strips, waves = iter(_strips(root / scan.video, windows)), iter(_waves(root / scan.video, windows, track))
-    cards = []
-    for span in scan.spans:
-        readable = not span.reason
-        where = (scan.video, span.start)
-        reason = span.reason or reasons.get(where) or reasons.get((scan.video, None), "")
-        strip, wave = (next(strips, ""), next(waves, "")) if readable else ("", "")
-        cards.append(Card(span, clips.get(where), reason, strip, wave))
-    return cards
+) -> list[SheetRow]:
+    readable = [window for window in scan.windows if not window.reason]
+    strips = _frame_strips(root / scan.video, readable)
+    waveforms = _waveform_paths(root / scan.video, readable, track)
+    rows = []
+    for window in scan.windows:
+        key = (scan.video, window.start)
+        reason = window.reason or reasons.get(key) or reasons.get((scan.video, None), "")
+        strip, waveform = ("", "") if window.reason else (next(strips, ""), next(waveforms, ""))
+        rows.append(SheetRow(window, clips.get(key), reason, strip, waveform))
+    return rows
 
 
-def _strips(path: Path, spans: list[Span]) -> Iterator[str]:
+def _frame_strips(path: Path, windows: list[MeasuredWindow]) -> Iterator[str]:
     """A strip of frames for every window, as far as they can be read."""
-    if not spans:
+    if not windows:
         return
-    rate = max(1, round(FRAMES / (spans[0].end - spans[0].start)))
-    grid = Grid(rate, min(FRAMES, int((spans[0].end - spans[0].start) * rate)), _small)
+    seconds = windows[0].end - windows[0].start
+    fps = max(1, round(STRIP_FRAMES / seconds))
+    grid = FrameGrid(fps, min(STRIP_FRAMES, int(seconds * fps)), _resize_frame)
     try:
-        for window in read_windows(probe(path), [span.start for span in spans], [grid]):
-            yield _jpeg(torch.cat(window.frames[0], dim=-1))
+        for window in read_frame_windows(probe(path), [window.start for window in windows], [grid]):
+            yield _jpeg_data_uri(torch.cat(window.frames[0], dim=-1))
     except DataError:
         return  # the page shows the rest; extraction names the video
 
 
-def _small(frames: Tensor) -> Tensor:
+def _resize_frame(frames: Tensor) -> Tensor:
     """RGB (1, 3, H, W) at the strip's height."""
-    width = max(1, min(4 * HEIGHT, round(frames.shape[-1] * HEIGHT / frames.shape[-2])))
-    resized: Tensor = vision.resize(frames, [HEIGHT, width], antialias=True)
+    width = max(1, min(4 * STRIP_HEIGHT, round(frames.shape[-1] * STRIP_HEIGHT / frames.shape[-2])))
+    resized: Tensor = vision.resize(frames, [STRIP_HEIGHT, width], antialias=True)
     return resized
 
 
-def _jpeg(picture: Tensor) -> str:
+def _jpeg_data_uri(image: Tensor) -> str:
     """RGB (3, H, W), uint8, as a data URI."""
     file = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=60, optimize=True)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=60, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _waves(path: Path, spans: list[Span], track: int) -> Iterator[str]:
-    """The waveform of every window as an SVG path: the highest and the lowest sample of each bin."""
-    if not spans:
+def _waveform_paths(path: Path, windows: list[MeasuredWindow], track: int) -> Iterator[str]:
+    """The waveform of every window as an SVG path."""
+    if not windows:
         return
     try:
         info = probe(path, track)
-        for sound in heard(sound_blocks(info), sound_rate(info), [(span.start, span.end) for span in spans]):
-            yield _outline(sound.wave)
+        times = [(window.start, window.end) for window in windows]
+        for audio in read_native_windows(decode_audio(info), native_sample_rate(info), times):
+            yield _waveform_path(audio.waveform)
     except DataError:
         return
 
 
-def _outline(wave: Tensor) -> str:
-    bins = [part for part in torch.tensor_split(wave, BINS) if len(part)]
-    tops = [f"{x},{1 - float(part.max().clamp(-1, 1)):.2f}" for x, part in enumerate(bins)]
-    bottoms = [f"{x},{1 - float(part.min().clamp(-1, 1)):.2f}" for x, part in enumerate(bins)]
+def _waveform_path(waveform: Tensor) -> str:
+    """An SVG path around the highest and the lowest sample of each bin of (T,)."""
+    bins = [samples for samples in torch.tensor_split(waveform, WAVEFORM_BINS) if len(samples)]
+    tops = [f"{x},{1 - float(samples.max().clamp(-1, 1)):.2f}" for x, samples in enumerate(bins)]
+    bottoms = [f"{x},{1 - float(samples.min().clamp(-1, 1)):.2f}" for x, samples in enumerate(bins)]
     return "M" + " ".join([*tops, *reversed(bottoms)]) + "Z" if bins else ""

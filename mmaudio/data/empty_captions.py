@@ -1,4 +1,4 @@
-"""Clips without a caption: the network's own row for no text stands in the place of what CLIP makes of an empty one.
+"""Clips without a caption: the network's learned empty-text features replace CLIP's features of an empty string.
 
 K clips, B rows of them, L text tokens.
 """
@@ -11,23 +11,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmaudio.data.feature_store import Features, FeatureSet, feature_set
+from mmaudio.data.feature_set import Features, FeatureSet, build_feature_set
 
 
-def with_empty_text(features: FeatureSet, empty: Tensor) -> FeatureSet:
-    """`features` with `empty` (L, text width) as the text features of every clip whose caption is empty."""
-    missing = untitled(features.captions).to(features.text_features.device)
-    if not missing.any():
+def fill_empty_captions(features: FeatureSet, empty_text: Tensor) -> FeatureSet:
+    """`features` with `empty_text` (L, text width) as the text features of every clip whose caption is empty."""
+    is_empty = empty_caption_mask(features.captions).to(features.text_features.device)
+    if not is_empty.any():
         return features
-    return feature_set(filled(features, missing, empty), features.clips, features.model)
+    return build_feature_set(fill_text_features(features, is_empty, empty_text), features.clips, features.model)
 
 
-def untitled(captions: Sequence[str]) -> Tensor:
+def empty_caption_mask(captions: Sequence[str]) -> Tensor:
     """Which captions are empty: (K,) bool."""
     return torch.tensor([not caption for caption in captions])
 
 
-def filled(rows: Features, missing: Tensor, empty: Tensor) -> Features:
-    """The rows with `empty` (L, text width) as the text features where `missing` (B,) says so."""
-    own = empty.detach().to(rows.text_features)
-    return replace(rows, text_features=torch.where(missing[:, None, None], own, rows.text_features))
+def fill_text_features(features: Features, is_empty: Tensor, empty_text: Tensor) -> Features:
+    """`features` with `empty_text` (L, text width) as the text features where `is_empty` (B,) is true."""
+    replacement = empty_text.detach().to(features.text_features)
+    filled = torch.where(is_empty[:, None, None], replacement, features.text_features)
+    return replace(features, text_features=filled)

@@ -1,6 +1,4 @@
-"""Which clips are fit for training: thresholds on what was measured of each. They judge, they do not measure, so that
-changing one needs no second look at the videos.
-"""
+"""Filter rules: thresholds on a clip's measurements. Changing one needs no new scan of the videos."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ from typing import Protocol
 from mmaudio.errors import ConfigError
 
 
-class Measured(Protocol):
-    """What the rules look at; `data.clips.Clip` says what each is."""
+class ClipMeasurements(Protocol):
+    """The measurements that the rules test; `data.clips.Clip` documents them."""
 
     @property
     def peak_db(self) -> float:
@@ -51,23 +49,31 @@ class Measured(Protocol):
 
 
 @dataclass
-class Rules:
+class FilterRules:
     """The thresholds; null turns a rule off."""
 
     min_peak_db: float | None = -60.0
-    """Decibels of full scale that the loudest sample has at least."""
+    """the loudest sample, decibels of full scale"""
     min_lufs: float | None = -65.0
-    """Loudness that the sound has at least."""
+    """loudness"""
     max_silence: float | None = 0.98
-    """Share of silent blocks. High, as a single bang in silence is a fine thing to learn."""
+    """share of silent blocks
+
+    High, since a single bang in silence is worth learning."""
     max_clipped: float | None = 0.02
-    """Share of samples at full scale: the recording was too loud for its device."""
+    """share of samples at full scale
+
+    Above it the recording was too loud for its device."""
     max_black: float | None = 0.8
-    """Share of the time without a picture."""
+    """share of the time without a picture"""
     max_frozen: float | None = 0.9
-    """Share of the time in which the picture does not change, as beside uploaded songs."""
+    """share of the time in which the picture does not change
+
+    Such as the still picture of an uploaded song."""
     max_mismatch: float | None = 0.1
-    """Seconds of the picture that have no sound: it begins later, ends earlier, or has a hole."""
+    """seconds of the picture without sound
+
+    The sound starts later, ends earlier, or has a gap."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -79,26 +85,32 @@ class Rules:
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"split.rules.{name}={value:g}: a share from 0 to 1, or null for no such rule")
 
-    def broken(self, clip: Measured) -> list[str]:
-        """One reason per rule that `clip` breaks: a word, a colon, what was found and what is allowed."""
-        found = []
+    def find_violations(self, clip: ClipMeasurements) -> list[str]:
+        """One reason per rule that `clip` breaks: kind, colon, the measurement and the threshold."""
+        return [*self._audio_violations(clip), *self._video_violations(clip)]
+
+    def _audio_violations(self, clip: ClipMeasurements) -> list[str]:
+        reasons = []
         if self.max_mismatch is not None and clip.mismatch > self.max_mismatch + 1e-6:
-            found.append(f"sound missing: for {clip.mismatch:.2f} s, at most {self.max_mismatch:g} s")
+            reasons.append(f"sound missing: for {clip.mismatch:.2f} s, at most {self.max_mismatch:g} s")
         if self.min_peak_db is not None and clip.peak_db < self.min_peak_db:
-            found.append(f"silent: peak {clip.peak_db:.1f} dB, at least {self.min_peak_db:g} dB")
+            reasons.append(f"silent: peak {clip.peak_db:.1f} dB, at least {self.min_peak_db:g} dB")
         elif self.min_lufs is not None and clip.lufs < self.min_lufs:
-            found.append(f"faint: {clip.lufs:.1f} LUFS, at least {self.min_lufs:g}")
+            reasons.append(f"faint: {clip.lufs:.1f} LUFS, at least {self.min_lufs:g}")
         elif self.max_silence is not None and clip.silence > self.max_silence:
-            found.append(f"mostly silent: {clip.silence:.1%} of it, at most {self.max_silence:.0%}")
+            reasons.append(f"mostly silent: {clip.silence:.1%} of it, at most {self.max_silence:.0%}")
         if self.max_clipped is not None and clip.clipped > self.max_clipped:
-            found.append(f"clipped sound: {clip.clipped:.1%} of the samples, at most {self.max_clipped:.0%}")
+            reasons.append(f"clipped sound: {clip.clipped:.1%} of the samples, at most {self.max_clipped:.0%}")
+        return reasons
+
+    def _video_violations(self, clip: ClipMeasurements) -> list[str]:
         if self.max_black is not None and clip.black > self.max_black:
-            found.append(f"black picture: {clip.black:.0%} of it, at most {self.max_black:.0%}")
-        elif self.max_frozen is not None and clip.frozen > self.max_frozen:
-            found.append(f"frozen picture: {clip.frozen:.0%} of it, at most {self.max_frozen:.0%}")
-        return found
+            return [f"black picture: {clip.black:.0%} of it, at most {self.max_black:.0%}"]
+        if self.max_frozen is not None and clip.frozen > self.max_frozen:
+            return [f"frozen picture: {clip.frozen:.0%} of it, at most {self.max_frozen:.0%}"]
+        return []
 
 
-def kind(reason: str) -> str:
-    """What of a reason is the same for many clips."""
+def reason_kind(reason: str) -> str:
+    """The words of a reason before its numbers, the same for many clips."""
     return reason.split(":")[0]

@@ -1,6 +1,6 @@
-"""A tensor of many clips that stays where it is stored: rows are read when they are asked for.
+"""A tensor of many clips that stays in its files: rows are read on demand.
 
-K clips, B rows asked for.
+K clips, B requested rows.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Column:
-    """One tensor (K, ...) in several parts, memory-mapped files as a rule; `column[index]` is its rows, float32."""
+class LazyTensor:
+    """One tensor (K, ...) in several shards, memory-mapped files as a rule; `tensor[index]` reads rows, float32."""
 
-    parts: Sequence[Tensor]
-    """Each (clips of one file, ...), all of the same shape but for the first number."""
-    places: Tensor
-    """(K, 2), int64: the part of every clip, and its row there."""
+    shards: Sequence[Tensor]
+    """Each (clips of one file, ...), all of the same shape but for the first dimension."""
+    locations: Tensor
+    """(K, 2), int64: the shard of every clip, and its row there."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where the rows go."""
+    """Device of the rows that are read."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     @property
     def shape(self) -> torch.Size:
         """As the shape of a tensor: (K, ...)."""
-        return torch.Size((len(self), *self.parts[0].shape[1:]))
+        return torch.Size((len(self), *self.shards[0].shape[1:]))
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """The rows number `index` (B,), int64: (B, ...). Nothing else is read."""
-        places = self.places[index.to(self.places.device)].tolist()
-        rows = torch.stack([self.parts[part][row] for part, row in places])
+        locations = self.locations[index.to(self.locations.device)].tolist()
+        rows = torch.stack([self.shards[shard][row] for shard, row in locations])
         return rows.to(self.device, torch.float32)
 
-    def to(self, device: torch.device) -> Column:
+    def to(self, device: torch.device) -> LazyTensor:
         """The same with rows that go to `device`."""
         return replace(self, device=device)
 
-    def whole(self) -> Tensor:
-        """All of it, (K, ...); the stored tensor itself where that is all there is."""
-        only = self.parts[0]
-        if len(self.parts) == 1 and only.dtype == torch.float32 and len(only) == len(self):
-            in_order = torch.equal(self.places[:, 1], torch.arange(len(self)))
+    def load(self) -> Tensor:
+        """All rows, (K, ...); a single shard that is used whole and in order is returned as it is."""
+        first = self.shards[0]
+        if len(self.shards) == 1 and first.dtype == torch.float32 and len(first) == len(self):
+            in_order = torch.equal(self.locations[:, 1], torch.arange(len(self)))
             if in_order:
-                return only.to(self.device)
+                return first.to(self.device)
         return self[torch.arange(len(self))]

@@ -1,6 +1,4 @@
-"""What a video holds: its windows, measured, or the reason why it is left out. Kept, so that a second run looks again
-only at files that changed.
-"""
+"""Scan of a video file: its windows with measurements of video and audio, or the reason why it is left out."""
 
 from __future__ import annotations
 
@@ -8,54 +6,57 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from mmaudio.data.audio_stats import FLOOR_DB, FLOOR_LUFS, Heard, heard, levels, lufs
-from mmaudio.data.clips import STRIDE, VIDEO_SUFFIXES
-from mmaudio.data.shots import cut_detector
-from mmaudio.data.speech import speech_detector
-from mmaudio.data.video_stats import Interval, Timeline, share, watch
+from mmaudio.data.audio_stats import FLOOR_DB, FLOOR_LUFS, integrated_loudness, measure_levels
+from mmaudio.data.clips import DEFAULT_STRIDE
+from mmaudio.data.fingerprint import fingerprint
+from mmaudio.data.shots import make_cut_detector
+from mmaudio.data.speech import make_speech_detector
+from mmaudio.data.video_files import VIDEO_SUFFIXES
+from mmaudio.data.video_stats import Interval, VideoTimeline, measure_video, overlap_share
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.media.audio import sound_blocks, sound_rate
-from mmaudio.media.video import VideoInfo, check_whole, covered, probe
-from mmaudio.model.spec import CLIP_FPS, SECONDS, SEGMENT_FRAMES, SYNC_FPS
-from mmaudio.utils.files import unwritable
+from mmaudio.media.audio import decode_audio, native_sample_rate
+from mmaudio.media.audio_windows import AudioWindow, read_native_windows
+from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
+from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
 VERSION = 3
 """Raised whenever the code measures differently."""
-EDGE = 65_536
-"""Bytes at a file's head and tail that its fingerprint covers."""
 
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a video is cut into windows."""
+    """How a video is cut into windows. A change of any value, or of a field's name, makes earlier scans invalid."""
 
-    seconds: float = SECONDS
+    seconds: float = CLIP_SECONDS
     """Duration of a window."""
-    stride: float = STRIDE
+    stride: float = DEFAULT_STRIDE
     """Seconds between the starts of two windows."""
     silence_db: float = -60.0
     """A block whose peak is below this, in decibels of full scale, is silent."""
     max_gap: float = 1.0
-    """Seconds between two frames, beyond which pictures are missing there; no window lies across."""
+    """Seconds between two frames, beyond which frames are missing; no window spans such a gap."""
     track: int = 0
-    """Number of the sound track, from 0 on."""
+    """Number of the audio track, from 0 on."""
     scenes: bool = False
-    """Whether windows keep to one shot."""
+    """Whether windows stay within one shot."""
     scene_tolerance: float = 0.25
     """Seconds of the next shot that a window may reach into."""
     flags: bool = False
-    """Whether speech and music are looked for."""
+    """Whether speech and music are detected."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "stride", "silence_db", "max_gap", "scene_tolerance"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)}: a finite number is expected")
-        if self.seconds < SEGMENT_FRAMES / SYNC_FPS:
-            raise ConfigError(f"seconds={self.seconds}: at least {SEGMENT_FRAMES / SYNC_FPS} s are needed; 8 is usual")
+        if self.seconds < FRAMES_PER_SEGMENT / SYNC_FPS:
+            raise ConfigError(
+                f"seconds={self.seconds}: at least {FRAMES_PER_SEGMENT / SYNC_FPS} s are needed; 8 is usual"
+            )
         if self.stride < 1 / SYNC_FPS:
             raise ConfigError(f"stride={self.stride}: at least {1 / SYNC_FPS} s, a frame; half a clip is usual")
         if self.max_gap <= 0 or self.scene_tolerance < 0 or self.track < 0:
@@ -65,14 +66,14 @@ class ScanSettings:
             )
 
     @property
-    def last(self) -> float:
-        """The last instant that has a frame, in seconds from a window's start."""
+    def last_frame_time(self) -> float:
+        """Time of the last frame that an encoder needs, in seconds from a window's start."""
         return max((math.floor(rate * self.seconds + 1e-6) - 1) / rate for rate in (CLIP_FPS, SYNC_FPS))
 
 
 @dataclass(frozen=True)
-class Span:
-    """One window of a video and what was measured of it; `data.clips.Clip` says what each is."""
+class MeasuredWindow:
+    """One window of a video with its measurements; `data.clips.Clip` documents the fields."""
 
     start: float
     end: float
@@ -91,8 +92,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What was found in one file."""
+class VideoScan:
+    """The windows of one file, or the reason why there are none."""
 
     video: str
     """Its path relative to the folder of videos, with slashes."""
@@ -100,170 +101,135 @@ class Scan:
     """Hash of the file's fingerprint and the settings."""
     reason: str = ""
     """Why the whole file is left out; empty where it is used."""
-    spans: list[Span] = field(default_factory=list)
+    windows: list[MeasuredWindow] = field(default_factory=list)
     note: str = ""
-    """What a user should know of a file that is used."""
+    """A hint for the user about a file that is used."""
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of size, time of change and both ends of a file; empty where it cannot be read."""
-    try:
-        status = path.stat()
-        digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(EDGE))
-            file.seek(max(0, status.st_size - EDGE))
-            digest.update(file.read(EDGE))
-    except OSError:
-        return ""
-    return digest.hexdigest()
+class _Segment(NamedTuple):
+    """A stretch of the video stream without gaps, and without cuts where scenes are detected."""
+
+    start: float
+    end: float
+    is_last: bool
+    """Whether it ends with the video stream."""
 
 
 def scan_key(path: Path, settings: ScanSettings, video: str) -> str:
-    """Changes with the file and with anything that decides about its windows."""
-    stated = json.dumps([video, fingerprint(path), asdict(settings), VERSION])
-    return hashlib.sha256(stated.encode()).hexdigest()
+    """Hash of the file and of everything that determines its windows."""
+    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> Scan:
-    """Look through one file, known as `video`: header, all pictures, all sound. What it lacks is a reason, no error."""
+def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> VideoScan:
+    """Scan one file, known as `video`: header, all frames, all audio. A defect becomes a reason, not an error."""
     video = path.name if video is None else video
     key = scan_key(path, settings, video)
     try:
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise DataError(f"{path.name}: no video file ({path.suffix or 'no suffix'})")
         info = probe(path, settings.track)
-        return Scan(video, key, spans=_spans(info, settings), note=_note(info))
+        return VideoScan(video, key, windows=_measure_windows(info, settings), note=_describe_tracks(info))
     except DataError as error:
-        return Scan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
+        return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
 
 
-def _spans(info: VideoInfo, settings: ScanSettings) -> list[Span]:
+def _measure_windows(info: VideoInfo, settings: ScanSettings) -> list[MeasuredWindow]:
     """The file's windows; DataError with the reason where there is none."""
-    name, rate = info.path.name, sound_rate(info)
-    line = watch(info, settings.max_gap, cut_detector(info.fps) if settings.scenes else None)
-    if not line.parts:
-        raise DataError(f"{name}: its picture ({info.codec}) cannot be decoded")
-    if line.restart is None:
-        check_whole(info, line.end)
-    stretches = _stretches(line, settings)
-    windows = [window for stretch in stretches for window in _windows(*stretch, settings)]
-    if not windows and len(stretches) == 1:
-        raise DataError(f"{name}: {line.end:.2f} s long, shorter than a clip of {settings.seconds:g} s")
-    if not windows:
-        longest = max(end - start for start, end, _ in stretches)
-        what = "without a gap in its time stamps" + " or a new shot" * bool(line.cuts)
-        raise DataError(f"{name}: at most {longest:.2f} s {what}, shorter than a clip of {settings.seconds:g} s")
-    detector = speech_detector() if settings.flags else None
-    spans = []
-    for (start, end), sound in zip(windows, heard(sound_blocks(info), rate, windows), strict=True):
-        speech, music = (None, None) if detector is None else detector(sound.wave, rate)
-        spans.append(_measured(start, end, sound, rate, line, settings, speech, music))
-    return sorted([*spans, *_unusable(line, stretches, settings)], key=lambda span: span.start)
+    native_sample_rate(info)  # no video is decoded where there is no audio
+    timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
+    if not timeline.continuous:
+        raise DataError(f"{info.path.name}: its picture ({info.codec}) cannot be decoded")
+    if timeline.restart is None:
+        check_not_truncated(info, timeline.end)
+    segments = _find_segments(timeline, settings)
+    times = [window for segment in segments for window in _window_times(segment, settings)]
+    if not times:
+        raise _too_short_error(info, timeline, segments, settings)
+    windows = _measure_audio_and_video(info, times, timeline, settings)
+    return sorted([*windows, *_unusable_windows(timeline, segments, settings)], key=lambda window: window.start)
 
 
-def _stretches(line: Timeline, settings: ScanSettings) -> list[tuple[float, float, bool]]:
-    """From, to, and whether it is the picture's end that it ends with: what windows may lie in."""
-    found = []
-    for start, end in line.parts:
-        bounds = [start, *(cut for cut in line.cuts if start < cut < end), end]
-        found += [(a, b, b == line.end) for a, b in itertools.pairwise(bounds)]
-    return found
+def _find_segments(timeline: VideoTimeline, settings: ScanSettings) -> list[_Segment]:
+    """The segments that windows may lie in, by time."""
+    segments = []
+    for start, end in timeline.continuous:
+        bounds = [start, *(cut for cut in timeline.cuts if start < cut < end), end]
+        segments += [_Segment(a, b, b == timeline.end) for a, b in itertools.pairwise(bounds)]
+    return segments
 
 
-def _windows(start: float, end: float, final: bool, settings: ScanSettings) -> list[Interval]:
-    """The windows of one stretch: every instant of them has a frame in it."""
-    made: list[Interval] = []
-    tolerance = settings.scene_tolerance if settings.scenes and not final else 0.0
+def _window_times(segment: _Segment, settings: ScanSettings) -> list[Interval]:
+    """Start and end of the windows of one segment: every instant of them has a frame in it."""
+    times: list[Interval] = []
+    tolerance = settings.scene_tolerance if settings.scenes and not segment.is_last else 0.0
     while True:
-        first = round(start + len(made) * settings.stride, 6)
-        last = first + settings.last
-        if not (covered(end, last) if final else last <= end + tolerance):
-            return made
-        made.append((first, round(first + settings.seconds, 6)))
+        start = round(segment.start + len(times) * settings.stride, 6)
+        last_frame = start + settings.last_frame_time
+        if not (has_frame_at(segment.end, last_frame) if segment.is_last else last_frame <= segment.end + tolerance):
+            return times
+        times.append((start, round(start + settings.seconds, 6)))
 
 
-def _measured(
-    start: float,
-    end: float,
-    sound: Heard,
-    rate: int,
-    line: Timeline,
-    settings: ScanSettings,
-    speech: float | None,
-    music: float | None,
-) -> Span:
-    peak, rms, silence = levels(sound.wave, rate, settings.silence_db)
-    return Span(
-        start=start,
-        end=end,
-        peak_db=peak,
-        rms_db=rms,
-        silence=silence,
-        lufs=lufs(sound.wave, rate),
-        clipped=round(float(sound.full.double().mean()), 5) if len(sound.full) else 0.0,
-        black=round(share(line.black, start, end), 3),
-        frozen=round(share(line.frozen, start, end), 3),
-        mismatch=round(sound.missing, 3),
-        speech=speech,
-        music=music,
-    )
+def _too_short_error(
+    info: VideoInfo, timeline: VideoTimeline, segments: Sequence[_Segment], settings: ScanSettings
+) -> DataError:
+    """The error for a video without a window."""
+    name, shortest = info.path.name, f"shorter than a clip of {settings.seconds:g} s"
+    if len(segments) == 1:
+        return DataError(f"{name}: {timeline.end:.2f} s long, {shortest}")
+    longest = max(segment.end - segment.start for segment in segments)
+    limits = "without a gap in its time stamps" + " or a new shot" * bool(timeline.cuts)
+    return DataError(f"{name}: at most {longest:.2f} s {limits}, {shortest}")
 
 
-def _unusable(line: Timeline, stretches: Sequence[tuple[float, float, bool]], settings: ScanSettings) -> list[Span]:
-    """What of the picture can be in no window, where it is in several stretches."""
-    found = []
-    for start, end, final in stretches if len(stretches) > 1 else ():
-        if not _windows(start, end, final, settings):
-            reason = f"too short: {end - start:.2f} s between gaps or cuts, shorter than a clip"
-            found.append(Span(start, end, reason=reason))
-    if line.restart is not None:
-        reason = f"time stamps jump back: what follows {line.restart:.2f} s is not used"
-        found.append(Span(line.restart, line.restart, reason=reason))
-    return found
+def _measure_audio_and_video(
+    info: VideoInfo, times: Sequence[Interval], timeline: VideoTimeline, settings: ScanSettings
+) -> Iterator[MeasuredWindow]:
+    """Measure the windows in one decoding pass of the audio."""
+    sample_rate = native_sample_rate(info)
+    detector = make_speech_detector() if settings.flags else None
+    for (start, end), audio in zip(times, read_native_windows(decode_audio(info), sample_rate, times), strict=True):
+        speech, music = (None, None) if detector is None else detector(audio.waveform, sample_rate)
+        peak_db, rms_db, silence = measure_levels(audio.waveform, sample_rate, settings.silence_db)
+        yield MeasuredWindow(
+            start=start,
+            end=end,
+            peak_db=peak_db,
+            rms_db=rms_db,
+            silence=silence,
+            lufs=integrated_loudness(audio.waveform, sample_rate),
+            clipped=_clipped_share(audio),
+            black=round(overlap_share(timeline.black, start, end), 3),
+            frozen=round(overlap_share(timeline.frozen, start, end), 3),
+            mismatch=round(audio.missing_seconds, 3),
+            speech=speech,
+            music=music,
+        )
 
 
-def _note(info: VideoInfo) -> str:
-    """What a user should know of the file."""
-    if len(info.tracks) < 2:
+def _clipped_share(audio: AudioWindow) -> float:
+    """Share of the samples at full scale."""
+    return round(float(audio.full_scale.double().mean()), 5) if len(audio.full_scale) else 0.0
+
+
+def _unusable_windows(
+    timeline: VideoTimeline, segments: Sequence[_Segment], settings: ScanSettings
+) -> Iterator[MeasuredWindow]:
+    """The segments that are too short for a window, where there are several, and what follows a restart."""
+    for segment in segments if len(segments) > 1 else ():
+        if not _window_times(segment, settings):
+            reason = f"too short: {segment.end - segment.start:.2f} s between gaps or cuts, shorter than a clip"
+            yield MeasuredWindow(segment.start, segment.end, reason=reason)
+    if timeline.restart is not None:
+        reason = f"time stamps jump back: what follows {timeline.restart:.2f} s is not used"
+        yield MeasuredWindow(timeline.restart, timeline.restart, reason=reason)
+
+
+def _describe_tracks(info: VideoInfo) -> str:
+    """A note on the choice among several audio tracks."""
+    tracks = info.audio_tracks
+    if len(tracks) < 2:
         return ""
-    named = [track.title or track.language.removeprefix("und") or f"number {n}" for n, track in enumerate(info.tracks)]
-    return f"{len(info.tracks)} sound tracks ({', '.join(named)}): number {info.track} is used (--audio-track)"
-
-
-class ScanStore:
-    """The scans of a folder in a file of JSON lines; a line is added as soon as a video is through."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        self._ragged = bool(text) and not text.endswith("\n")
-        self._known: dict[str, Scan] = {}
-        for line in text.split("\n"):
-            scan = _parsed(line)
-            if scan is not None:
-                self._known[scan.key] = scan
-
-    def find(self, path: Path, settings: ScanSettings, video: str) -> Scan | None:
-        """The scan of the file `path`, known as `video`, where neither it nor the settings changed."""
-        return self._known.get(scan_key(path, settings, video))
-
-    def add(self, scan: Scan) -> None:
-        """Keep `scan`; MMAudioError where the file cannot be written."""
-        self._known[scan.key] = scan
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._ragged + json.dumps(asdict(scan), ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        self._ragged = False
-
-
-def _parsed(line: str) -> Scan | None:
-    """The scan that a line holds; None for one that a kill cut off."""
-    try:
-        stated = json.loads(line)
-        return Scan(**{**stated, "spans": [Span(**span) for span in stated["spans"]]})
-    except (ValueError, TypeError, KeyError):
-        return None
+    labels = [track.title or track.language.removeprefix("und") or f"number {n}" for n, track in enumerate(tracks)]
+    return f"{len(tracks)} sound tracks ({', '.join(labels)}): number {info.audio_track} is used (--audio-track)"

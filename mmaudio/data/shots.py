@@ -11,30 +11,30 @@ import numpy.typing as npt
 from mmaudio.data.video_stats import CutDetector
 from mmaudio.errors import ConfigError
 
-SHORTEST = 0.5
-"""Seconds of the shortest shot that is told apart."""
-UNIT = Fraction(1, 1_000_000)
+MIN_SHOT_SECONDS = 0.5
+TIME_BASE = Fraction(1, 1_000_000)
+"""Seconds per unit of the time stamps that PySceneDetect receives."""
 
 
-def check_scenes() -> None:
+def check_scenes_extra() -> None:
     """ConfigError where PySceneDetect is not installed."""
     if find_spec("scenedetect") is None:
         raise ConfigError('--scenes needs PySceneDetect, which is not here; pip install "mmaudio-lora[scenes]"')
 
 
-def cut_detector(fps: float) -> CutDetector:
-    """A detector for one video: cuts stand out against how much the pictures around them change.
+def make_cut_detector(fps: float) -> CutDetector:
+    """An adaptive cut detector for one video: a cut stands out against the changes of the frames around it.
 
-    It says of a cut only when it has seen a few frames more; cuts go by time stamps, not by frame counts.
+    It reports a cut a few frames late; cuts are located by time stamps, not by frame counts.
     """
     from scenedetect.common import FrameTimecode, Timecode
     from scenedetect.detectors import AdaptiveDetector
 
-    detector = AdaptiveDetector(min_scene_len=SHORTEST)
+    detector = AdaptiveDetector(min_scene_len=MIN_SHOT_SECONDS)
     rate = Fraction(fps).limit_denominator(1001)
 
-    def cuts(time: float, picture: npt.NDArray[np.uint8]) -> list[float]:
-        code = FrameTimecode(Timecode(pts=round(time / UNIT), time_base=UNIT), fps=rate)
-        return [float(cut.seconds) for cut in detector.process_frame(code, picture)]
+    def detect_cuts(time: float, image: npt.NDArray[np.uint8]) -> list[float]:
+        code = FrameTimecode(Timecode(pts=round(time / TIME_BASE), time_base=TIME_BASE), fps=rate)
+        return [float(cut.seconds) for cut in detector.process_frame(code, image)]
 
-    return cuts
+    return detect_cuts

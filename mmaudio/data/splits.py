@@ -1,4 +1,4 @@
-"""Training, validation and test: whole source videos, since windows of one video overlap and resemble each other."""
+"""Training, validation and test splits of whole source videos, since windows of one video resemble each other."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmaudio.data.clips import SPLITS
-from mmaudio.data.scan import Span
+from mmaudio.data.scan import MeasuredWindow
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.utils.files import writing
+from mmaudio.utils.files import atomic_write
 
-BY_TIME = 2
+MAX_VIDEOS_DIVIDED_IN_TIME = 2
 """With at most so many videos, each is divided in time; with more, whole videos are held out."""
 MIXED = "mixed"
-"""What is remembered of a video that was divided in time."""
-Divided = dict[str, list[Span]]
+"""The stored split of a video that was divided in time."""
+WindowsBySplit = dict[str, list[MeasuredWindow]]
 """The windows of one video by split."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitRatios:
     """How much is held out."""
 
     val: float = 0.1
@@ -33,11 +33,11 @@ class Shares:
     test: float = 0.2
     """Share of the videos for the test."""
     gap: float = 8.0
-    """Seconds between the parts of a video that is divided in time."""
+    """Seconds between the splits of a video that is divided in time."""
 
     def __post_init__(self) -> None:
-        proper = self.val >= 0 and self.test >= 0 and self.val + self.test < 1  # so that NaN is refused too
-        if not proper and not self.all_test:
+        valid = self.val >= 0 and self.test >= 0 and self.val + self.test < 1  # so that NaN is refused too
+        if not valid and not self.all_test:
             raise ConfigError(
                 f"val_ratio={self.val}, test_ratio={self.test}: each from 0, together below 1; 0.1 and 0.2 are usual, "
                 "0 and 1 for a folder to evaluate on alone"
@@ -48,123 +48,141 @@ class Shares:
         """Whether no video is for training."""
         return self.val == 0 and self.test == 1
 
+    @property
+    def held_out(self) -> list[tuple[str, float]]:
+        """Name and ratio of the splits that are not empty, but for training: test first."""
+        return [(split, ratio) for split, ratio in (("test", self.test), ("val", self.val)) if ratio > 0]
 
-def divide(
-    usable: dict[str, list[Span]], shares: Shares, known: Mapping[str, str] | None = None
-) -> tuple[dict[str, Divided], list[str]]:
-    """Every video's windows by split, and notes for the user; DataError where nothing can be held out.
 
-    Whole videos are held out, those whose names hash lowest; a video whose split is `known` keeps it. One or two videos
-    are divided in time, with a gap of one clip between the parts. With both shares 0 nothing is held out,
-    with 0 and 1 everything.
+def split_videos(
+    usable: dict[str, list[MeasuredWindow]], ratios: SplitRatios, previous: Mapping[str, str] | None = None
+) -> tuple[dict[str, WindowsBySplit], list[str]]:
+    """Divide every video's windows among the splits; also returns notes for the user.
+
+    Whole videos are held out, those whose names hash lowest; a video in `previous` stays in that split. One or two
+    videos are divided in time, with a gap of one clip between the splits. With both ratios 0 nothing is held out,
+    with 0 and 1 everything. Raises DataError where nothing can be held out.
     """
-    if shares.all_test:
-        return {video: {"test": spans} for video, spans in usable.items()}, []
-    if shares.val == shares.test == 0:
-        return {video: {"train": spans} for video, spans in usable.items()}, []
-    if len(usable) > BY_TIME:
-        split = assign(list(usable), shares, known or {})
-        return {video: {split[video]: spans} for video, spans in usable.items()}, []
-    wanted = [(split, ratio) for split, ratio in (("test", shares.test), ("val", shares.val)) if ratio > 0]
-    tries = ((shares.gap, wanted), (shares.gap, wanted[:1]), (0.0, wanted[:1]))
-    divided: dict[str, Divided] = {}
+    if ratios.all_test:
+        return {video: {"test": windows} for video, windows in usable.items()}, []
+    if ratios.val == ratios.test == 0:
+        return {video: {"train": windows} for video, windows in usable.items()}, []
+    if len(usable) > MAX_VIDEOS_DIVIDED_IN_TIME:
+        split = assign_splits(list(usable), ratios, previous or {})
+        return {video: {split[video]: windows} for video, windows in usable.items()}, []
+    return _split_few_videos(usable, ratios)
+
+
+def _split_few_videos(
+    usable: dict[str, list[MeasuredWindow]], ratios: SplitRatios
+) -> tuple[dict[str, WindowsBySplit], list[str]]:
+    """Divide each video in time; of two videos that are too short for that, hold out the shorter one."""
+    held_out = ratios.held_out
+    attempts = ((ratios.gap, held_out), (ratios.gap, held_out[:1]), (0.0, held_out[:1]))
+    divided: dict[str, WindowsBySplit] = {}
     notes = []
-    for video, spans in usable.items():
-        parts = (_by_time(spans, held_out, gap) for gap, held_out in tries)
-        divided[video] = next((part for part in parts if part is not None), {"train": spans})
-        if 1 < len(divided[video]) <= len(wanted):
+    for video, windows in usable.items():
+        candidates = (_divide_in_time(windows, splits, gap) for gap, splits in attempts)
+        divided[video] = next((splits for splits in candidates if splits is not None), {"train": windows})
+        if 1 < len(divided[video]) <= len(held_out):
             notes.append(f"{video} is too short for three parts: what is held out serves for validation and test both")
-    if all(len(parts) == 1 for parts in divided.values()):
-        if len(usable) == 1:
-            raise DataError(
-                f"{next(iter(usable))}: too short to train on one part and hold out another; it takes at least "
-                f"{2 * shares.gap:g} s of usable video, or a second video"
-            )
-        shorter = min(usable, key=lambda video: (len(usable[video]), rank(video)))
-        divided[shorter] = {wanted[0][0]: usable[shorter]}
-        purpose = ", for validation and test both" * (len(wanted) > 1)
-        notes.append(f"only two short videos: {shorter} is held out{purpose}")
-    return divided, notes
+    if any(len(splits) > 1 for splits in divided.values()):
+        return divided, notes
+    if len(usable) == 1:
+        raise DataError(
+            f"{next(iter(usable))}: too short to train on one part and hold out another; it takes at least "
+            f"{2 * ratios.gap:g} s of usable video, or a second video"
+        )
+    shorter = min(usable, key=lambda video: (len(usable[video]), name_hash(video)))
+    divided[shorter] = {held_out[0][0]: usable[shorter]}
+    purpose = ", for validation and test both" * (len(held_out) > 1)
+    return divided, [*notes, f"only two short videos: {shorter} is held out{purpose}"]
 
 
-def assign(videos: list[str], shares: Shares, known: Mapping[str, str]) -> dict[str, str]:
-    """The split of every one of more than two videos: the known ones keep theirs, the others fill what lacks.
+def assign_splits(videos: list[str], ratios: SplitRatios, previous: Mapping[str, str]) -> dict[str, str]:
+    """Assign a split to each of more than two videos: first as in `previous`, then the new ones fill what is missing.
 
-    A known video moves only where a split would be left without any: first one that was divided in time.
+    A video in `previous` moves only where a split would be empty; one that was divided in time moves first.
     """
-    count = len(videos)
-    test, val = (max(1, round(count * ratio)) if ratio > 0 else 0 for ratio in (shares.test, shares.val))
-    while test + val >= count:
-        test, val = (test - 1, val) if test >= val else (test, val - 1)
-    split = {video: known[video] for video in videos if known.get(video) in SPLITS}
-    free = sorted((video for video in videos if video not in known), key=rank)
-    spare = sorted((video for video in videos if known.get(video) == MIXED), key=rank)
-    for name, wanted in (("test", test), ("val", val)):
-        lacking = wanted - list(split.values()).count(name)
-        for video in _taken(free, lacking):
+    split = {video: previous[video] for video in videos if previous.get(video) in SPLITS}
+    new = sorted((video for video in videos if video not in previous), key=name_hash)
+    mixed = sorted((video for video in videos if previous.get(video) == MIXED), key=name_hash)
+    sizes = _held_out_sizes(len(videos), ratios)
+    for name, size in sizes.items():
+        for video in _pop_first(new, size - list(split.values()).count(name)):
             split[video] = name
-        if wanted and name not in split.values() and spare:
-            split[spare.pop(0)] = name
-    split |= dict.fromkeys([*free, *spare], "train")
-    for name in ("train", *["test"] * (test > 0), *["val"] * (val > 0)):
+        if size and name not in split.values() and mixed:
+            split[mixed.pop(0)] = name
+    split |= dict.fromkeys([*new, *mixed], "train")
+    for name in ("train", *(name for name, size in sizes.items() if size)):
         if name not in split.values():
-            split[_donor(split)] = name
+            split[_video_to_move(split)] = name
     return split
 
 
-def _donor(split: dict[str, str]) -> str:
+def _held_out_sizes(count: int, ratios: SplitRatios) -> dict[str, int]:
+    """Number of test and of validation videos among `count`; at least one is left for training."""
+    test, val = (max(1, round(count * ratio)) if ratio > 0 else 0 for ratio in (ratios.test, ratios.val))
+    while test + val >= count:
+        test, val = (test - 1, val) if test >= val else (test, val - 1)
+    return {"test": test, "val": val}
+
+
+def _video_to_move(split: dict[str, str]) -> str:
     """A video of the largest split, to be moved to an empty one."""
     sizes = Counter(split.values())
-    return min(split, key=lambda video: (-sizes[split[video]], rank(video)))
+    return min(split, key=lambda video: (-sizes[split[video]], name_hash(video)))
 
 
-def _taken(videos: list[T], count: int) -> list[T]:
+def _pop_first(videos: list[T], count: int) -> list[T]:
     """Remove the first `count` and return them."""
-    taken = videos[: max(0, count)]
+    first = videos[: max(0, count)]
     del videos[: max(0, count)]
-    return taken
+    return first
 
 
-def _by_time(spans: list[Span], held_out: Sequence[tuple[str, float]], gap: float) -> Divided | None:
-    """The first windows for training, the last for the splits and shares of `held_out`, `gap` seconds apart.
+def _divide_in_time(
+    windows: list[MeasuredWindow], held_out: Sequence[tuple[str, float]], gap: float
+) -> WindowsBySplit | None:
+    """The first windows for training, the last for the splits and ratios of `held_out`, `gap` seconds apart.
 
-    None where a part stays empty.
+    None where a split would be empty.
     """
-    parts: Divided = {}
-    rest = spans
+    by_split: WindowsBySplit = {}
+    remaining = windows
     for split, ratio in held_out:
-        parts[split] = rest[len(rest) - max(1, round(len(spans) * ratio)) :]
-        rest = [span for span in rest if span.end + gap <= parts[split][0].start]
-        if not rest:
+        by_split[split] = remaining[len(remaining) - max(1, round(len(windows) * ratio)) :]
+        remaining = [window for window in remaining if window.end + gap <= by_split[split][0].start]
+        if not remaining:
             return None
-    return {"train": rest, **parts}
+    return {"train": remaining, **by_split}
 
 
-def rank(video: str) -> str:
-    """A number without meaning that belongs to the name alone."""
+def name_hash(video: str) -> str:
+    """SHA-256 of a video's name: an order that does not depend on the other videos."""
     return hashlib.sha256(video.encode()).hexdigest()
 
 
-class Remembered:
-    """Which split every video has had, in a file; forgotten where other shares are asked for."""
+class SplitStore:
+    """A JSON file with the split of every video of earlier runs; ignored where other ratios are requested."""
 
-    def __init__(self, path: Path, shares: Shares) -> None:
-        self.path, self.shares = path, [shares.val, shares.test]
+    def __init__(self, path: Path, ratios: SplitRatios) -> None:
+        self.path, self.ratios = path, [ratios.val, ratios.test]
         self.splits: dict[str, str] = {}
         try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
-            if stated["shares"] == self.shares:
-                self.splits = {str(video): str(split) for video, split in stated["splits"].items()}
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["shares"] == self.ratios:
+                self.splits = {str(video): str(split) for video, split in content["splits"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # none yet, or cut off by a kill: it is made again
+            return  # none yet, or truncated by a kill: it is written again
 
-    def keep(self, divided: Mapping[str, Divided]) -> None:
-        """Add what was decided and write it all, unless nothing is new."""
-        for video, parts in divided.items():
-            self.splits[video] = next(iter(parts)) if len(parts) == 1 else MIXED
-        text = json.dumps({"shares": self.shares, "splits": self.splits}, ensure_ascii=False, indent=1, sort_keys=True)
+    def save(self, divided: Mapping[str, WindowsBySplit]) -> None:
+        """Add the splits of `divided` and write the file, unless nothing changed."""
+        for video, by_split in divided.items():
+            self.splits[video] = next(iter(by_split)) if len(by_split) == 1 else MIXED
+        text = json.dumps({"shares": self.ratios, "splits": self.splits}, ensure_ascii=False, indent=1, sort_keys=True)
         content = f"{text}\n".encode()
         if self.path.is_file() and self.path.read_bytes() == content:
             return
-        with writing(self.path) as part:
-            part.write_bytes(content)
+        with atomic_write(self.path) as partial:
+            partial.write_bytes(content)

@@ -1,6 +1,6 @@
-"""The picture of a whole file in one decoding pass: where it is continuous, black, frozen, and where shots change.
+"""Statistics of a whole video stream in one decoding pass: where it is continuous, black or frozen, and its shot cuts.
 
-Times are those of `data.video`: seconds from the first picture, a frame that steps back in time is not there.
+Times are those of `media.video`: seconds from the first frame; a frame that steps back in time is ignored.
 """
 
 from __future__ import annotations
@@ -13,119 +13,118 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from mmaudio.media.video import VideoInfo, decoded, frame_time, opened, picture_stream
+from mmaudio.media.video import VideoInfo, decode_frames, frame_time, open_container, video_stream
 
-CHECKS = 4
-"""Looks at the picture per second of it."""
-SIDE = 48
-"""Cells of a look, to both sides; each is the mean of its part of the picture."""
-DARK = 24
-"""A picture none of whose cells is above this, of 255, is black."""
-SAME = 2
-"""A picture whose cells all stay within so many levels has not changed: compression alone moves them that much."""
-Interval = tuple[float, float]
-"""From and to, in seconds."""
-CutDetector = Callable[[float, npt.NDArray[np.uint8]], list[float]]
-"""Takes the time and the small BGR picture of each frame in turn; says at which times a new shot has begun."""
+CHECKS_PER_SECOND = 4
+"""How often a frame is compared with earlier ones."""
+THUMBNAIL_SIDE = 48
+"""Width and height of the thumbnails that are compared; each pixel is the mean of its area of the frame."""
+BLACK_LEVEL = 24
+"""A frame none of whose thumbnail's pixels is above this, of 255, is black."""
+FROZEN_LEVELS = 2
+"""A thumbnail whose pixels all stay within so many levels has not changed: compression alone moves them that much."""
 CUT_SIZE = (160, 90)
-"""Width and height of what a detector of cuts sees."""
+"""Width and height of the frames that a cut detector receives."""
+Interval = tuple[float, float]
+"""Start and end in seconds."""
+CutDetector = Callable[[float, npt.NDArray[np.uint8]], list[float]]
+"""Called with the time and the small BGR image of each frame in order; returns the times of new cuts."""
 
 
 @dataclass
-class Timeline:
-    """What a picture is like over time; seconds from the first picture."""
+class VideoTimeline:
+    """Properties of a video stream over time; seconds from the first frame."""
 
-    parts: list[Interval] = field(default_factory=list)
-    """Where it is continuous: the times of its first and its last frame; the last part ends one frame after."""
+    continuous: list[Interval] = field(default_factory=list)
+    """Where it has no gap: the times of the first and the last frame; the last interval ends one frame later."""
     black: list[Interval] = field(default_factory=list)
     frozen: list[Interval] = field(default_factory=list)
     cuts: list[float] = field(default_factory=list)
     """Where a new shot begins."""
     restart: float | None = None
-    """Where the time stamps jump back; what follows is not looked at, as its sound would not fit."""
+    """Where the time stamps jump back; what follows is ignored, as its audio would not be in sync."""
 
     @property
     def end(self) -> float:
-        """Where the picture ends."""
-        return self.parts[-1][1] if self.parts else 0.0
+        """Where the video stream ends."""
+        return self.continuous[-1][1] if self.continuous else 0.0
 
 
-def watch(info: VideoInfo, max_gap: float, detector: CutDetector | None = None) -> Timeline:
-    """Decode the picture once. Frames more than `max_gap` seconds apart have a gap between them."""
-    made, watcher, small = Timeline(), _Watcher(), VideoReformatter()
-    first = last = 0.0
-    for frame in _frames(info):
-        time = frame_time(frame) - info.origin
-        if made.parts and time < last - max_gap:
-            made.restart = last
+def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | None = None) -> VideoTimeline:
+    """Decode the video stream once. Frames more than `max_gap` seconds apart have a gap between them."""
+    timeline, monitor, reformatter = VideoTimeline(), _StillnessMonitor(), VideoReformatter()
+    intervals = timeline.continuous
+    for frame in _decode(info):
+        time = frame_time(frame) - info.start_time
+        if intervals and time < intervals[-1][1] - max_gap:
+            timeline.restart = intervals[-1][1]
             break
-        if made.parts and time <= last:
+        if intervals and time <= intervals[-1][1]:
             continue
-        if not made.parts:
-            first, made.parts = time, [(time, time)]
-        elif time - last > max_gap:
-            made.parts[-1] = (first, last)
-            made.parts.append((time, time))
-            first = time
-        last = time
-        watcher.see(time, frame)
-        if detector is not None:
-            shrunk: Any = small.reformat(frame, *CUT_SIZE, format="bgr24")
-            made.cuts += detector(time, shrunk.to_ndarray())
-    if made.parts:
-        made.parts[-1] = (first, last + 1 / info.fps)
-        watcher.finish(made.end)
-    made.black, made.frozen = watcher.black, watcher.frozen
-    return made
+        if intervals and time - intervals[-1][1] <= max_gap:
+            intervals[-1] = (intervals[-1][0], time)
+        else:
+            intervals.append((time, time))
+        monitor.add_frame(time, frame)
+        if cut_detector is not None:
+            small: Any = reformatter.reformat(frame, *CUT_SIZE, format="bgr24")
+            timeline.cuts += cut_detector(time, small.to_ndarray())
+    if intervals:
+        intervals[-1] = (intervals[-1][0], intervals[-1][1] + 1 / info.fps)
+        monitor.finish(timeline.end)
+    timeline.black, timeline.frozen = monitor.black, monitor.frozen
+    return timeline
 
 
-def _frames(info: VideoInfo) -> Iterator[Any]:
-    with opened(info.path) as container:
-        yield from decoded(container, picture_stream(container, info.path), whole_lines=False)
+def _decode(info: VideoInfo) -> Iterator[Any]:
+    with open_container(info.path) as container:
+        yield from decode_frames(container, video_stream(container, info.path), deinterlace=False)
 
 
-class _Watcher:
-    """Looks at the picture `CHECKS` times a second and keeps the intervals in which it was black or did not change."""
+class _StillnessMonitor:
+    """Intervals in which the frames are black or do not change, from `CHECKS_PER_SECOND` thumbnails a second."""
 
     def __init__(self) -> None:
         self.black: list[Interval] = []
         self.frozen: list[Interval] = []
         self._reformatter = VideoReformatter()
         self._reference: npt.NDArray[np.int16] | None = None
-        """The picture since which nothing has changed."""
-        self._since, self._dark = 0.0, False
+        """The thumbnail since which nothing has changed."""
+        self._last_check, self._is_black = 0.0, False
 
-    def see(self, time: float, frame: Any) -> None:
-        """Look at the frame that is shown from `time` on, if it is time for a look."""
-        if self._reference is not None and time < self._since + 1 / CHECKS - 1e-3:
+    def add_frame(self, time: float, frame: Any) -> None:
+        """Check the frame that is shown from `time` on, if the last check is long enough ago."""
+        if self._reference is not None and time < self._last_check + 1 / CHECKS_PER_SECOND - 1e-3:
             return
-        reduced = self._reformatter.reformat(frame, width=SIDE, height=SIDE, format="rgb24", interpolation="AREA")
-        cells = reduced.to_ndarray().astype(np.int16)
+        reduced = self._reformatter.reformat(
+            frame, width=THUMBNAIL_SIDE, height=THUMBNAIL_SIDE, format="rgb24", interpolation="AREA"
+        )
+        thumbnail = reduced.to_ndarray().astype(np.int16)
         if self._reference is not None:
-            if int(np.abs(cells - self._reference).max()) <= SAME:
-                _extend(self.frozen, (self._since, time))
-                cells = self._reference
-            if self._dark:
-                _extend(self.black, (self._since, time))
-        self._reference, self._since, self._dark = cells, time, int(cells.max()) <= DARK
+            if int(np.abs(thumbnail - self._reference).max()) <= FROZEN_LEVELS:
+                _extend(self.frozen, (self._last_check, time))
+                thumbnail = self._reference
+            if self._is_black:
+                _extend(self.black, (self._last_check, time))
+        self._reference, self._last_check, self._is_black = thumbnail, time, int(thumbnail.max()) <= BLACK_LEVEL
 
     def finish(self, end: float) -> None:
-        """The last picture is shown until `end`."""
-        if self._dark:
-            _extend(self.black, (self._since, end))
-        if self.frozen and self.frozen[-1][1] == self._since:
-            _extend(self.frozen, (self._since, end))
+        """Let the last frame last until `end`."""
+        if self._is_black:
+            _extend(self.black, (self._last_check, end))
+        if self.frozen and self.frozen[-1][1] == self._last_check:
+            _extend(self.frozen, (self._last_check, end))
 
 
 def _extend(intervals: list[Interval], new: Interval) -> None:
-    """Add `new`, joined with the last one where it follows that."""
+    """Append `new`, merged with the last interval where they touch."""
     if intervals and intervals[-1][1] >= new[0]:
         intervals[-1] = (intervals[-1][0], new[1])
     else:
         intervals.append(new)
 
 
-def share(intervals: list[Interval], start: float, end: float) -> float:
+def overlap_share(intervals: list[Interval], start: float, end: float) -> float:
     """Share of the time from `start` to `end` that lies in `intervals`."""
     inside = sum(max(0.0, min(high, end) - max(low, start)) for low, high in intervals)
     return inside / (end - start)

@@ -1,1 +1,1 @@
-"""Base against adapted model on held-out videos: sampling, decoding, comparing."""
+"""Evaluation of an adapter: base against adapted model on held-out videos."""

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do."""
+"""Configuration of an evaluation: the clips, the adapter, the sampling, the output folder."""
 
 from __future__ import annotations
 
@@ -7,28 +7,51 @@ from pathlib import Path
 
 import torch
 
-from mmaudio.evaluation.inference import Draws
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings of sampling, the same for both models."""
+
+    seed: int = 0
+    samples: int = 1
+    """Samples per clip, each from noise of its own."""
+    num_steps: int | None = None
+    """Solver steps; None: the model's own."""
+    guidance_scale: float | None = None
+    """None: the model's own."""
+    batch_size: int = 8
+
+    def to_json(self) -> dict[str, int | float | None]:
+        """The settings by their keys in `metrics.json`."""
+        return {
+            "seed": self.seed,
+            "samples": self.samples,
+            "steps": self.num_steps,
+            "guidance": self.guidance_scale,
+            "batch": self.batch_size,
+        }
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be compared, on which clips, and where the results go."""
+class EvaluationConfig:
+    """Settings of an evaluation."""
 
     checkpoint: Path
-    videos: Path
+    """The adapter."""
+    video_root: Path
     """The folder that the table's videos are relative to."""
-    clips: Path
-    features: Path
-    output: Path
+    clips_tsv: Path
+    features_dir: Path
+    output_dir: Path
     """Gets `metrics.json`, `metrics.tsv` and `report/`."""
-    draws: Draws = field(default_factory=Draws)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     weights: Path | None = None
     offline: bool = True
     """Whether absent weights are an error rather than fetched."""
     general_videos: Path | None = None
-    """Videos of the base's own domain; None: those that ship with the model, if any."""
+    """Videos of the base model's own domain; None: those that ship with the model, if any."""
     model: str | None = None
-    """The base model, for an adapter that names none."""
+    """The base model, for an adapter whose file does not name it."""
     strengths: tuple[float, ...] = ()
     """Strengths of the adapter to try besides 0 and 1, on a few of the clips."""
     include_training: bool = False
@@ -36,8 +59,23 @@ class Request:
     max_clips: int | None = None
     """At most so many held-out clips, evenly over the videos; None: all."""
     metrics: tuple[str, ...] | None = None
-    """Names of the only metrics to compute (`metrics.METRICS`); None: all that can be."""
+    """Names of the only metrics to compute (`metrics.registry.METRICS`); None: every available one."""
     check_data: bool = False
-    """Whether to list the training clips whose sound does not fit the picture."""
+    """Whether to list the training clips whose audio is out of sync with the video."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+
+    @property
+    def report_path(self) -> Path:
+        """The report's page; its media lie beside it."""
+        return self.output_dir / "report" / "index.html"
+
+    @property
+    def metrics_path(self) -> Path:
+        """`metrics.json`, the file that marks the results as complete."""
+        return self.output_dir / "metrics.json"
+
+    @property
+    def intermediate_dir(self) -> Path:
+        """The folder of latents and losses that an interrupted run resumes from."""
+        return self.output_dir / ".evaluation"

@@ -1,81 +1,75 @@
-"""What the models give on every clip, one model after the other in the same network: losses and latents.
+"""Losses and latents of both models on every clip, one model after the other in the same network.
 
-N latent tokens, C latent channels.
+Each result goes to a file at once, so that an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmaudio.data.feature_store import FeatureSet
-from mmaudio.evaluation.config import Request
-from mmaudio.evaluation.general_domain import spread
+from mmaudio.data.feature_set import FeatureSet
+from mmaudio.evaluation.clip_set import HELD_OUT, MODELS, ClipSet, StrengthOutputs
+from mmaudio.evaluation.config import EvaluationConfig
+from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.evaluation.inference import sample_latents, velocity_losses
-from mmaudio.evaluation.measurement import MODELS, Material, Tried
-from mmaudio.evaluation.strength_sweep import MOST_CLIPS, TRAINED
+from mmaudio.evaluation.inputs import EvaluationInputs
+from mmaudio.evaluation.strength_sweep import AS_TRAINED, MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
 from mmaudio.lora.adapter import merge, set_strength
-from mmaudio.lora.checkpoint import AdapterFile, attach
-from mmaudio.metrics.registry import ADAPTED, chosen_metrics
+from mmaudio.lora.checkpoint import attach_adapter
+from mmaudio.metrics.metric_inputs import ADAPTED
+from mmaudio.metrics.registry import select_metrics
+from mmaudio.utils.files import atomic_write
 
 
-def run_models(
-    sampler: Sampler,
-    adapter: AdapterFile,
-    base_sha256: str,
-    sets: dict[str, Material],
-    request: Request,
-    kept: Path,
-) -> None:
-    """Losses and latents of the base, then of the adapted model, whose adapter is merged into the same network.
+def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[str, ClipSet], folder: Path) -> None:
+    """Fill in losses and latents of the base model, then those of the adapted one.
 
-    Before the merge the other strengths are tried. What is done is kept in the folder `kept`, and read from there by a
-    run that goes on.
+    The other strengths of the adapter are tried before it is merged into the network. `folder` gets a file per result.
     """
     for model in MODELS:
         if model == ADAPTED:
-            adapted = attach(sampler.network, adapter, sampler.spec.name, base_sha256)
-            try_strengths(sampler, adapted, sets["held-out"], request, kept)
+            adapted = attach_adapter(sampler.network, inputs.adapter, sampler.spec.name, inputs.base_sha256)
+            run_strengths(sampler, adapted, clip_sets[HELD_OUT], inputs.config, folder)
             sampler.network = merge(adapted).eval().requires_grad_(False)
-        for name, material in sets.items():
-            file, what = kept / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
-            material.losses[model], material.latents[model] = run_model(sampler, material.features, request, file, what)
+        for name, clips in clip_sets.items():
+            file, label = folder / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
+            clips.losses[model], clips.latents[model] = run_model(sampler, clips.features, inputs.config, file, label)
 
 
-def try_strengths(sampler: Sampler, adapted: nn.Module, material: Material, request: Request, kept: Path) -> None:
-    """Losses and latents at each strength that is asked for, on a few clips; the adapter is as trained afterwards."""
-    rows = spread(material.features.videos, MOST_CLIPS) if request.strengths else []
-    for strength in request.strengths:
+def run_strengths(sampler: Sampler, adapted: nn.Module, clips: ClipSet, config: EvaluationConfig, folder: Path) -> None:
+    """Fill in losses and latents at each strength of the config, on a few clips; end at the strength as trained."""
+    rows = spread_over_videos(clips.features.videos, MAX_CLIPS) if config.strengths else []
+    for strength in config.strengths:
         set_strength(adapted, strength)
-        file, what = kept / f"{ADAPTED}-{strength:g}.safetensors", f"adapter at {strength:g}, {len(rows)} clips"
-        losses, latents = run_model(sampler, material.features.subset(rows), request, file, what)
-        made = Tried(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
-        material.strengths[strength] = made
-    if request.strengths:
-        set_strength(adapted, TRAINED)
+        file, label = folder / f"{ADAPTED}-{strength:g}.safetensors", f"adapter at {strength:g}, {len(rows)} clips"
+        losses, latents = run_model(sampler, clips.features.subset(rows), config, file, label)
+        outputs = StrengthOutputs(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
+        clips.strengths[strength] = outputs
+    if config.strengths:
+        set_strength(adapted, AS_TRAINED)
 
 
 def run_model(
-    sampler: Sampler, features: FeatureSet, request: Request, file: Path, what: str
+    sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str
 ) -> tuple[list[float], Tensor]:
-    """Losses and latents of the sampler's network on some clips, from `file` where they are kept there.
+    """Losses and latents of the sampler's network on some clips, read from `file` where it exists.
 
-    Losses that were not asked for are NaN.
+    Losses are NaN where they are not among the config's metrics. `label` names the progress bars.
     """
     if not file.is_file():
         sampler.network.set_duration(features.seconds)
         losses = [math.nan] * len(features)
-        if "velocity_loss" in chosen_metrics(request.metrics):
-            losses = velocity_losses(sampler, features, request.draws, f"{what}: loss")
-        latents = sample_latents(sampler, features, request.draws, f"{what}: sounds")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file({"losses": torch.tensor(losses), "latents": latents.contiguous()}, part)
-        part.replace(file)
-    done = load_file(file)
-    return done["losses"].tolist(), done["latents"]
+        if "velocity_loss" in select_metrics(config.metrics):
+            losses = velocity_losses(sampler, features, config.sampling, f"{label}: loss")
+        latents = sample_latents(sampler, features, config.sampling, f"{label}: sampling")
+        with atomic_write(file) as temporary:
+            save_file({"losses": torch.tensor(losses), "latents": latents.contiguous()}, temporary)
+    outputs = load_file(file)
+    return outputs["losses"].tolist(), outputs["latents"]

@@ -1,4 +1,4 @@
-"""The results as TensorBoard scalars, beside training's own."""
+"""Results as TensorBoard scalars, beside those of training."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from mmaudio.evaluation.results import Results
 
 
 def write_scalars(folder: Path, sets: Mapping[str, Results], step: int) -> None:
-    """Write base, adapted and difference of every metric into `folder`, at the adapter's step; what was there goes.
+    """Write base, adapted and difference of every metric into `folder`, whose old content is removed.
 
-    Where strengths were tried, each metric by strength too: there the step is the strength in per cent.
+    They are at the adapter's `step`. Where strengths were tried, each metric is also written by strength: there the
+    step is the strength in per cent.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
-        for name, results in sets.items():
-            for metric, found in results.comparisons().items():
-                values = {"base": found.base, "adapted": found.adapted, "difference": found.difference}
-                for what, value in values.items():
-                    writer.add_scalar(f"evaluation {name}/{metric}/{what}", value, step)
+        for set_name, results in sets.items():
+            for metric, comparison in results.comparisons().items():
+                tag = f"evaluation {set_name}/{metric}"
+                writer.add_scalar(f"{tag}/base", comparison.base, step)
+                writer.add_scalar(f"{tag}/adapted", comparison.adapted, step)
+                writer.add_scalar(f"{tag}/difference", comparison.difference, step)
             for strength, comparisons in results.strengths.items():
-                for metric, found in comparisons.items():
-                    writer.add_scalar(f"strength in per cent/{metric}", found.adapted, round(100 * strength))
+                for metric, comparison in comparisons.items():
+                    writer.add_scalar(f"strength in per cent/{metric}", comparison.adapted, round(100 * strength))

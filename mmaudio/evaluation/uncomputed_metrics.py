@@ -1,43 +1,33 @@
-"""Metrics that have no value: each with the reason, so that nothing is missing silently."""
+"""Metrics without a value, each with the reason, so that none is missing silently."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from mmaudio.evaluation.results import Results
-from mmaudio.metrics.pretrained_metrics import Wanted
-from mmaudio.metrics.registry import TAKES
+from mmaudio.metrics.pretrained_search import SelectedMetrics
+from mmaudio.metrics.registry import METRICS
 
-NEEDS = {
-    "mel_l1_loud": "a clip whose original has a loud cell",
-    "desync": "clips whose picture and sound are at least 8 s long",
-    "stft_distance": "a clip whose original is not silent",
-    "loudness_difference": "clips of 0.4 s or more",
-    "onset_lag": "clips whose sounds have onsets",
-    "centroid_difference": "sounds that are not digital silence",
-    "bandwidth_difference": "sounds that are not digital silence",
-    "near_silent": "a clip whose original is audible",
-    "clap": "clips that have a caption",
-}
-"""What a clip has to have for a value."""
+FEWEST_SAMPLES = 2
+"""Samples per clip from which metrics between samples have a value."""
 
 
-def not_computed(results: Results, wanted: Wanted, takes: int) -> dict[str, str]:
-    """Why each wanted metric without a value has none; `takes`: sounds per clip and model."""
-    known = results.comparisons()
-    return {name: _reason(name, results, wanted, takes) for name in wanted.names if name not in known}
+def explain_uncomputed(results: Results, metrics: SelectedMetrics, num_samples: int) -> dict[str, str]:
+    """The reason for each selected metric without a value; `num_samples`: samples per clip and model."""
+    computed = results.comparisons()
+    return {name: _reason(name, results, metrics, num_samples) for name in metrics.names if name not in computed}
 
 
-def terminal(reasons: Mapping[str, str]) -> list[str]:
-    """One line that names the metrics without a value, for a terminal; none where there is no such metric."""
+def terminal_lines(reasons: Mapping[str, str]) -> list[str]:
+    """One line for the terminal that names the metrics without a value; none where every metric has one."""
     return [f"  not computed: {', '.join(reasons)} (the report says why)"] if reasons else []
 
 
-def _reason(name: str, results: Results, wanted: Wanted, takes: int) -> str:
+def _reason(name: str, results: Results, metrics: SelectedMetrics, num_samples: int) -> str:
     if name in results.not_computed:
         return results.not_computed[name]
-    if name in wanted.missing:
-        return wanted.missing[name]
-    if name in TAKES and takes < 2:
+    if name in metrics.missing:
+        return metrics.missing[name]
+    if METRICS[name].compare_samples is not None and num_samples < FEWEST_SAMPLES:
         return "needs two samples per clip (--samples 2)"
-    return f"no clip has a value: it needs {NEEDS.get(name, 'sounds that can be measured')}"
+    return f"no clip has a value: it needs {METRICS[name].needs or 'sounds that can be measured'}"

@@ -1,1 +1,1 @@
-"""The frozen encoders and the audio codec, a file each, and the extraction that runs them over clips."""
+"""The frozen encoders and the audio codec, one model per file, and the extraction of features with them."""

@@ -1,4 +1,4 @@
-"""How many rows go through an encoder at once: as many as the free memory takes, and half as many after it ran out."""
+"""Batch size for an encoder: fits the free GPU memory, halves on OutOfMemoryError."""
 
 from __future__ import annotations
 
@@ -10,62 +10,66 @@ from torch import Tensor
 from mmaudio.errors import MMAudioError
 from mmaudio.utils.memory import free_memory
 
-CPU_ROWS = 16
-"""Rows at once on a CPU, where more are not faster."""
-MOST_ROWS = 256
-PROBE_ROWS = 4
-"""Rows that tell, on a GPU, how much memory each takes."""
-USED_SHARE = 0.7
-"""Share of the free memory that a batch may take: what runs beside it wants some, too."""
+CPU_BATCH = 16
+"""Batch size on a CPU, where larger ones are not faster."""
+MAX_BATCH = 256
+PROBE_BATCH = 4
+"""Size of the first batch on a GPU, which measures the memory per row."""
+MEMORY_FRACTION = 0.7
+"""Share of the free memory that a batch may take; other processes need some, too."""
 
 
-class Batches:
-    """Batches for one encoder on one device; `size` is the rows of the next one, None before the first on a GPU."""
+class AutoBatcher:
+    """Batches for one encoder on one device.
+
+    `batch_size` is that of the next batch, None before the first one on a GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.size: int | None = None if device.type == "cuda" else CPU_ROWS
+        self.batch_size: int | None = None if device.type == "cuda" else CPU_BATCH
 
     def run(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """`encode` of all `rows`, batch by batch, on the CPU. MMAudioError where memory runs out even for one row."""
-        made: list[Tensor] = []
-        first = 0
-        while first < len(rows):
-            part = rows[first : first + (self.size or PROBE_ROWS)]
-            done = self._attempt(encode, part)
-            if done is None:
-                self.size = max(1, len(part) // 2)
+        """Encode all `rows` batch by batch; the outputs on the CPU. MMAudioError if memory is too small for one row."""
+        outputs: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            batch = rows[start : start + (self.batch_size or PROBE_BATCH)]
+            output = self._try_encode(encode, batch)
+            if output is None:
+                self.batch_size = max(1, len(batch) // 2)
                 continue
-            made.append(done)
-            first += len(part)
-        return torch.cat(made)
+            outputs.append(output)
+            start += len(batch)
+        return torch.cat(outputs)
 
-    def _attempt(self, encode: Callable[[Tensor], Tensor], part: Tensor) -> Tensor | None:
-        """`encode(part)` on the CPU, None where memory ran out; on a GPU the first one sets the size."""
-        before = self._allocated()
+    def _try_encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor | None:
+        """Encode one batch; None if memory runs out. On a GPU the first batch sets `batch_size`."""
+        allocated = self._reset_peak_memory()
         try:
-            done = encode(part).cpu()
+            output = encode(batch).cpu()
         except torch.OutOfMemoryError as error:
-            if len(part) == 1:
+            if len(batch) == 1:
                 raise MMAudioError(
                     f"{self.device}: out of memory with a single row in an encoder ({str(error).splitlines()[0]}). "
                     "Close what else uses it, or take --device cpu"
                 ) from error
-            done = None  # what the failed attempt holds is free only after this block
-        if done is None and self.device.type == "cuda":
+            output = None  # the failed attempt's memory is free only after this block
+        if output is None and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        elif self.size is None:
-            taken = torch.cuda.max_memory_allocated(self.device) - before
-            self.size = fitting(free_memory(self.device), taken / len(part))
-        return done
+        elif self.batch_size is None:
+            used = torch.cuda.max_memory_allocated(self.device) - allocated
+            self.batch_size = largest_batch(free_memory(self.device), used / len(batch))
+        return output
 
-    def _allocated(self) -> int:
-        if self.size is not None:
+    def _reset_peak_memory(self) -> int:
+        """Reset the GPU's peak memory before the first batch; the bytes that are allocated then."""
+        if self.batch_size is not None:
             return 0
         torch.cuda.reset_peak_memory_stats(self.device)
         return torch.cuda.memory_allocated(self.device)
 
 
-def fitting(free: int, per_row: float) -> int:
-    """How many rows of `per_row` bytes a batch has where `free` bytes are left: 1 to MOST_ROWS."""
-    return max(1, min(MOST_ROWS, int(USED_SHARE * free / max(1.0, per_row))))
+def largest_batch(free: int, per_row: float) -> int:
+    """Largest batch of rows of `per_row` bytes for `free` bytes of memory: 1 to MAX_BATCH."""
+    return max(1, min(MAX_BATCH, int(MEMORY_FRACTION * free / max(1.0, per_row))))

@@ -1,6 +1,7 @@
-"""The frozen encoders of one model together: picture, words and sound to what the network reads.
+"""The frozen encoders of one model: CLIP and Synchformer for video, CLIP for text, mel and VAE for audio.
 
-Legend: B clips, V CLIP frames, T frames at 25 fps, S sync tokens, L text tokens, N latent tokens, C latent channels.
+Legend: B clips, V CLIP frames, T frames at 25 fps, S sync tokens, L text tokens, N latent tokens, C latent channels,
+E image width, W text width, D sync width.
 """
 
 from __future__ import annotations
@@ -17,114 +18,111 @@ from torch import Tensor
 
 from mmaudio.data.feature_store import encoder_names
 from mmaudio.errors import ConfigError
-from mmaudio.features.auto_batch import Batches
+from mmaudio.features import clip, synchformer
+from mmaudio.features.auto_batch import AutoBatcher
 from mmaudio.features.clip import ClipEncoder, build_clip
-from mmaudio.features.clip import normalise as clip_colours
 from mmaudio.features.mel import MelSpectrogram, build_mel
-from mmaudio.features.synchformer import Synchformer, build_synchformer, segments
-from mmaudio.features.synchformer import normalise as sync_colours
+from mmaudio.features.synchformer import Synchformer, build_synchformer, split_segments
 from mmaudio.features.vae import VAE, Posterior, build_vae
-from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.video import probe
-from mmaudio.model.spec import CLIP_FPS, SYNC_FPS, ModelSpec, lengths, model_spec
-from mmaudio.model.state_dict import Released
+from mmaudio.model.spec import CLIP_FPS, SYNC_FPS, ModelSpec, compute_lengths, model_spec
+from mmaudio.model.state_dict import ReleasedModule
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
 
-PARTS = {"codec": "vae", "clip": "clip", "sync": "synchformer"}
-"""The weights file of each encoder."""
-SEEING = ("clip", "sync")
-"""The encoders that generating takes: there the sound is not known yet."""
+ENCODER_COMPONENTS = {"codec": "vae", "clip": "clip", "sync": "synchformer"}
+"""The model's component that holds each encoder's weights."""
+CONDITION_ENCODERS = ("clip", "sync")
+"""The encoders of the conditions: generation needs these alone."""
 
-M = TypeVar("M", bound=Released)
+M = TypeVar("M", bound=ReleasedModule)
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """Mel and VAE, CLIP, Synchformer, or some of them; the transformers compute in `dtype`, all else in float32.
+    """Mel and VAE, CLIP, Synchformer, or some of them, each with automatic batch sizes.
 
-    Rows go through them in batches that the free memory sizes.
-
-    Asking for what an encoder that was not loaded gives raises ConfigError.
+    The transformers compute in `dtype`, the codec in float32. A method whose encoder was not loaded raises ConfigError.
     """
 
     spec: ModelSpec
     device: torch.device
     mel: MelSpectrogram
     vae: VAE | None = None
-    """Its encoder alone."""
+    """With its encoder alone."""
     clip: ClipEncoder | None = None
     sync: Synchformer | None = None
-    known: dict[str, Tensor] = field(default_factory=dict)
-    """Texts that are encoded already (L, text width)."""
+    text_cache: dict[str, Tensor] = field(default_factory=dict)
+    """Features (L, W) of texts that were encoded before the text tower was dropped."""
     dtype: torch.dtype = torch.float32
-    batches: defaultdict[str, Batches] = field(init=False)
+    batchers: defaultdict[str, AutoBatcher] = field(init=False)
     """By encoder."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "batches", defaultdict(lambda: Batches(self.device)))
+        object.__setattr__(self, "batchers", defaultdict(lambda: AutoBatcher(self.device)))
 
-    def grids(self, seconds: float) -> tuple[Grid, Grid]:
-        """What a window of `seconds` takes from the picture for CLIP and for Synchformer."""
-        size = lengths(self.spec.codec, seconds)
+    def frame_grids(self, seconds: float) -> tuple[FrameGrid, FrameGrid]:
+        """The frames of a window of `seconds` for CLIP and for Synchformer: frame rate, count and resizing."""
+        lengths = compute_lengths(self.spec.codec, seconds)
         return (
-            Grid(CLIP_FPS, size.clip, _loaded(self.clip, "clip").resize),
-            Grid(SYNC_FPS, size.sync_frames, _loaded(self.sync, "sync").resize),
+            FrameGrid(CLIP_FPS, lengths.clip_tokens, _require(self.clip, "clip").resize),
+            FrameGrid(SYNC_FPS, lengths.sync_frames, _require(self.sync, "sync").resize),
         )
 
     @torch.inference_mode()
-    def frames(self, frames: Tensor) -> Tensor:
-        """CLIP's resized frames, uint8 (V, 3, H, W) -> (V, image width), float32 on the CPU."""
-        clip = _loaded(self.clip, "clip")
+    def encode_clip_frames(self, frames: Tensor) -> Tensor:
+        """CLIP's resized frames, uint8 (V, 3, H, W) -> (V, E), float32 on the CPU."""
+        encoder = _require(self.clip, "clip")
 
-        def encode(part: Tensor) -> Tensor:
+        def encode(batch: Tensor) -> Tensor:
             with self._autocast():
-                return clip.encode_frames(clip_colours(part.to(self.device))[None])[0].float()
+                return encoder.encode_frames(clip.normalize_frames(batch.to(self.device))[None])[0].float()
 
-        return self.batches["clip"].run(encode, frames)
+        return self.batchers["clip"].run(encode, frames)
 
-    def motion(self, frames: Tensor) -> Tensor:
-        """Synchformer's resized frames, uint8 (T, 3, H, W) -> (S, sync width), float32 on the CPU."""
-        return self.motions([frames])[0]
+    def encode_sync_frames(self, frames: Tensor) -> Tensor:
+        """Synchformer's resized frames of one clip, uint8 (T, 3, H, W) -> (S, D), float32 on the CPU."""
+        return self.encode_sync_clips([frames])[0]
 
     @torch.inference_mode()
-    def motions(self, clips: Sequence[Tensor]) -> Tensor:
-        """The same for the frames of several clips of one length -> (B, S, sync width)."""
-        sync = _loaded(self.sync, "sync")
+    def encode_sync_clips(self, clips: Sequence[Tensor]) -> Tensor:
+        """Synchformer's resized frames of B clips of one length, uint8 (T, 3, H, W) each -> (B, S, D)."""
+        encoder = _require(self.sync, "sync")
 
-        def encode(part: Tensor) -> Tensor:
+        def encode(batch: Tensor) -> Tensor:
             with self._autocast():
-                tokens: Tensor = sync(sync_colours(part.to(self.device))[None])
+                tokens: Tensor = encoder(synchformer.normalize_frames(batch.to(self.device))[None])
             return tokens[0].float()
 
-        cut = [segments(frames) for frames in clips]
-        tokens = self.batches["sync"].run(encode, torch.cat(cut))
+        segments = torch.cat([split_segments(frames) for frames in clips])
+        tokens = self.batchers["sync"].run(encode, segments)
         return rearrange(tokens, "(b s) t d -> b (s t) d", b=len(clips))
 
     @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Captions -> (B, L, text width), float32 on the CPU."""
-        if texts and all(text in self.known for text in texts):
-            return torch.stack([self.known[text] for text in texts])
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, L, W), float32 on the CPU."""
+        if texts and all(text in self.text_cache for text in texts):
+            return torch.stack([self.text_cache[text] for text in texts])
         with self._autocast():
-            tokens = _loaded(self.clip, "clip").encode_text(texts)
+            tokens = _require(self.clip, "clip").encode_text(texts)
         return tokens.float().cpu()
 
-    def only_texts(self, texts: Iterable[str]) -> None:
-        """Encode `texts` now and let the text tower go: there will be no others."""
-        self.known.update({text: self.texts([text])[0] for text in texts})
-        _loaded(self.clip, "clip").drop_text()
+    def drop_text_tower(self, texts: Iterable[str] = ()) -> None:
+        """Encode `texts`, then drop CLIP's text tower: other texts raise ConfigError from then on."""
+        self.text_cache.update({text: self.encode_texts([text])[0] for text in texts})
+        _require(self.clip, "clip").drop_text()
 
     @torch.inference_mode()
-    def sound(self, waveforms: Tensor) -> Posterior:
-        """Samples (B, samples) -> mean and std of the latents (B, N, C), float32 on the CPU, not normalised."""
-        vae = _loaded(self.vae, "codec")
+    def encode_audio(self, waveforms: Tensor) -> Posterior:
+        """Waveforms (B, samples) -> mean and std of the latents (B, N, C), float32 on the CPU, not normalised."""
+        vae = _require(self.vae, "codec")
 
-        def encode(part: Tensor) -> Tensor:
-            posterior = vae.encode(self.mel(part.to(self.device)))
+        def encode(batch: Tensor) -> Tensor:
+            posterior = vae.encode(self.mel(batch.to(self.device)))
             return torch.stack([posterior.mean, posterior.std], dim=1).transpose(2, 3).contiguous()
 
-        mean, std = self.batches["codec"].run(encode, waveforms).unbind(1)
+        mean, std = self.batchers["codec"].run(encode, waveforms).unbind(1)
         return Posterior(mean, std)
 
     def _autocast(self) -> torch.autocast:
@@ -135,17 +133,17 @@ def load_encoders(
     model: str,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
-    parts: Collection[str] = tuple(PARTS),
+    names: Collection[str] = tuple(ENCODER_COMPONENTS),
     dtype: torch.dtype | None = None,
 ) -> Encoders:
-    """The encoders `parts` of `model` with their weights (from `folder` first); WeightsError for a missing file.
+    """Load the encoders `names` of `model`, with weights from `folder` first; WeightsError for a missing file.
 
-    `dtype`: what the transformers compute in, float32 or bfloat16; None takes bfloat16 on a GPU, else float32.
+    `dtype`: of the transformers, float32 or bfloat16; None: bfloat16 on a GPU, else float32.
     """
     spec = model_spec(model)
 
-    def load(part: str, build: Callable[[], M]) -> M | None:
-        return load_frozen(build, model, PARTS[part], folder, device) if part in parts else None
+    def load(name: str, build: Callable[[], M]) -> M | None:
+        return load_frozen(build, model, ENCODER_COMPONENTS[name], folder, device) if name in names else None
 
     return Encoders(
         spec,
@@ -158,23 +156,26 @@ def load_encoders(
     )
 
 
-def _loaded(encoder: M | None, part: str) -> M:
+def _require(encoder: M | None, name: str) -> M:
     if encoder is None:
-        raise ConfigError(f"these encoders were loaded without {part!r}; name it in load_encoders(parts=...)")
+        raise ConfigError(f"these encoders were loaded without {name!r}; name it in load_encoders(names=...)")
     return encoder
 
 
 def encoder_identities(model: str, folder: Path | None = None) -> dict[str, str]:
     """`name:SHA-256 of its weights` of every encoder of `model`; nothing is loaded."""
     names = encoder_names(model_spec(model))
-    return {part: f"{names[part]}:{weights.identity(model, file, folder)}" for part, file in PARTS.items()}
+    return {
+        encoder: f"{names[encoder]}:{weights.component_sha256(model, component, folder)}"
+        for encoder, component in ENCODER_COMPONENTS.items()
+    }
 
 
 def encode_video(path: Path | str, encoders: Encoders, seconds: float, start: float = 0.0) -> tuple[Tensor, Tensor]:
-    """CLIP and sync features, (1, V, image width) and (1, S, sync width), of `seconds` of a video from `start` on.
+    """Encode `seconds` of a video from `start` on: CLIP features (1, V, E) and sync features (1, S, D).
 
-    Raises DataError where it is no video or ends before.
+    Raises DataError where the file is no video or ends before.
     """
-    window = next(iter(read_windows(probe(path), [start], encoders.grids(seconds))))
-    stills, motion = (torch.stack(frames) for frames in window.frames)
-    return encoders.frames(stills)[None], encoders.motion(motion)[None]
+    window = next(iter(read_frame_windows(probe(path), [start], encoders.frame_grids(seconds))))
+    clip_frames, sync_frames = (torch.stack(frames) for frames in window.frames)
+    return encoders.encode_clip_frames(clip_frames)[None], encoders.encode_sync_frames(sync_frames)[None]

@@ -1,8 +1,8 @@
-"""From the table of clips to feature shards, one source video after the other.
+"""Extraction of features: from the table of clips to one shard per source video.
 
-A shard is redone only where what it was made from changed: the source file, the windows, the encoders' weights; where
-only captions changed, the text features alone. A kill loses at most the video in work. Several processes on one folder
-share the work: each takes what none has.
+A shard is written again only if its inputs changed: the source file, the windows, the encoders' weights. If only
+captions changed, the text features alone are encoded again. A killed run loses at most the video in progress. Several
+processes on one folder share the work through file locks.
 """
 
 from __future__ import annotations
@@ -14,161 +14,170 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from mmaudio.data.clips import LeftOut, read_clips
-from mmaudio.data.feature_store import TENSORS, read_header, shard_writer, write_shard
-from mmaudio.data.scan import fingerprint
-from mmaudio.data.shard_writer import sweep
+from mmaudio.data.clip_table import read_clips
+from mmaudio.data.clips import LeftOut
+from mmaudio.data.feature_set import FEATURE_NAMES
+from mmaudio.data.feature_store import Header, open_shard_writer, read_header, write_shard
+from mmaudio.data.fingerprint import fingerprint
+from mmaudio.data.shard_writer import remove_abandoned_files
 from mmaudio.errors import DataError
-from mmaudio.features.encoders import PARTS, Encoders, load_encoders
-from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, Job, plan, unfounded
-from mmaudio.features.video_features import encode_captions, encode_clips, row_shapes
-from mmaudio.utils.locks import Claims
+from mmaudio.features.encoders import ENCODER_COMPONENTS, Encoders, load_encoders
+from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, ShardPlan, plan_extraction, without_source
+from mmaudio.features.video_features import WriteRow, encode_captions, encode_clips, feature_shapes
+from mmaudio.utils.locks import FileLocks
 
-EARLY = 64
-"""At most so many captions are encoded before all else, so that the text tower need not stay; more would be lost in a
-kill."""
+MAX_PRECOMPUTED_CAPTIONS = 64
+"""Up to so many captions are encoded first, to drop the text tower; more would be lost if the run is killed."""
 
 
 @dataclass
 class ExtractionReport:
-    """What extraction did, in videos."""
+    """The result of an extraction, in videos."""
 
     valid: int = 0
-    """Shards that needed nothing."""
-    texts: int = 0
-    """Shards whose captions alone were encoded again."""
-    made: int = 0
-    others: int = 0
-    """Shards that other processes made meanwhile."""
+    """Shards that were valid already."""
+    text_only: int = 0
+    """Shards whose text features alone were encoded again."""
+    extracted: int = 0
+    by_other_processes: int = 0
+    """Shards that other processes wrote meanwhile."""
     clips: int = 0
     """Clips with features, those of valid shards included."""
     left_out: list[LeftOut] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """How features are made, besides what of."""
+class ExtractionConfig:
+    """How features are computed."""
 
     model: str
     weights: Path | None = None
     """Folder of the weights."""
     device: torch.device | str = "cpu"
     dtype: torch.dtype | None = None
-    """What the transformers compute in; None: bfloat16 on a GPU, else float32."""
-    exact: bool = False
-    """Whether what is there must have been computed in `dtype`, too."""
-    share: tuple[int, int] = (0, 1)
-    """Rank and number of processes: each begins with another part of the videos."""
-    verify: bool = False
-    """Look through the values of all shards, and make those anew that are not finite."""
+    """Of the transformers; None: bfloat16 on a GPU, else float32."""
+    exact_dtype: bool = False
+    """Whether existing features of another dtype are stale."""
+    rank: int = 0
+    """Number of this process: each begins with another part of the videos."""
+    world_size: int = 1
+    """Number of processes."""
+    check_values: bool = False
+    """Read the values of all shards, and write those with values that are not finite again."""
 
 
 def extract(
     clips_tsv: Path,
-    root: Path,
+    video_root: Path,
     out_dir: Path,
-    how: Extraction,
-    progress: Callable[[list[Job]], Iterable[Job]] = iter,
-    found: Callable[[list[Job]], None] = lambda jobs: None,
+    config: ExtractionConfig,
+    progress: Callable[[list[ShardPlan]], Iterable[ShardPlan]] = iter,
+    on_plan: Callable[[list[ShardPlan]], None] = lambda plans: None,
 ) -> ExtractionReport:
-    """Make the feature shards of the table's videos (below `root`) in `out_dir`.
+    """Write the feature shards of the table's videos (below `video_root`) into `out_dir`.
 
-    `found` gets what there is to do before it is done. A video that cannot be used is left out with the reason. Raises
-    DataError for an unusable table and where no clip gets features, MMAudioError where nothing can be written.
+    `on_plan` is called with the invalid shards before any is written. An unusable video is left out with the reason.
+    Raises DataError for an unusable table and where no clip gets features, MMAudioError if nothing can be written.
     """
-    precision = str(how.dtype).removeprefix("torch.") if how.exact else ""
-    jobs = plan(read_clips(clips_tsv), root, out_dir, how.model, how.weights, precision, how.verify)
-    todo = [job for job in jobs if job.todo != NOTHING]
-    report = ExtractionReport(valid=len(jobs) - len(todo))
-    found(todo)
-    if todo:
-        _share(todo, how, out_dir, report, progress)
-    for job in jobs:
-        header = read_header(job.shard)
+    precision = str(config.dtype).removeprefix("torch.") if config.exact_dtype else ""
+    plans = plan_extraction(
+        read_clips(clips_tsv), video_root, out_dir, config.model, config.weights, precision, config.check_values
+    )
+    invalid = [plan for plan in plans if plan.todo != NOTHING]
+    report = ExtractionReport(valid=len(plans) - len(invalid))
+    on_plan(invalid)
+    if invalid:
+        _write_shards(invalid, config, out_dir, report, progress)
+    for plan in plans:
+        header = read_header(plan.shard)
         if header is None:
-            raise DataError(f"{job.shard}: gone while others were made; the same command makes it again")
+            raise DataError(f"{plan.shard}: was removed during extraction; the same command writes it again")
         if header.left_out:
             report.left_out.append(LeftOut(header.video, header.left_out))
         else:
             report.clips += len(header.clip_ids)
-    if jobs and not report.clips:
+    if plans and not report.clips:
         raise DataError(f"{clips_tsv}: no clip could be used; {report.left_out[0].video}: {report.left_out[0].reason}")
     return report
 
 
-def _share(
-    todo: list[Job],
-    how: Extraction,
+def _write_shards(
+    plans: list[ShardPlan],
+    config: ExtractionConfig,
     out_dir: Path,
     report: ExtractionReport,
-    progress: Callable[[list[Job]], Iterable[Job]],
+    progress: Callable[[list[ShardPlan]], Iterable[ShardPlan]],
 ) -> None:
-    """Do the jobs that no other process does: this one's part first, longest first, then what else is left."""
-    rank, processes = how.share
-    own = todo[rank::processes]
-    with Claims(out_dir) as claims:
-        sweep(out_dir)
-        encoders = _encoders(todo, how)
-        busy = []
-        for job in progress(own + [job for job in todo if job not in own]):
-            if claims.take(job.shard.name):
-                _work(job, encoders, report)
-                claims.release(job.shard.name)
+    """Write the shards that no other process has locked: this rank's first, then the remaining ones."""
+    rank_plans = plans[config.rank :: config.world_size]
+    with FileLocks(out_dir) as locks:
+        remove_abandoned_files(out_dir)
+        encoders = _load_encoders(plans, config)
+        locked = []
+        for plan in progress(rank_plans + [plan for plan in plans if plan not in rank_plans]):
+            if locks.acquire(plan.shard.name):
+                _write_shard(plan, encoders, report)
+                locks.release(plan.shard.name)
             else:
-                busy.append(job)
-        for job in busy:  # in work elsewhere: done when the claim is free, or left undone by a kill
-            claims.take(job.shard.name, wait=True)
-            _work(job, encoders, report)
-            claims.release(job.shard.name)
+                locked.append(plan)
+        for plan in locked:  # once unlocked it is complete, unless its process was killed
+            locks.acquire(plan.shard.name, wait=True)
+            _write_shard(plan, encoders, report)
+            locks.release(plan.shard.name)
 
 
-def _encoders(todo: list[Job], how: Extraction) -> Encoders:
-    parts = tuple(PARTS) if any(job.todo == EVERYTHING for job in todo) else ("clip",)
-    encoders = load_encoders(how.model, how.weights, how.device, parts, how.dtype)
-    captions = dict.fromkeys(clip.caption for job in todo for clip in job.clips)
-    if len(captions) <= EARLY:
-        encoders.only_texts(captions)
+def _load_encoders(plans: list[ShardPlan], config: ExtractionConfig) -> Encoders:
+    names = tuple(ENCODER_COMPONENTS) if any(plan.todo == EVERYTHING for plan in plans) else ("clip",)
+    encoders = load_encoders(config.model, config.weights, config.device, names, config.dtype)
+    captions = dict.fromkeys(clip.caption for plan in plans for clip in plan.clips)
+    if len(captions) <= MAX_PRECOMPUTED_CAPTIONS:
+        encoders.drop_text_tower(captions)
     return encoders
 
 
-def _work(job: Job, encoders: Encoders, report: ExtractionReport) -> None:
-    """Write the shard of one video, or why it is left out, unless another process has."""
-    if job.made_meanwhile():
-        report.others += 1
+def _write_shard(plan: ShardPlan, encoders: Encoders, report: ExtractionReport) -> None:
+    """Write one video's shard, or the reason for leaving the video out, unless another process has written it."""
+    if plan.is_written_since():
+        report.by_other_processes += 1
         return
-    header = replace(job.wanted, precision=str(encoders.dtype).removeprefix("torch."))
-    shapes = {name: (len(job.clips), *row) for name, row in row_shapes(encoders.spec, job.clips[0].seconds).items()}
+    header = replace(plan.header, precision=str(encoders.dtype).removeprefix("torch."))
+    if plan.reused_shard is not None and (reused_header := read_header(plan.reused_shard)) is not None:
+        header = replace(header, precision=reused_header.precision)
     try:
-        if job.todo == TEXTS and job.donor is None:  # left out, for a reason that still holds
-            present = read_header(job.shard)
-            raise DataError("left out" if present is None else present.left_out)
-        if job.donor is not None:
-            donated = read_header(job.donor)
-            header = replace(header, precision=header.precision if donated is None else donated.precision)
-        elif not job.path.is_file():
-            raise DataError(f"{job.path.name}: not there any more")
-        with shard_writer(job.shard, header, shapes) as writer:
-            if job.donor is not None:
-                _copy_rows(job.donor, writer.put)
-                encode_captions(job.clips, encoders, writer.put)
-            else:
-                encode_clips(job.path, job.clips, encoders, writer.put)
+        _write_features(plan, header, encoders)
     except DataError as error:
-        reason = str(error).removeprefix(f"{job.path.name}: ")
-        if fingerprint(job.path) != job.wanted.source:  # it changed or went away: no reason for the next run
-            header = unfounded(header)
-        write_shard(job.shard, replace(header, left_out=reason), None)
-    if job.todo == TEXTS:
-        report.texts += 1
+        reason = str(error).removeprefix(f"{plan.path.name}: ")
+        if fingerprint(plan.path) != plan.header.source:  # the video changed or was removed: the next run tries again
+            header = without_source(header)
+        write_shard(plan.shard, replace(header, left_out=reason), None)
+    if plan.todo == TEXTS:
+        report.text_only += 1
     else:
-        report.made += 1
+        report.extracted += 1
 
 
-def _copy_rows(shard: Path, put: Callable[[str, int, torch.Tensor], None]) -> None:
-    """Hand all rows of a shard but the text's to `put`."""
+def _write_features(plan: ShardPlan, header: Header, encoders: Encoders) -> None:
+    """Write the features of a video; DataError with the reason for leaving it out."""
+    if plan.todo == TEXTS and plan.reused_shard is None:  # left out, and its reason still holds
+        current = read_header(plan.shard)
+        raise DataError("left out" if current is None else current.left_out)
+    if plan.reused_shard is None and not plan.path.is_file():
+        raise DataError(f"{plan.path.name}: not there any more")
+    row_shapes = feature_shapes(encoders.spec, plan.clips[0].seconds)
+    shapes = {name: (len(plan.clips), *shape) for name, shape in row_shapes.items()}
+    with open_shard_writer(plan.shard, header, shapes) as writer:
+        if plan.reused_shard is None:
+            encode_clips(plan.path, plan.clips, encoders, writer.write_row)
+        else:
+            _copy_video_rows(plan.reused_shard, writer.write_row)
+            encode_captions(plan.clips, encoders, writer.write_row)
+
+
+def _copy_video_rows(shard: Path, write_row: WriteRow) -> None:
+    """Pass all rows of a shard, except those of the text features, to `write_row`."""
     with safe_open(shard, "pt") as file:
-        for name in TENSORS:
+        for name in FEATURE_NAMES:
             if name != "text_features":
                 rows = file.get_slice(name)
-                for number in range(rows.get_shape()[0]):
-                    put(name, number, rows[number])
+                for index in range(rows.get_shape()[0]):
+                    write_row(name, index, rows[index])

@@ -1,7 +1,7 @@
-"""What extraction has to do: for every video of a table, what of its shard is still valid, and why the rest is not.
+"""Plan of an extraction: which shards are valid, which are missing, stale or damaged, and why.
 
-A shard is known by the hash of everything that it was made from: the source's fingerprint, the windows, the encoders'
-weights and the code's feature version. A video that was renamed or copied takes the features that are there.
+A shard is identified by the hash of its inputs: the source file's fingerprint, the clips' windows, the encoders'
+weights and the code's feature version. A video that was renamed or copied reuses the existing features.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from safetensors import safe_open
 
 from mmaudio.data.clips import Clip
-from mmaudio.data.feature_store import TENSORS, VERSION, Header, read_header, shard_path, window_of
-from mmaudio.data.scan import fingerprint
+from mmaudio.data.feature_set import FEATURE_NAMES
+from mmaudio.data.feature_store import VERSION, Header, clip_window, read_header, shard_path
+from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import encoder_identities
 
@@ -25,57 +26,59 @@ NOTHING, TEXTS, EVERYTHING = "nothing", "texts", "everything"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One video of the table."""
+class ShardPlan:
+    """The shard of one video of the table, and what has to be computed for it."""
 
     path: Path
+    """The video."""
     clips: list[Clip]
     shard: Path
-    wanted: Header
-    """What its shard's header has to say to be valid."""
+    header: Header
+    """The header of a valid shard."""
     todo: str
-    """NOTHING, TEXTS (picture and sound are valid) or EVERYTHING."""
-    why: str = ""
-    """Why there is something to do."""
-    donor: Path | None = None
-    """The shard that holds the valid features of picture and sound: its own, or that of the same video elsewhere."""
-    stamp: int = 0
-    """When the shard was written, in nanoseconds; 0 where there is none."""
+    """NOTHING, TEXTS (video and audio features are valid) or EVERYTHING."""
+    reason: str = ""
+    """Why the shard is not valid; empty for NOTHING."""
+    reused_shard: Path | None = None
+    """The shard with the valid video and audio features: this one, or that of a copy of the video."""
+    mtime_ns: int = 0
+    """Modification time of the shard in nanoseconds; 0 if it does not exist."""
 
-    def made_meanwhile(self) -> bool:
-        """Whether another process has made this shard since it was looked at."""
+    def is_written_since(self) -> bool:
+        """Whether another process has written a valid shard since the plan was made."""
         header = read_header(self.shard)
-        same = header is not None and (header.picture_key, header.text_key, header.clip_ids) == (
-            self.wanted.picture_key,
-            self.wanted.text_key,
-            self.wanted.clip_ids,
+        is_valid = header is not None and (header.picture_key, header.text_key, header.clip_ids) == (
+            self.header.picture_key,
+            self.header.text_key,
+            self.header.clip_ids,
         )
-        return same and _stamp(self.shard) != self.stamp
+        return is_valid and _mtime_ns(self.shard) != self.mtime_ns
 
 
 @dataclass(frozen=True)
 class Planner:
-    """What all videos of a run share."""
+    """The inputs that all shards of an extraction share."""
 
-    root: Path
+    video_root: Path
     out_dir: Path
     model: str
     identities: dict[str, str]
+    """Of `encoder_identities`."""
     precision: str = ""
-    """What the encoders have to have computed in; empty takes what is there."""
-    look_inside: bool = False
+    """The dtype that a valid shard's encoders computed in; empty: any."""
+    check_values: bool = False
     """Read all values of valid shards, too."""
 
-    def job(self, video: str, clips: list[Clip]) -> Job:
-        """What has to be done for one video."""
-        path, shard = self.root / video, shard_path(self.out_dir, video)
-        present, source = read_header(shard), fingerprint(path)
-        there = bool(source)
-        if not there and present is not None:  # features outlive videos
-            source = present.source
+    def plan_shard(self, video: str, clips: list[Clip]) -> ShardPlan:
+        """Plan the shard of one video."""
+        path, shard = self.video_root / video, shard_path(self.out_dir, video)
+        current, source = read_header(shard), fingerprint(path)
+        video_exists = bool(source)
+        if not video_exists and current is not None:  # features stay valid without their video
+            source = current.source
         windows = [[clip.start, clip.end, *([clip.track] if clip.track else [])] for clip in clips]
         captions = [clip.caption for clip in clips]
-        wanted = Header(
+        header = Header(
             video=video,
             clip_ids=[clip.id for clip in clips],
             captions=captions,
@@ -83,64 +86,82 @@ class Planner:
             seconds=clips[0].seconds,
             encoders=self.identities,
             source=source,
-            picture_key=_hash([VERSION, source, windows, self.identities]),
-            text_key=_hash([VERSION, captions, self.identities["clip"]]),
+            picture_key=_hash_json([VERSION, source, windows, self.identities]),
+            text_key=_hash_json([VERSION, captions, self.identities["clip"]]),
             precision=self.precision,
-            windows=[window_of(clip) for clip in clips],
+            windows=[clip_window(clip) for clip in clips],
         )
-        job = Job(path, clips, shard, wanted, NOTHING, stamp=_stamp(shard))
-        why = self._stale(shard, present, wanted)
-        if present is not None and not why and present.left_out and not there:
-            why = "the video is not there"
-        if why:
-            return replace(job, todo=EVERYTHING, why=why)
-        assert present is not None
-        if (present.text_key, present.clip_ids) != (wanted.text_key, wanted.clip_ids):
-            return replace(job, todo=TEXTS, why="other captions", donor=None if present.left_out else shard)
-        return job
+        plan = ShardPlan(path, clips, shard, header, NOTHING, mtime_ns=_mtime_ns(shard))
+        reason = self._invalid_reason(shard, current, header)
+        if current is not None and not reason and current.left_out and not video_exists:
+            reason = "the video is not there"
+        if reason:
+            return replace(plan, todo=EVERYTHING, reason=reason)
+        assert current is not None
+        if (current.text_key, current.clip_ids) != (header.text_key, header.clip_ids):
+            return replace(plan, todo=TEXTS, reason="other captions", reused_shard=None if current.left_out else shard)
+        return plan
 
-    def _stale(self, shard: Path, present: Header | None, wanted: Header) -> str:
-        """Why the features of picture and sound have to be made anew, empty where they need not."""
-        if present is None:
+    def _invalid_reason(self, shard: Path, current: Header | None, header: Header) -> str:
+        """Why the shard's video and audio features have to be computed again; empty for valid ones."""
+        if current is None:
             return "missing" if not shard.exists() else "unreadable, or of another version"
-        if present.picture_key != wanted.picture_key:
-            if present.source != wanted.source:
+        if current.picture_key != header.picture_key:
+            if current.source != header.source:
                 return "stale: the video changed"
-            return "stale: other encoders" if present.encoders != wanted.encoders else "stale: other clips"
-        if self.precision and present.precision != self.precision and not present.left_out:
-            return f"stale: computed in {present.precision}"
-        return damage(shard, present) if self.look_inside and not present.left_out else ""
+            return "stale: other encoders" if current.encoders != header.encoders else "stale: other clips"
+        if self.precision and current.precision != self.precision and not current.left_out:
+            return f"stale: computed in {current.precision}"
+        return find_damage(shard, current) if self.check_values and not current.left_out else ""
 
-    def donors(self, overwritten: Collection[Path]) -> dict[str, Path]:
-        """The shards that stay as they are, with features, by their picture's key; only those computed as wanted."""
-        found = {}
+    def find_reusable_shards(self, overwritten: Collection[Path]) -> dict[str, Path]:
+        """Find the shards with features, except those that will be overwritten, by their `picture_key`.
+
+        Shards of another precision than `precision` are left out, and damaged ones with `check_values`.
+        """
+        reusable = {}
         for path in sorted(set(self.out_dir.glob("*.safetensors")).difference(overwritten)):
             header = read_header(path)
             usable = header is not None and not header.left_out and self.precision in ("", header.precision)
-            if header is not None and usable and not (self.look_inside and damage(path, header)):
-                found[header.picture_key] = path
-        return found
+            if header is not None and usable and not (self.check_values and find_damage(path, header)):
+                reusable[header.picture_key] = path
+        return reusable
 
 
-def unfounded(header: Header) -> Header:
-    """The header of a shard that does not hold any more once its video is there."""
+def without_source(header: Header) -> Header:
+    """The header of a shard that becomes stale when its video exists again."""
     return replace(header, source="", picture_key="")
 
 
-def plan(
+def plan_extraction(
     clips: Sequence[Clip],
-    root: Path,
+    video_root: Path,
     out_dir: Path,
     model: str,
     weights: Path | None = None,
     precision: str = "",
-    look_inside: bool = False,
-) -> list[Job]:
-    """One job per video, the longest first; nothing is computed. For `precision` and `look_inside` see `Planner`.
+    check_values: bool = False,
+) -> list[ShardPlan]:
+    """Plan one shard per video, the longest videos first; nothing is computed.
 
-    Raises DataError for a table without clips, with clips of several durations or with several sound tracks of a video,
-    and for a wrong `root`.
+    `precision` and `check_values` are those of `Planner`. Raises DataError for a table without clips, with clips of
+    several durations or with several audio tracks of a video, and for a wrong `video_root`.
     """
+    by_video = _group_by_video(clips)
+    if not any((video_root / video).is_file() for video in by_video):
+        raise DataError(f"{video_root}: none of the table's {len(by_video)} videos is there; is it the right folder?")
+    planner = Planner(video_root, out_dir, model, encoder_identities(model, weights), precision, check_values)
+    plans = [
+        planner.plan_shard(video, sorted(video_clips, key=lambda clip: clip.start))
+        for video, video_clips in by_video.items()
+    ]
+    overwritten = [plan.shard for plan in plans if plan.todo == EVERYTHING]
+    reusable = planner.find_reusable_shards(overwritten) if overwritten else {}
+    plans = [_reuse_shard(plan, reusable) if plan.todo == EVERYTHING else plan for plan in plans]
+    return sorted(plans, key=lambda plan: (-len(plan.clips), plan.header.video))
+
+
+def _group_by_video(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     by_video: dict[str, list[Clip]] = {}
     for clip in clips:
         by_video.setdefault(clip.video, []).append(clip)
@@ -148,44 +169,38 @@ def plan(
     if not durations:
         raise DataError("the table of clips has no row; split the videos first")
     if len(durations) != 1:
-        raise DataError(f"the table of clips has durations {sorted(durations)}; all of a table have one")
-    mixed = next((video for video, own in by_video.items() if len({clip.track for clip in own}) > 1), None)
-    if mixed is not None:
-        raise DataError(f"{mixed}: the table names several sound tracks of it; all clips of a video have one")
-    if not any((root / video).is_file() for video in by_video):
-        raise DataError(f"{root}: none of the table's {len(by_video)} videos is there; is it the right folder?")
-    planner = Planner(root, out_dir, model, encoder_identities(model, weights), precision, look_inside)
-    jobs = [planner.job(video, sorted(chosen, key=lambda clip: clip.start)) for video, chosen in by_video.items()]
-    anew = [job.shard for job in jobs if job.todo == EVERYTHING]
-    donors = planner.donors(anew) if anew else {}
-    jobs = [_eased(job, donors) if job.todo == EVERYTHING else job for job in jobs]
-    return sorted(jobs, key=lambda job: (-len(job.clips), job.wanted.video))
+        raise DataError(f"the table of clips has durations {sorted(durations)}; all clips of a table have one duration")
+    for video, video_clips in by_video.items():
+        if len({clip.track for clip in video_clips}) > 1:
+            raise DataError(f"{video}: the table names several audio tracks of it; all clips of a video have one")
+    return by_video
 
 
-def _eased(job: Job, donors: Mapping[str, Path]) -> Job:
-    """The job where another shard may have its features of picture and sound."""
-    donor = donors.get(job.wanted.picture_key)
-    if donor is not None:
-        return replace(job, todo=TEXTS, why=f"{job.why}, but the same video is there already", donor=donor)
-    return job if fingerprint(job.path) else replace(job, wanted=unfounded(job.wanted))
+def _reuse_shard(plan: ShardPlan, reusable: Mapping[str, Path]) -> ShardPlan:
+    """Reduce the plan to TEXTS if another shard has the same video and audio features."""
+    reused_shard = reusable.get(plan.header.picture_key)
+    if reused_shard is not None:
+        reason = f"{plan.reason}, but the same video is there already"
+        return replace(plan, todo=TEXTS, reason=reason, reused_shard=reused_shard)
+    return plan if fingerprint(plan.path) else replace(plan, header=without_source(plan.header))
 
 
-def damage(shard: Path, header: Header) -> str:
-    """What is wrong with the values of a shard, empty where nothing is; one row is read at a time."""
+def find_damage(shard: Path, header: Header) -> str:
+    """Describe missing rows and values that are not finite, empty for an intact shard; one row is read at a time."""
     with safe_open(shard, "pt") as file:
-        for name in TENSORS:
+        for name in FEATURE_NAMES:
             rows = file.get_slice(name)
             if rows.get_shape()[0] != len(header.clip_ids):
                 return f"damaged: {name} has {rows.get_shape()[0]} rows for {len(header.clip_ids)} clips"
-            for number, clip in enumerate(header.clip_ids):
-                if not torch.isfinite(rows[number]).all():
-                    return f"not finite: {name} of clip {clip}"
+            for index, clip_id in enumerate(header.clip_ids):
+                if not torch.isfinite(rows[index]).all():
+                    return f"not finite: {name} of clip {clip_id}"
     return ""
 
 
-def _stamp(shard: Path) -> int:
+def _mtime_ns(shard: Path) -> int:
     return shard.stat().st_mtime_ns if shard.is_file() else 0
 
 
-def _hash(stated: object) -> str:
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+def _hash_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Synchformer's visual branch: what moves in the picture, and when (Motionformer with divided space-time attention).
+"""Synchformer's visual branch, the encoder of motion: a Motionformer with divided space-time attention.
 
 Source: arXiv 2401.16423 (Synchformer), arXiv 2106.05392 (Motionformer); keys as in the released checkpoint.
 
@@ -14,26 +14,26 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
 from mmaudio.features.attention import BatchFirstAttention
-from mmaudio.model.spec import SEGMENT_FRAMES, SEGMENT_STEP, SYNCS, SyncSpec, lookup
-from mmaudio.model.state_dict import Released, load_reconciled
+from mmaudio.features.frame_resize import resize_frames
+from mmaudio.model.spec import FRAMES_PER_SEGMENT, SEGMENT_STEP, SYNC_ENCODERS, SyncSpec, lookup
+from mmaudio.model.state_dict import ReleasedModule, load_strict
 
 EPS = 1e-6
 """Epsilon of every LayerNorm."""
 MLP_RATIO = 4
 INIT_STD = 0.02
-LEFT_OUT = ("afeat_extractor.", "vproj.", "aproj.", "transformer.")
-"""Prefixes of the released file that belong to the audio branch and the offset classifier."""
+AUDIO_PREFIXES = ("afeat_extractor.", "vproj.", "aproj.", "transformer.")
+"""Key prefixes of the audio branch and the offset classifier in the released file."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of (B, heads, tokens, d).
 
-    Training on a CPU takes plain matrix products: for sequences as short as these (9 and 17 tokens) the fused kernel's
+    For training on a CPU, plain matrix products: for sequences as short as these (9 and 17 tokens) the fused kernel's
     backward pass is 2 to 8 times slower, in bfloat16 above all.
     """
     if q.device.type == "cpu" and torch.is_grad_enabled():
@@ -44,33 +44,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class DividedAttention(nn.Module):
-    """Attention over time or space: the class token sees every token, a patch token its own group and the class."""
+    """Attention over time or space: the class token attends to all tokens, a patch to its group and the class token."""
 
-    def __init__(self, width: int, heads: int, groups: str) -> None:
-        """`groups`: `time` (a patch token's own place in all frames) or `space` (its own frame)."""
+    def __init__(self, width: int, num_heads: int, axis: str) -> None:
+        """`axis`: `time` (a patch attends to the same place in all frames) or `space` (to its frame)."""
         super().__init__()
-        self.heads = heads
-        self.groups = groups
+        self.num_heads = num_heads
+        self.axis = axis
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, steps: int) -> Tensor:
-        """(B, 1 + T P, D) -> the same; `steps` is T."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        from_class = attend(q[:, :, :1], k, v)
-        grouped = "(b p) h t d" if self.groups == "time" else "(b t) h p d"
+    def forward(self, x: Tensor, time_steps: int) -> Tensor:
+        """(B, 1 + T P, D) -> (B, 1 + T P, D); `time_steps` is T."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        class_out = attend(q[:, :, :1], k, v)  # (B, heads, 1, d)
+        grouped = "(b p) h t d" if self.axis == "time" else "(b t) h p d"
 
-        def own(tokens: Tensor) -> Tensor:
-            return rearrange(tokens[:, :, 1:], f"b h (t p) d -> {grouped}", t=steps)
+        def group(tokens: Tensor) -> Tensor:
+            return rearrange(tokens[:, :, 1:], f"b h (t p) d -> {grouped}", t=time_steps)
 
         def with_class(tokens: Tensor) -> Tensor:
-            patches = own(tokens)
+            patches = group(tokens)
             copies = patches.shape[0] // tokens.shape[0]
             return torch.cat([repeat(tokens[:, :, :1], "b h one d -> (b copies) h one d", copies=copies), patches], 2)
 
-        patches = attend(own(q), with_class(k), with_class(v))
-        patches = rearrange(patches, f"{grouped} -> b (t p) (h d)", b=len(x), t=steps)
-        out: Tensor = self.proj(torch.cat([rearrange(from_class, "b h one d -> b one (h d)"), patches], dim=1))
+        patches = attend(group(q), with_class(k), with_class(v))
+        patches = rearrange(patches, f"{grouped} -> b (t p) (h d)", b=len(x), t=time_steps)
+        out: Tensor = self.proj(torch.cat([rearrange(class_out, "b h one d -> b one (h d)"), patches], dim=1))
         return out
 
 
@@ -91,19 +91,19 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention over time, attention over space, MLP; each pre-normed and added."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attn = DividedAttention(width, heads, "space")
-        self.timeattn = DividedAttention(width, heads, "time")
+        self.attn = DividedAttention(width, num_heads, "space")
+        self.timeattn = DividedAttention(width, num_heads, "time")
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.mlp = Mlp(width)
         self.norm3 = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, x: Tensor, steps: int) -> Tensor:
-        """(B, 1 + T P, D) -> the same; `steps` is T."""
-        x = x + self.timeattn(self.norm3(x), steps)
-        x = x + self.attn(self.norm1(x), steps)
+    def forward(self, x: Tensor, time_steps: int) -> Tensor:
+        """(B, 1 + T P, D) -> (B, 1 + T P, D); `time_steps` is T."""
+        x = x + self.timeattn(self.norm3(x), time_steps)
+        x = x + self.attn(self.norm1(x), time_steps)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -114,10 +114,10 @@ class FramePool(nn.Module):
     The keys are those of `nn.TransformerEncoderLayer`.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.self_attn = BatchFirstAttention(width, heads, batch_first=True)
+        self.self_attn = BatchFirstAttention(width, num_heads, batch_first=True)
         self.linear1 = nn.Linear(width, MLP_RATIO * width)
         self.linear2 = nn.Linear(MLP_RATIO * width, width)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
@@ -146,26 +146,26 @@ class Motionformer(nn.Module):
 
     def __init__(self, spec: SyncSpec) -> None:
         super().__init__()
-        side, width = spec.patch, spec.width
+        side, width = spec.patch_size, spec.width
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + spec.grid**2, width))
-        self.temp_embed = nn.Parameter(torch.zeros(1, SEGMENT_FRAMES // spec.tubelet, width))
-        self.patch_embed = PatchEmbed(nn.Conv2d(3, width, side, side))  # in the released file, never computed
-        kernel = (spec.tubelet, side, side)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + spec.grid_size**2, width))
+        self.temp_embed = nn.Parameter(torch.zeros(1, FRAMES_PER_SEGMENT // spec.tubelet_size, width))
+        self.patch_embed = PatchEmbed(nn.Conv2d(3, width, side, side))  # in the released file, but unused
+        kernel = (spec.tubelet_size, side, side)
         self.patch_embed_3d = PatchEmbed(nn.Conv3d(3, width, kernel, kernel))
-        self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(width, spec.num_heads) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.spatial_attn_agg = FramePool(width, spec.heads)
+        self.spatial_attn_agg = FramePool(width, spec.num_heads)
 
     def forward(self, segments: Tensor) -> Tensor:
         """(B, 16, 3, H, W) -> (B, 8, D)."""
         x = self.embed(segments)
-        steps = self.temp_embed.shape[1]
+        time_steps = self.temp_embed.shape[1]
         for block in self.blocks:
-            x = block(x, steps)
-        frames = rearrange(self.norm(x[:, 1:]), "b (t p) d -> (b t) p d", t=steps)
+            x = block(x, time_steps)
+        frames = rearrange(self.norm(x[:, 1:]), "b (t p) d -> (b t) p d", t=time_steps)
         pooled: Tensor = self.spatial_attn_agg(frames)
-        return rearrange(pooled, "(b t) d -> b t d", t=steps)
+        return rearrange(pooled, "(b t) d -> b t d", t=time_steps)
 
     def embed(self, segments: Tensor) -> Tensor:
         """(B, 16, 3, H, W) -> class token and patches with their positions (B, 1 + T P, D)."""
@@ -175,18 +175,18 @@ class Motionformer(nn.Module):
         patches = rearrange(segments, "b (t dt) c (h dh) (w dw) -> b t (h w) (c dt dh dw)", dt=dt, dh=dh, dw=dw)
         tokens = F.linear(patches, proj.weight.flatten(1), proj.bias)
         tokens = tokens + self.pos_embed[:, None, 1:] + self.temp_embed[:, :, None]
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
-        return torch.cat([first, rearrange(tokens, "b t p d -> b (t p) d")], dim=1)
+        class_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([class_token, rearrange(tokens, "b t p d -> b (t p) d")], dim=1)
 
 
-class Synchformer(Released):
+class Synchformer(ReleasedModule):
     """The visual branch, with the key prefix of the released file."""
 
     def __init__(self, spec: SyncSpec) -> None:
         super().__init__()
         self.spec = spec
         self.vfeat_extractor = Motionformer(spec)
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     def forward(self, segments: Tensor) -> Tensor:
         """Normalised frames (B, S, 16, 3, H, W) -> features (B, S, 8, D), each segment on its own."""
@@ -194,51 +194,48 @@ class Synchformer(Released):
         return rearrange(features, "(b s) t d -> b s t d", b=len(segments))
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size) in [-1, 1]: `resize`, then `normalise`."""
-        return normalise(self.resize(frames))
+        """RGB uint8 (frames, 3, H, W) -> float32 (frames, 3, size, size) in [-1, 1]: resized and normalised."""
+        return normalize_frames(self.resize(frames))
 
     def resize(self, frames: Tensor) -> Tensor:
-        """RGB uint8 (frames, 3, H, W) -> uint8 (frames, 3, size, size): shorter edge resized, centre cut.
+        """RGB uint8 (frames, 3, H, W) -> uint8 (frames, 3, size, size): shorter edge resized, centre crop.
 
-        Raises DataError for frames that are not uint8: resizing them would round differently.
+        Raises DataError as `resize_frames`.
         """
-        if frames.dtype != torch.uint8:
-            raise DataError(f"frames are {frames.dtype}: they are resized as torch.uint8")
-        size = [self.spec.size]
-        frames = vision.resize(frames, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        cut: Tensor = vision.center_crop(frames, size * 2)
-        return cut.contiguous()  # what was cut off takes no memory
+        size = self.spec.image_size
+        cropped: Tensor = vision.center_crop(resize_frames(frames, (size,)), [size, size])
+        return cropped.contiguous()  # frees the memory outside the crop
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file's visual branch; raises WeightsError that names the first keys that do not fit."""
-        variants = {name: partial(Synchformer, spec) for name, spec in SYNCS.items()}
-        load_reconciled(self, state, f"Synchformer {self.spec.name}", LEFT_OUT, variants)
+        variants = {name: partial(Synchformer, spec) for name, spec in SYNC_ENCODERS.items()}
+        load_strict(self, state, f"Synchformer {self.spec.name}", AUDIO_PREFIXES, variants)
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """Colours as uint8 -> float32 in [-1, 1]."""
+def normalize_frames(frames: Tensor) -> Tensor:
+    """Frames as uint8 -> float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1
 
 
-def segments(frames: Tensor) -> Tensor:
-    """25 fps frames (T, 3, H, W) -> overlapping segments (S, 16, 3, H, W), a step of 8 frames apart (a view).
+def split_segments(frames: Tensor) -> Tensor:
+    """Frames at 25 fps (T, 3, H, W) -> overlapping segments (S, 16, 3, H, W) with a stride of 8 frames, as a view.
 
-    Frames after the last whole segment are left out; raises DataError below 16 frames.
+    Frames after the last whole segment are dropped; raises DataError below 16 frames.
     """
-    if len(frames) < SEGMENT_FRAMES:
-        raise DataError(f"{len(frames)} frames: one Synchformer segment takes {SEGMENT_FRAMES}")
-    return rearrange(frames.unfold(0, SEGMENT_FRAMES, SEGMENT_STEP), "s c h w t -> s t c h w")
+    if len(frames) < FRAMES_PER_SEGMENT:
+        raise DataError(f"{len(frames)} frames: one Synchformer segment takes {FRAMES_PER_SEGMENT}")
+    return rearrange(frames.unfold(0, FRAMES_PER_SEGMENT, SEGMENT_STEP), "s c h w t -> s t c h w")
 
 
 def build_synchformer(name: str = "synchformer") -> Synchformer:
-    """The visual branch called `name` in SYNCS, with fresh weights; raises ConfigError naming the nearest one."""
-    return Synchformer(lookup(SYNCS, name, "synchformer"))
+    """Build the visual branch `name` with fresh weights; ConfigError names the nearest known one."""
+    return Synchformer(lookup(SYNC_ENCODERS, name, "synchformer"))
 
 
-def _initialise(module: nn.Module) -> None:
-    """Normal weights of 0.02, zero biases.
+def _init_weights(module: nn.Module) -> None:
+    """Draw normal weights of 0.02 and set biases to zero.
 
-    The public initialisation sets the 3-D patch embedding to zero, so that an untrained encoder sees nothing; not here.
+    The public initialisation also zeroes the 3-D patch embedding, so that an untrained encoder ignores its input.
     """
     for name, value in module.named_parameters(recurse=False):
         if name.endswith("bias"):

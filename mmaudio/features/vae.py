@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from mmaudio.errors import WeightsError
 from mmaudio.model.spec import CODECS, CodecSpec, codec_spec
-from mmaudio.model.state_dict import Released, load_reconciled
+from mmaudio.model.state_dict import ReleasedModule, load_strict
 
-LEVELS = (1, 2, 4)
-"""Widths of the levels, in units of the first."""
+WIDTH_MULTIPLIERS = (1, 2, 4)
+"""Widths of the levels, as multiples of the first."""
 ENCODER_BLOCKS = 2
 DECODER_BLOCKS = 3
-BRANCH = 0.3
+RESIDUAL_WEIGHT = 0.3
 """Share of the second operand in a magnitude-preserving sum."""
 EPS = 1e-4
-LIMIT = 256.0
-"""Blocks' outputs are clamped to +-LIMIT."""
+MAX_ACTIVATION = 256.0
+"""Outputs of blocks are clamped to +-MAX_ACTIVATION."""
 SILU_GAIN = 0.596
 """Root mean square of silu over a standard normal."""
 
@@ -61,7 +61,7 @@ def mp_silu(x: Tensor) -> Tensor:
 
 def mp_sum(a: Tensor, b: Tensor) -> Tensor:
     """Mix of 0.7 a and 0.3 b that keeps the magnitude of independent operands."""
-    return torch.lerp(a, b, BRANCH) / math.hypot(1 - BRANCH, BRANCH)
+    return torch.lerp(a, b, RESIDUAL_WEIGHT) / math.hypot(1 - RESIDUAL_WEIGHT, RESIDUAL_WEIGHT)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -72,18 +72,18 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 class MPConv(nn.Module):
-    """Convolution without bias whose weight counts by its direction alone.
+    """Convolution without bias that uses the direction of its weight alone.
 
     The effective weight is derived from the raw one at every call, so that a state dict always holds the raw one, in
     training and out of it; at full size that is a few percent of a decoding on a CPU.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel))
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """(B, inputs, T) -> (B, outputs, T); `gain` scales the result."""
+        """(B, in_channels, T) -> (B, out_channels, T); `gain` scales the result."""
         weight = self.weight.float()
         root = math.sqrt(weight[0].numel())
         norm = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
@@ -94,19 +94,19 @@ class MPConv(nn.Module):
 class ResBlock(nn.Module):
     """Pixel norm, two convolutions, and a magnitude-preserving sum with the input."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = MPConv(inputs, outputs, 3)
-        self.conv2 = MPConv(outputs, outputs, 3)
-        self.nin_shortcut = MPConv(inputs, outputs, 1) if inputs != outputs else None
+        self.conv1 = MPConv(in_channels, out_channels, 3)
+        self.conv2 = MPConv(out_channels, out_channels, 3)
+        self.nin_shortcut = MPConv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, T) -> (B, outputs, T)."""
+        """(B, in_channels, T) -> (B, out_channels, T)."""
         x = pixel_norm(x)
         hidden = self.conv2(mp_silu(self.conv1(mp_silu(x))))
         if self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
-        return mp_sum(x, hidden).clamp(-LIMIT, LIMIT)
+        return mp_sum(x, hidden).clamp(-MAX_ACTIVATION, MAX_ACTIVATION)
 
 
 class Attention(nn.Module):
@@ -118,13 +118,13 @@ class Attention(nn.Module):
         self.proj_out = MPConv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> the same."""
-        q, k, v = (pixel_norm(part) for part in rearrange(self.qkv(x), "b (c three) t -> three b c t", three=3))
+        """(B, C, T) -> (B, C, T)."""
+        q, k, v = (pixel_norm(tensor) for tensor in rearrange(self.qkv(x), "b (c three) t -> three b c t", three=3))
         weights = (torch.einsum("b c i, b c j -> b i j", q, k) / math.sqrt(x.shape[1])).softmax(-1)
         return mp_sum(x, self.proj_out(torch.einsum("b i j, b c j -> b c i", weights, v)))
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Residual block, attention, residual block, at the largest width."""
 
     def __init__(self, width: int) -> None:
@@ -134,7 +134,7 @@ class Middle(nn.Module):
         self.block_2 = ResBlock(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> the same."""
+        """(B, C, T) -> (B, C, T)."""
         out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
         return out
 
@@ -167,16 +167,18 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one width, and what changes the frame rate after them."""
+    """Residual blocks of one width, then a change of the frame rate if `downsample` or `upsample` is set."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(inputs if j == 0 else outputs, outputs) for j in range(blocks))
+        self.block = nn.ModuleList(
+            ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(num_blocks)
+        )
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, T) -> (B, outputs, T, or half or twice that)."""
+        """(B, in_channels, T) -> (B, out_channels, T, or half or twice that)."""
         for layer in (*self.block, self.downsample, self.upsample):
             if layer is not None:
                 x = layer(x)
@@ -188,14 +190,14 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: CodecSpec) -> None:
         super().__init__()
-        widths = [level * spec.vae_width for level in LEVELS]
+        widths = [multiplier * spec.vae_width for multiplier in WIDTH_MULTIPLIERS]
         self.learnable_gain = nn.Parameter(torch.zeros(()))
-        self.conv_in = MPConv(spec.mels, widths[0], 3)
+        self.conv_in = MPConv(spec.n_mels, widths[0], 3)
         self.down = nn.ModuleList(
             Level(below, width, ENCODER_BLOCKS) for below, width in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
         self.down[0].downsample = Downsample(widths[0])
-        self.mid = Middle(widths[-1])
+        self.mid = MidBlock(widths[-1])
         self.conv_out = MPConv(widths[-1], 2 * spec.latent_dim, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,15 +214,15 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: CodecSpec) -> None:
         super().__init__()
-        widths = [level * spec.vae_width for level in LEVELS]
+        widths = [multiplier * spec.vae_width for multiplier in WIDTH_MULTIPLIERS]
         self.learnable_gain = nn.Parameter(torch.zeros(()))
         self.conv_in = MPConv(spec.latent_dim, widths[-1], 3)
-        self.mid = Middle(widths[-1])
+        self.mid = MidBlock(widths[-1])
         self.up = nn.ModuleList(
             Level(above, width, DECODER_BLOCKS) for width, above in zip(widths, [*widths[1:], widths[-1]], strict=True)
         )
         self.up[1].upsample = Upsample(widths[1])
-        self.conv_out = MPConv(widths[0], spec.mels, 3)
+        self.conv_out = MPConv(widths[0], spec.n_mels, 3)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, latent channels, N) -> (B, mels, T)."""
@@ -231,7 +233,7 @@ class Decoder(nn.Module):
         return out
 
 
-class VAE(Released):
+class VAE(ReleasedModule):
     """Encoder and decoder between log-mel spectrograms and latents.
 
     `data_mean` and `data_std` (1, mels, 1) normalise the mel; they belong to the checkpoint and are 0 and 1 until set.
@@ -244,8 +246,8 @@ class VAE(Released):
         """`drop_encoder`: leave the encoder out, for a model that only generates; `drop_decoder`: for extraction."""
         super().__init__()
         self.spec = spec
-        self.register_buffer("data_mean", torch.zeros(1, spec.mels, 1))
-        self.register_buffer("data_std", torch.ones(1, spec.mels, 1))
+        self.register_buffer("data_mean", torch.zeros(1, spec.n_mels, 1))
+        self.register_buffer("data_std", torch.ones(1, spec.n_mels, 1))
         self.encoder = None if drop_encoder else Encoder(spec)
         self.decoder = None if drop_decoder else Decoder(spec)
 
@@ -270,11 +272,11 @@ class VAE(Released):
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load a released file (raw weights); raises WeightsError that names the first keys that do not fit."""
         dropped = self.encoder is None, self.decoder is None
-        ignored = [prefix for prefix, gone in zip(("encoder.", "decoder."), dropped, strict=True) if gone]
+        ignored = [prefix for prefix, is_dropped in zip(("encoder.", "decoder."), dropped, strict=True) if is_dropped]
         variants = {name: partial(VAE, spec, *dropped) for name, spec in CODECS.items()}
-        load_reconciled(self, state, f"VAE {self.spec.name}", ignored, variants)
+        load_strict(self, state, f"VAE {self.spec.name}", ignored, variants)
 
 
 def build_vae(mode: str, drop_encoder: bool = False, drop_decoder: bool = False) -> VAE:
-    """The VAE of the codec `mode` with fresh weights; raises ConfigError naming the nearest codec."""
+    """Build the VAE of the codec `mode` with fresh weights; ConfigError names the nearest codec."""
     return VAE(codec_spec(mode), drop_encoder, drop_decoder)

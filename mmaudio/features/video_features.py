@@ -1,8 +1,8 @@
-"""The features of one video's clips, from one pass over its picture and its sound, row by row.
+"""Features of one video's clips, from one decoding pass over its frames and its audio.
 
-Decoding and resizing run ahead in threads while the encoders work: a bounded number of windows is on the way.
+Decoding and resizing run ahead in threads while the encoders work; the number of windows in memory is bounded.
 
-Legend: V CLIP frames, T frames at 25 fps.
+Legend: V CLIP frames, T frames at 25 fps, E image width.
 """
 
 from __future__ import annotations
@@ -16,93 +16,98 @@ from torch import Tensor
 
 from mmaudio.data.clips import Clip
 from mmaudio.features.encoders import Encoders
-from mmaudio.media.audio_windows import read_sounds
-from mmaudio.media.frame_windows import Grid, Window, read_windows
+from mmaudio.media.audio_windows import read_audio_windows
+from mmaudio.media.frame_windows import FrameGrid, FrameWindow, read_frame_windows
 from mmaudio.media.video import VideoInfo, probe
-from mmaudio.model.spec import CodecSpec, ModelSpec, lengths
-from mmaudio.utils.prefetch import prefetched
+from mmaudio.model.spec import CodecSpec, ModelSpec, compute_lengths
+from mmaudio.utils.prefetch import prefetch
 
-AHEAD = 2
+PREFETCH_WINDOWS = 2
 """Windows that are decoded while others are being encoded."""
 GPU_WINDOWS = 4
-"""Windows that are encoded together on a GPU, to fill it; on a CPU one."""
-CAPTIONS = 16
+"""Windows that are encoded together on a GPU; one on a CPU."""
+CAPTION_BATCH = 16
 """Captions that are encoded at once."""
-Put = Callable[[str, int, Tensor], None]
-"""Takes the name of a tensor, the number of a clip and its row."""
-Material = tuple[Window, Tensor]
-"""What is seen and what is heard in a window."""
+WriteRow = Callable[[str, int, Tensor], None]
+"""write_row(tensor's name, clip's index, row)."""
+ClipInputs = tuple[FrameWindow, Tensor]
+"""A window's frames and its waveform (samples,)."""
 
 
-def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, put: Put) -> None:
-    """Hand all features of one video's `clips` (ascending starts, one duration) to `put`.
+def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, write_row: WriteRow) -> None:
+    """Encode one video's `clips` (ascending starts, one duration) and pass all their features to `write_row`.
 
-    Raises DataError where the video cannot give them.
+    Raises DataError where the video cannot be read or is too short.
     """
-    seconds = clips[0].seconds
-    starts = [clip.start for clip in clips]
-    windows = read_material(probe(path, clips[0].track), starts, seconds, encoders.spec.codec, encoders.grids(seconds))
-    ahead = prefetched(windows, AHEAD)
-    known: dict[float, Tensor] = {}
-    done = 0
-    while group := list(islice(ahead, GPU_WINDOWS if encoders.device.type == "cuda" else 1)):
-        seen = [window for window, _ in group]
-        rows = {
-            "clip_features": _stills(seen, encoders, known),
-            "sync_features": encoders.motions([torch.stack(window.frames[1]) for window in seen]),
+    seconds, starts = clips[0].seconds, [clip.start for clip in clips]
+    info = probe(path, clips[0].track)
+    inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, encoders.frame_grids(seconds))
+    prefetched = prefetch(inputs, PREFETCH_WINDOWS)
+    frame_cache: dict[float, Tensor] = {}
+    n_encoded = 0
+    while batch := list(islice(prefetched, GPU_WINDOWS if encoders.device.type == "cuda" else 1)):
+        windows = [window for window, _ in batch]
+        features = {
+            "clip_features": _encode_clip_frames(windows, encoders, frame_cache),
+            "sync_features": encoders.encode_sync_clips([torch.stack(window.frames[1]) for window in windows]),
         }
-        posterior = encoders.sound(torch.stack([sound for _, sound in group]))
-        rows |= {"mean": posterior.mean, "std": posterior.std}
-        for name, values in rows.items():
-            for number, row in enumerate(values, done):
-                put(name, number, row)
-        done += len(group)
-    encode_captions(clips, encoders, put)
+        posterior = encoders.encode_audio(torch.stack([waveform for _, waveform in batch]))
+        features |= {"mean": posterior.mean, "std": posterior.std}
+        for name, rows in features.items():
+            for index, row in enumerate(rows, n_encoded):
+                write_row(name, index, row)
+        n_encoded += len(batch)
+    encode_captions(clips, encoders, write_row)
 
 
-def encode_captions(clips: Sequence[Clip], encoders: Encoders, put: Put) -> None:
-    """Hand the text features of all `clips` to `put`; equal captions are encoded once."""
-    places: dict[str, list[int]] = {}
-    for number, clip in enumerate(clips):
-        places.setdefault(clip.caption, []).append(number)
-    captions = list(places)
-    for first in range(0, len(captions), CAPTIONS):
-        part = captions[first : first + CAPTIONS]
-        for caption, row in zip(part, encoders.texts(part), strict=True):
-            for number in places[caption]:
-                put("text_features", number, row)
+def encode_captions(clips: Sequence[Clip], encoders: Encoders, write_row: WriteRow) -> None:
+    """Encode the captions of `clips` and pass their text features to `write_row`; equal captions are encoded once."""
+    indices: dict[str, list[int]] = {}
+    for index, clip in enumerate(clips):
+        indices.setdefault(clip.caption, []).append(index)
+    captions = list(indices)
+    for start in range(0, len(captions), CAPTION_BATCH):
+        batch = captions[start : start + CAPTION_BATCH]
+        for caption, row in zip(batch, encoders.encode_texts(batch), strict=True):
+            for index in indices[caption]:
+                write_row("text_features", index, row)
 
 
-def row_shapes(model: ModelSpec, seconds: float) -> dict[str, tuple[int, ...]]:
+def feature_shapes(model: ModelSpec, seconds: float) -> dict[str, tuple[int, ...]]:
     """Shape of one clip's row of every tensor."""
-    size, network = lengths(model.codec, seconds), model.network
+    lengths, network = compute_lengths(model.codec, seconds), model.network
     return {
-        "mean": (size.latent, network.latent_dim),
-        "std": (size.latent, network.latent_dim),
-        "clip_features": (size.clip, network.clip_dim),
-        "sync_features": (size.sync, network.sync_dim),
+        "mean": (lengths.latent_tokens, network.latent_dim),
+        "std": (lengths.latent_tokens, network.latent_dim),
+        "clip_features": (lengths.clip_tokens, network.clip_dim),
+        "sync_features": (lengths.sync_tokens, network.sync_dim),
         "text_features": (network.text_tokens, network.text_dim),
     }
 
 
-def read_material(
-    info: VideoInfo, starts: Sequence[float], seconds: float, codec: CodecSpec, grids: Sequence[Grid]
-) -> Iterator[Material]:
-    """Frames and sound (samples,) of the windows that begin at `starts`, one after the other.
+def read_clip_inputs(
+    info: VideoInfo, starts: Sequence[float], seconds: float, codec: CodecSpec, grids: Sequence[FrameGrid]
+) -> Iterator[ClipInputs]:
+    """Read frames and waveform (samples,) of the windows that begin at `starts`, one after the other.
 
-    DataError as `read_windows` and `read_sounds` raise it.
+    Raises DataError as `read_frame_windows` and `read_audio_windows`.
     """
-    sounds = read_sounds(info, starts, codec.rate, lengths(codec, seconds).samples)
-    for sound, window in zip(sounds, read_windows(info, starts, grids), strict=True):
-        yield window, sound
+    waveforms = read_audio_windows(info, starts, codec.sample_rate, compute_lengths(codec, seconds).audio_samples)
+    for waveform, window in zip(waveforms, read_frame_windows(info, starts, grids), strict=True):
+        yield window, waveform
 
 
-def _stills(windows: Sequence[Window], encoders: Encoders, known: dict[float, Tensor]) -> Tensor:
-    """CLIP features of the windows' frames (windows, V, image width); those that earlier windows shared are `known`."""
-    shown = {time: frame for window in windows for time, frame in zip(window.times[0], window.frames[0], strict=True)}
-    new = [time for time in shown if time not in known]
-    for past in [time for time in known if time < windows[0].start]:
-        del known[past]
-    if new:
-        known.update(zip(new, encoders.frames(torch.stack([shown[time] for time in new])), strict=True))
-    return torch.stack([torch.stack([known[time] for time in window.times[0]]) for window in windows])
+def _encode_clip_frames(windows: Sequence[FrameWindow], encoders: Encoders, cache: dict[float, Tensor]) -> Tensor:
+    """CLIP features of the windows' frames (windows, V, E); frames of earlier windows come from `cache`, by time."""
+    frames = {
+        time: frame
+        for window in windows
+        for time, frame in zip(window.presentation_times[0], window.frames[0], strict=True)
+    }
+    new_times = [time for time in frames if time not in cache]
+    for time in [time for time in cache if time < windows[0].start]:
+        del cache[time]
+    if new_times:
+        features = encoders.encode_clip_frames(torch.stack([frames[time] for time in new_times]))
+        cache.update(zip(new_times, features, strict=True))
+    return torch.stack([torch.stack([cache[time] for time in window.presentation_times[0]]) for window in windows])

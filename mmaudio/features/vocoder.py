@@ -1,4 +1,4 @@
-"""The vocoder of each codec: mel spectrograms to waveforms."""
+"""Registry of vocoders: log-mel spectrograms to waveforms."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.model.spec import codec_spec, lookup
 
 VOCODERS: dict[str, type[BigVGAN] | type[GriffinLim]] = {"bigvgan": BigVGAN, "griffin_lim": GriffinLim}
-"""Each is called with a log-mel (B, mels, frames) and returns samples (B, 1, frames * hop)."""
+"""By name; each maps log-mel (B, n_mels, frames) to samples (B, 1, frames * hop_length)."""
 
 
 def build_vocoder(mode: str) -> BigVGAN | GriffinLim:
-    """The vocoder of the codec `mode` with fresh weights; raises ConfigError naming the nearest codec."""
+    """Build the vocoder of the codec `mode` with fresh weights; ConfigError names the nearest codec."""
     spec = codec_spec(mode)
     return lookup(VOCODERS, spec.vocoder, "vocoder")(spec)

@@ -1,92 +1,36 @@
-"""The experiment's folder: the state to resume from, the adapters, and whether an old state still means anything.
+"""Checkpoints of an experiment: the state to resume from, and the adapters.
 
 output/<exp_id>/config.yaml
 output/<exp_id>/lora_checkpoints/state.pt, state.previous.pt     the trainer's own
 output/<exp_id>/lora_checkpoints/best_lora.pt, last_lora.pt      and a PEFT folder beside each
-output/<exp_id>/lora_checkpoints/average_lora.pt                 the running average of the last one
+output/<exp_id>/lora_checkpoints/average_lora.pt                 the EMA of the last one
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from mmaudio.config import TrainConfig, flat
-from mmaudio.data.feature_store import ClipSet
+from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
+from mmaudio.finetune.run_inputs import LOCATION_KEYS, RunInputs, describe_differences
 from mmaudio.finetune.state import TrainState
-from mmaudio.lora.adapter import adapter_state, saved_config
-from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_whole
-from mmaudio.model.state_dict import why_not
-from mmaudio.utils.checksums import damage
+from mmaudio.lora.adapter import adapter_state, saved_lora_config
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_synced
+from mmaudio.model.state_dict import read_failure
+from mmaudio.utils.checksums import find_damage
 
 FORMAT = 2
-PLACES = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
-"""Settings that say where, not what; adapter files leave them out."""
-FREE = (
-    *PLACES,
-    "exp_id",
-    "max_steps",
-    "lora.max_steps",
-    "eval_every",
-    "save_every",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "amp",
-    "base_bf16",
-    "gradient_checkpointing",
-    "compile",
-    "cuda_graph",
-    "features_in_memory",
-    "logging.",
-    "early_stopping.",
-)
-"""Settings (and groups of them) that may change when a run continues."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run is made from: settings, base weights, clips."""
-
-    config: TrainConfig
-    base_sha256: str
-    train: ClipSet
-    held_out: ClipSet | None
-
-    def described(self) -> dict[str, Any]:
-        """Everything that a state depends on, by name, as plain values."""
-        found = {name: value for name, value in flat(self.config.plain()).items() if not name.startswith(FREE)}
-        return found | {
-            "clips per step": self.config.effective_batch,
-            "base weights": self.base_sha256,
-            "training clips": fingerprint(self.train),
-            "validation clips": "none" if self.held_out is None else fingerprint(self.held_out),
-        }
-
-    def data(self) -> dict[str, Any]:
-        """What an adapter file says of its data."""
-        found: dict[str, Any] = {"seconds": self.train.seconds}
-        for name, part in (("train", self.train), ("validation", self.held_out)):
-            ids, videos = ([], []) if part is None else (part.ids, sorted(set(part.videos)))
-            found[name] = {"clips": len(ids), "videos": videos, "ids": ids}
-        return found
-
-
-def fingerprint(clips: ClipSet) -> str:
-    """The number of clips and a hash of their ids, captions and latents."""
-    digest, latents = hashlib.sha256(repr((clips.ids, clips.captions)).encode()), clips.stored().column("mean")
-    for number in range(len(clips)):
-        digest.update(latents[torch.tensor([number])].cpu().numpy().tobytes())
-    return f"{len(clips)} ({digest.hexdigest()[:12]})"
+"""Version of the state file."""
 
 
 def experiment_folder(config: TrainConfig) -> Path:
@@ -94,10 +38,8 @@ def experiment_folder(config: TrainConfig) -> Path:
     folder = Path(config.output_dir) / config.exp_id
     if config.resume or not Checkpoints(folder).folder.exists():
         return folder
-    number = 2
-    while Checkpoints(folder.with_name(f"{folder.name}-{number}")).folder.exists():
-        number += 1
-    return folder.with_name(f"{folder.name}-{number}")
+    siblings = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(sibling for sibling in siblings if not Checkpoints(sibling).folder.exists())
 
 
 @dataclass(frozen=True)
@@ -132,49 +74,44 @@ class Checkpoints:
         return self.folder / "last_lora.pt"
 
     @property
-    def average(self) -> Path:
-        """The newest adapter's running average."""
+    def ema(self) -> Path:
+        """The newest adapter's EMA."""
         return self.folder / "average_lora.pt"
 
     def write_config(self, config: TrainConfig) -> None:
         """The resolved configuration, as YAML."""
-        write_whole(self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())).encode())
+        write_synced(self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())
 
-    def save(self, state: TrainState, origin: Origin) -> None:
+    def save(self, state: TrainState, inputs: RunInputs) -> None:
         """Write the state: temporary name, synced, renamed; at no moment is there none."""
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "origin": origin.described(), "state": state.state_dict()}, buffer)
+        torch.save({"format": FORMAT, "origin": inputs.fixed_values(), "state": state.state_dict()}, buffer)
         if self.state.exists():
-            spare = self.folder / ".state.previous.part"
-            spare.unlink(missing_ok=True)
+            temporary = self.folder / ".state.previous.part"
+            temporary.unlink(missing_ok=True)
             try:
-                os.link(self.state, spare)
-            except OSError:  # no such links there, as on FAT and some network folders
-                shutil.copyfile(self.state, spare)
-            spare.replace(self.previous)
-        write_whole(self.state, buffer.getvalue())
+                os.link(self.state, temporary)
+            except OSError:  # no hard links there, as on FAT and some network folders
+                shutil.copyfile(self.state, temporary)
+            temporary.replace(self.previous)
+        write_synced(self.state, buffer.getvalue())
 
-    def load(self, state: TrainState, origin: Origin) -> bool:
+    def load(self, state: TrainState, inputs: RunInputs) -> bool:
         """Continue from the saved state, False where there is none; TrainingError where it is of another run."""
-        stored = self._read()
-        if stored is None:
+        checkpoint = self._read_state()
+        if checkpoint is None:
             return False
-        new = origin.described()
-        old = {name: value for name, value in flat(TrainConfig().plain()).items() if name in new} | stored["origin"]
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if changed:
-            listed = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
-            if any(name.endswith(" clips") for name in changed):
-                listed += "; videos, captions or how they are cut have changed"
+        differences = describe_differences(checkpoint["origin"], inputs.fixed_values())
+        if differences:
             raise TrainingError(
-                f"{self.root} holds a run of other settings ({listed}). "
+                f"{self.root} holds a run of other settings ({differences}). "
                 "Set them back, take another exp_id, or start over in a new folder with resume=false (of the pipeline: "
                 "--from train)"
             )
-        state.load_state_dict(stored["state"])
+        state.load_state_dict(checkpoint["state"])
         return True
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read_state(self) -> dict[str, Any] | None:
         if not self.state.exists():
             if self.previous.exists():
                 raise TrainingError(
@@ -182,36 +119,39 @@ class Checkpoints:
                     "folder with resume=false"
                 )
             return None
+        checkpoint: Any = None
         try:
-            why, stored = damage(self.state), None
-            if not why:
-                stored = torch.load(self.state, map_location="cpu", weights_only=True)
+            reason = find_damage(self.state)
+            if not reason:
+                checkpoint = torch.load(self.state, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            why = why_not(error)
-        if why:
+            reason = read_failure(error)
+        if reason:
             raise TrainingError(
-                f"{self.state} cannot be read ({why}); put state.previous.pt in its place, or start over with "
+                f"{self.state} cannot be read ({reason}); put state.previous.pt in its place, or start over with "
                 "resume=false"
             )
-        if not isinstance(stored, dict) or stored.get("format") != FORMAT or not {"origin", "state"} <= stored.keys():
+        is_state = isinstance(checkpoint, dict) and {"format", "origin", "state"} <= checkpoint.keys()
+        if not is_state or checkpoint["format"] != FORMAT:
             raise TrainingError(
-                f"{self.state} is no state of training, or of another version; start over with resume=false"
+                f"{self.state} is no training state, or one of another version; start over with resume=false"
             )
-        return stored
+        state: dict[str, Any] = checkpoint
+        return state
 
-    def save_adapter(self, path: Path, state: TrainState, origin: Origin, averaged: bool = False) -> None:
-        """Write the adapter, or its running average, with all that it was made from."""
-        config = {name: value for name, value in origin.config.plain().items() if name not in PLACES}
-        with state.averaged(averaged):
+    def save_adapter(self, path: Path, state: TrainState, inputs: RunInputs, ema: bool = False) -> None:
+        """Write the adapter, or its EMA, with its settings, base model, targets and data."""
+        config = {name: value for name, value in inputs.config.to_dict().items() if name not in LOCATION_KEYS}
+        with state.use_ema(ema):
             weights = adapter_state(state.model)
         adapter = AdapterFile(
-            saved_config(state.model, origin.config.lora.in_phase(state.phase)),
+            saved_lora_config(state.model, inputs.config.lora.in_phase(state.phase)),
             weights,
-            origin.config.model,
-            origin.base_sha256,
+            inputs.config.model,
+            inputs.base_sha256,
             targets=state.targets,
             step=state.step,
             config=config,
-            data=origin.data(),
+            data=inputs.data_summary(),
         )
         write_adapter(path, adapter)

@@ -1,9 +1,6 @@
-"""A training batch's forward and backward pass recorded once as a CUDA graph, and replayed at every step.
+"""Gradient accumulation as a CUDA graph (`cuda_graph=true`): a micro-batch's forward and backward pass, replayed.
 
-A small network's step is hundreds of short operations, and a processor takes longer to start them than a GPU to run
-them; a replay starts them all at once. The kernels, and so the numbers, are those of the plain pass.
-
-B clips.
+B clips of a micro-batch.
 """
 
 from __future__ import annotations
@@ -14,97 +11,93 @@ import torch
 from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
-from mmaudio.errors import TrainingError
-from mmaudio.finetune.dataset import Material
-from mmaudio.finetune.state import Draws, TrainState
-from mmaudio.finetune.step import Batch, batch_losses
-
-WARM_UP = 3
-"""Plain passes before recording: libraries choose their kernels and compiled blocks are compiled in them."""
+from mmaudio.finetune.dataset import ClipDataset
+from mmaudio.finetune.draws import Draws
+from mmaudio.finetune.state import TrainState
+from mmaudio.finetune.step import GradientAccumulator, accumulate_gradients
+from mmaudio.utils.graph_capture import WARM_UP_CALLS, GraphCapture
 
 
-def batch_for(clips: Material, config: TrainConfig) -> Batch:
-    """How a run's batches are computed: recorded on a GPU, unless that is off or something new happens in each."""
-    fixed = clips.projected is not None and config.lora.enabled
-    plain = config.gradient_checkpointing or config.preserve_base
-    if clips.mean.device.type == "cuda" and config.cuda_graph and fixed and not plain:
-        return RecordedBatch()
-    return batch_losses
+def build_accumulator(dataset: ClipDataset, config: TrainConfig) -> GradientAccumulator:
+    """`accumulate_gradients`, or CUDA graphs of it: on a GPU, where every pass runs the same kernels."""
+    on_gpu, same_inputs = dataset.mean.device.type == "cuda", dataset.projected is not None and config.lora.enabled
+    varying = config.gradient_checkpointing or config.preserve_base
+    if on_gpu and config.cuda_graph and same_inputs and not varying:
+        return GraphedAccumulator()
+    return accumulate_gradients
 
 
-class RecordedBatch:
-    """`batch_losses` of one run; every number of clips, and every phase of the adapter, is recorded as it first comes.
+class GraphedAccumulator:
+    """`accumulate_gradients` as CUDA graphs: one per micro-batch size, captured anew in every phase of the adapter.
 
-    Gradients are added to those that the parameters have, in tensors that stay the same.
+    Gradients are accumulated in tensors that stay the same.
     """
 
     def __init__(self) -> None:
-        self._recordings: dict[int, _Recording] = {}
+        self._graphs: dict[int, _MicroBatchGraph] = {}
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._phase = 0
 
-    def __call__(self, state: TrainState, clips: Material, rows: Draws, config: TrainConfig) -> Tensor:
+    def __call__(self, state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
         """The losses (B,) of the drawn clips; their gradients are added."""
         if state.phase != self._phase:  # other parameters
-            self._recordings.clear()
+            self._graphs.clear()
             self._gradients.clear()
             self._phase = state.phase
-        count = len(rows.t)
-        if count not in self._recordings:
-            self._recordings[count] = _Recording(state, clips, rows, config, self._gradients)
-        self._adopt()
-        return self._recordings[count].replay(rows)
+        batch_size = len(draws)
+        if batch_size not in self._graphs:
+            self._graphs[batch_size] = _MicroBatchGraph(state, dataset, draws, config, self._gradients)
+        self._restore_gradient_tensors()
+        return self._graphs[batch_size].replay(draws)
 
-    def _adopt(self) -> None:
-        """Give the parameters their tensors for gradients back, at zero, where the optimizer has let go of them."""
-        fresh = [gradient for weight, gradient in self._gradients.items() if weight.grad is not gradient]
-        if fresh:
-            torch._foreach_zero_(fresh)
-        for weight, gradient in self._gradients.items():
-            weight.grad = gradient
+    def _restore_gradient_tensors(self) -> None:
+        """Give the parameters their gradient tensors back, at zero, where the optimizer has set them to None."""
+        cleared = [gradient for parameter, gradient in self._gradients.items() if parameter.grad is not gradient]
+        if cleared:
+            torch._foreach_zero_(cleared)
+        for parameter, gradient in self._gradients.items():
+            parameter.grad = gradient
 
 
-class _Recording:
-    """One graph with the tensors that it reads and writes."""
+class _MicroBatchGraph:
+    """One CUDA graph with the tensors that it reads and writes."""
 
     def __init__(
         self,
         state: TrainState,
-        clips: Material,
-        rows: Draws,
+        dataset: ClipDataset,
+        draws: Draws,
         config: TrainConfig,
         gradients: dict[nn.Parameter, Tensor],
     ) -> None:
-        self.rows = rows.map(torch.clone)
-        device, weights = rows.t.device, list(state.trained().values())
-        kept, dropout = [weight.grad for weight in weights], torch.cuda.get_rng_state(device)
-        gc.collect()  # what is left of earlier passes would hold the gradients to the stream that those ran on
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                state.optimizer.zero_grad()
-                batch_losses(state, clips, self.rows, config)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        for weight in weights:
-            if weight.grad is not None:
-                weight.grad = gradients.setdefault(weight, torch.zeros_like(weight))
-        self.graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(device), torch.cuda.graph(self.graph):
-                self.losses = batch_losses(state, clips, self.rows, config)
-        except RuntimeError as error:
-            raise TrainingError(
-                f"cuda_graph=true: recording failed ({str(error).splitlines()[0]}). Take cuda_graph=false: it trains "
-                "the same, slower"
-            ) from error
-        for weight, gradient in zip(weights, kept, strict=True):
-            weight.grad = gradient
-        torch.cuda.set_rng_state(dropout, device)
+        self.draws = draws.map(torch.clone)
+        device, parameters = draws.t.device, list(state.trainable_parameters().values())
+        earlier_gradients = [parameter.grad for parameter in parameters]
+        rng_state = torch.cuda.get_rng_state(device)
+        gc.collect()  # graphs of earlier passes would hold the gradients to the stream that those ran on
+        capture = GraphCapture(device)
 
-    def replay(self, rows: Draws) -> Tensor:
+        def accumulate() -> Tensor:
+            return accumulate_gradients(state, dataset, self.draws, config)
+
+        def warm_up() -> None:
+            for _ in range(WARM_UP_CALLS):
+                state.optimizer.zero_grad()
+                accumulate()
+
+        capture.warm_up(warm_up)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = gradients.setdefault(parameter, torch.zeros_like(parameter))
+        alternative = "Take cuda_graph=false: it trains the same, slower"
+        self.graph, self.losses = capture.capture(accumulate, alternative)
+        for parameter, gradient in zip(parameters, earlier_gradients, strict=True):
+            parameter.grad = gradient
+        torch.cuda.set_rng_state(rng_state, device)
+
+    def replay(self, draws: Draws) -> Tensor:
         """The losses (B,) of other draws."""
-        for own, new in zip(self.rows.tensors(), rows.tensors(), strict=True):
-            own.copy_(new)
+        for static_input, tensor in zip(self.draws.tensors(), draws.tensors(), strict=True):
+            static_input.copy_(tensor)
         self.graph.replay()
         return self.losses.clone()

@@ -1,12 +1,8 @@
-"""What a run measures of itself besides losses: the adapter's size by block, memory, operations per second.
-
-B clips at once.
-"""
+"""Training diagnostics: LoRA update norms, peak memory, model FLOPs utilisation."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -16,83 +12,85 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmaudio.config import TrainConfig
-from mmaudio.finetune.dataset import Material
+from mmaudio.finetune.dataset import ClipDataset
+from mmaudio.finetune.draws import build_fixed_draws
 from mmaudio.finetune.precision import compute_dtype
-from mmaudio.finetune.state import Draws, TrainState
-from mmaudio.finetune.step import losses
+from mmaudio.finetune.state import TrainState
+from mmaudio.finetune.step import compute_losses
 from mmaudio.lora import base_values
-from mmaudio.lora.peft_layers import ADAPTER, lora_layers
-from mmaudio.utils.matmul_speed import matmul_speed
+from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
+from mmaudio.model.blocks import block_name
+from mmaudio.utils.matmul_speed import measure_matmul_speed
 
 
 @torch.no_grad()
-def update_norms(model: nn.Module) -> dict[str, float]:
+def compute_adapter_norms(model: nn.Module) -> dict[str, float]:
     """Frobenius norm of what training has added to the weights, by block; zero for a fresh adapter.
 
-    Of DoRA that is the change of direction and, beside it, of the magnitudes.
+    With DoRA that is the change of direction and, beside it, of the magnitudes.
     """
-    squares: dict[str, float] = {}
-    kept, parameters = base_values.of(model), dict(model.named_parameters())
-    trained = {name: parameters[name] - value.to(parameters[name]) for name, value in kept.base.items()}
-    parts = [(name, float(change.square().sum())) for name, change in trained.items() if parameters[name].requires_grad]
-    parts += [(name, _squared_norm(layer, kept.taken_out.get(name))) for name, layer in lora_layers(model).items()]
-    for name, square in parts:
-        found = re.search(r"(joint|fused)_blocks\.\d+", name)
-        block = found.group() if found else "other"
-        squares[block] = squares.get(block, 0.0) + square
-    return {name: math.sqrt(value) for name, value in squares.items()}
+    values, parameters = base_values.get(model), dict(model.named_parameters())
+    squared_norms = [
+        (name, float((parameters[name] - base.to(parameters[name])).square().sum()))
+        for name, base in values.base.items()
+        if parameters[name].requires_grad
+    ]
+    squared_norms += [
+        (name, _squared_norm(layer, values.pissa_factors.get(name))) for name, layer in lora_layers(model).items()
+    ]
+    sums: dict[str, float] = {}
+    for name, squared_norm in squared_norms:
+        block = block_name(name)
+        sums[block] = sums.get(block, 0.0) + squared_norm
+    return {block: math.sqrt(total) for block, total in sums.items()}
 
 
-def _squared_norm(layer: LoraLayer, taken_out: tuple[Tensor, Tensor] | None) -> float:
-    """Of scale * B A, less what PiSSA took out, from the products of the factors with themselves."""
-    a, b = (half[ADAPTER].weight.flatten(1).float() for half in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
-    b = layer.scaling[ADAPTER] * b
-    if taken_out is not None:
-        a, b = torch.cat([a, taken_out[0]]), torch.cat([b, -taken_out[1]], 1)
+def _squared_norm(layer: LoraLayer, pissa_factors: tuple[Tensor, Tensor] | None) -> float:
+    """Squared norm of scale * B A, less PiSSA's initial product, from the products of the factors with themselves."""
+    a, b = (half[ADAPTER_NAME].weight.flatten(1).float() for half in (layer.lora_A, layer.lora_B))  # (r, in), (out, r)
+    b = layer.scaling[ADAPTER_NAME] * b
+    if pissa_factors is not None:
+        a, b = torch.cat([a, pissa_factors[0]]), torch.cat([b, -pissa_factors[1]], 1)
     return max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))
 
 
 @dataclass(frozen=True)
-class Meter:
-    """From steps per second to the share of the machine's matrix-product speed that they use."""
+class UtilizationMeter:
+    """Conversion of clips per second to model FLOPs utilisation."""
 
     flops_per_clip: float
-    ceiling: float
-    """Operations per second of a large matrix product."""
+    matmul_flops_per_second: float
+    """Of a large matrix product, measured."""
 
     def utilisation(self, clips_per_second: float) -> float:
-        """Model flops utilisation, 0 to 1; operations that checkpointing repeats do not count."""
-        return self.flops_per_clip * clips_per_second / self.ceiling
+        """Model FLOPs utilisation, 0 to 1; operations that gradient checkpointing repeats do not count."""
+        return self.flops_per_clip * clips_per_second / self.matmul_flops_per_second
 
 
-def meter(state: TrainState, clips: Material, config: TrainConfig) -> Meter:
-    """Count and time on the device that the clips are on."""
-    device = clips.mean.device
-    ceiling = matmul_speed(device, compute_dtype(device, config.amp))
-    return Meter(flops_per_clip(state, clips, config), ceiling)
+def build_utilization_meter(state: TrainState, dataset: ClipDataset, config: TrainConfig) -> UtilizationMeter:
+    """Count the operations and measure the matrix-product speed of the dataset's device."""
+    device = dataset.mean.device
+    speed = measure_matmul_speed(device, compute_dtype(device, config.amp))
+    return UtilizationMeter(count_flops_per_clip(state, dataset, config), speed)
 
 
-def flops_per_clip(state: TrainState, clips: Material, config: TrainConfig) -> float:
+def count_flops_per_clip(state: TrainState, dataset: ClipDataset, config: TrainConfig) -> float:
     """Operations of the matrix products, convolutions and attention of one clip, forward and backward."""
-    kept, state.network.gradient_checkpointing = state.network.gradient_checkpointing, False
+    network, device = state.network, dataset.mean.device
+    checkpointing, network.gradient_checkpointing = network.gradient_checkpointing, False
+    draws = build_fixed_draws(1, dataset.mean.shape[1:]).to(device)
     state.model.eval()
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products
-            one = losses(state.network, clips, sample_draws(clips, 1), compute_dtype(clips.mean.device, config.amp))
-            torch.autograd.backward(one.sum())
+        # attention as plain matrix products: the counter knows those
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            losses = compute_losses(network, dataset, draws, compute_dtype(device, config.amp))
+            torch.autograd.backward(losses.sum())
     finally:
-        state.network.gradient_checkpointing = kept
+        network.gradient_checkpointing = checkpointing
         state.optimizer.zero_grad()
     return float(counter.get_total_flops())
 
 
-def sample_draws(clips: Material, count: int) -> Draws:
-    """Draws that use up nothing random, for measuring: the first clip `count` times at the middle of the flow."""
-    no, none = torch.zeros(count, dtype=torch.bool), torch.zeros(count, *clips.mean.shape[1:])
-    first, middle = torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5)
-    return Draws(first, none, none, middle, no, no, 0).to(clips.mean.device)
-
-
-def device_memory(device: torch.device) -> float | None:
-    """The most that this process has held of the GPU's memory so far, in GB; None on a CPU."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak GPU memory of this process so far, in GB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None

@@ -1,4 +1,7 @@
-"""The processes that train together: one, or several under torchrun, each with a share of every step's clips."""
+"""The processes of a distributed run: rank, world size, and the sums and barriers between them.
+
+Without torchrun there is one process, and nothing is exchanged.
+"""
 
 from __future__ import annotations
 
@@ -14,61 +17,62 @@ from mmaudio.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process among `size`; with more than one, torch.distributed has been initialised."""
+class Distributed:
+    """One process among `world_size`; with more than one, torch.distributed has been initialised."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """What this process computes on, and exchanges from."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def share(self, items: int) -> slice:
-        """This process's part of `items`; ConfigError where they do not divide."""
-        if items % self.size:
+    def shard(self, num_items: int) -> slice:
+        """This rank's equal share of `num_items`; ConfigError where they do not divide."""
+        if num_items % self.world_size:
             raise ConfigError(
-                f"{items} clips per step do not divide among {self.size} processes: "
+                f"{num_items} clips per step do not divide among {self.world_size} processes: "
                 "change batch_size or gradient_accumulation_steps"
             )
-        part = items // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
+        shard_size = num_items // self.world_size
+        return slice(self.rank * shard_size, (self.rank + 1) * shard_size)
 
-    def sum(self, tensors: list[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: list[Tensor]) -> None:
         """Replace every tensor by its sum over the processes, in one exchange."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        with self._together():
+        with self._explain_lost_process():
             dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor))
+        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
 
-    def wait(self) -> None:
-        """Return once every process has come here."""
-        if self.size > 1:
-            with self._together():
+    def all_reduce_any(self, flag: bool) -> bool:
+        """True where the flag is true in any process."""
+        if self.world_size == 1:
+            return flag
+        count = torch.tensor([float(flag)], device=self.device)
+        with self._explain_lost_process():
+            dist.all_reduce(count)
+        return bool(count.item() > 0)
+
+    def barrier(self) -> None:
+        """Return once every process has arrived here."""
+        if self.world_size > 1:
+            with self._explain_lost_process():
                 dist.barrier()
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process raised its flag."""
-        if self.size == 1:
-            return flag
-        raised = torch.tensor([float(flag)], device=self.device)
-        with self._together():
-            dist.all_reduce(raised)
-        return bool(raised.item() > 0)
-
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """TrainingError where the others cannot be reached: torch's RuntimeError in words."""
+    def _explain_lost_process(self) -> Iterator[None]:
+        """Turn torch's RuntimeError, where another process cannot be reached, into a TrainingError."""
         try:
             yield
         except RuntimeError as error:
             raise TrainingError(
-                f"process {self.rank} of {self.size} lost the others ({str(error).splitlines()[0][:200]}): one of them "
-                "has died, and its own message, if any, stands above. The same command continues from the last save"
+                f"process {self.rank} of {self.world_size} lost the others ({str(error).splitlines()[0][:200]}): one "
+                "of them has died, and its own message, if any, stands above. The same command continues from the "
+                "last save"
             ) from error

@@ -1,4 +1,4 @@
-"""How validation has gone: the losses of every clip at every evaluation, and what an improvement is worth.
+"""Validation history and early stopping: the losses of every clip at every evaluation, the best one, the patience.
 
 The same clips are measured every time, at the same times and noise, so one adapter is better than another by the mean
 of the clips' differences; its interval allows for clips of one video being alike.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Coverage of an interval."""
 
 
@@ -27,8 +27,8 @@ class Change:
     """95 %; None for clips of a single video."""
 
     @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out zero."""
+    def is_significant(self) -> bool:
+        """True where the interval leaves out zero."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
     def __str__(self) -> str:
@@ -37,34 +37,34 @@ class Change:
         return f"{self.mean:+.4f}, 95 % interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f}"
 
 
-def change(before: Sequence[float], after: Sequence[float], videos: Sequence[str]) -> Change:
-    """From the losses `before` to those `after`, clip by clip; `videos` names each clip's source.
+def compute_paired_change(before: Sequence[float], after: Sequence[float], videos: Sequence[str]) -> Change:
+    """The change from the losses `before` to those `after`, clip by clip; `videos` names each clip's source.
 
     The interval is Student's t with as many degrees of freedom as there are videos, less one, on the jackknife's
     standard error: how far the mean moves as each video in turn is left out. It holds up where one video has most of
-    the clips (`test_progress` says how well). Source: CV3 of MacKinnon, Nielsen and Webb, Fast and reliable jackknife
-    and bootstrap methods for cluster-robust inference, Journal of Applied Econometrics 38, 2023.
+    the clips (`test_early_stopping` says how well). Source: CV3 of MacKinnon, Nielsen and Webb, Fast and reliable
+    jackknife and bootstrap methods for cluster-robust inference, Journal of Applied Econometrics 38, 2023.
     """
     differences = np.subtract(after, before)
     mean = float(differences.mean())
-    names = sorted(set(videos))
-    if len(names) < 2:
+    video_names = sorted(set(videos))
+    if len(video_names) < 2:
         return Change(mean, None)
-    own = np.array(videos)
-    moved = np.array([differences[own != name].mean() - mean for name in names])
-    error = math.sqrt((len(names) - 1) / len(names) * float((moved**2).sum()))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(names) - 1)) * error
-    return Change(mean, (mean - half, mean + half))
+    clip_videos = np.array(videos)
+    shifts = np.array([differences[clip_videos != name].mean() - mean for name in video_names])
+    error = math.sqrt((len(video_names) - 1) / len(video_names) * float((shifts**2).sum()))
+    half_width = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(video_names) - 1)) * error
+    return Change(mean, (mean - half_width, mean + half_width))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses of the held-out clips, each the mean over its times."""
+    """Losses of the validation clips, each the mean over its flow times."""
 
     step: int
     losses: list[float]
-    average: list[float] | None = None
-    """The same with the running average of the adapter, where that was measured."""
+    ema_losses: list[float] | None = None
+    """The same with the EMA of the adapter, where that was measured."""
 
     @property
     def loss(self) -> float:
@@ -72,92 +72,98 @@ class Evaluation:
         return _mean(self.losses)
 
     @property
-    def average_loss(self) -> float:
-        """The running average's mean, infinite where it was not measured."""
-        return math.inf if self.average is None else _mean(self.average)
+    def ema_loss(self) -> float:
+        """The EMA's mean over the clips, infinite where it was not measured."""
+        return math.inf if self.ema_losses is None else _mean(self.ema_losses)
 
     @property
-    def averaged(self) -> bool:
-        """Whether the running average is the better of the two."""
-        return self.average_loss < self.loss
+    def ema_is_better(self) -> bool:
+        """True where the EMA has the lower loss."""
+        return self.ema_loss < self.loss
 
     @property
-    def better(self) -> list[float]:
-        """The losses of the better of the two."""
-        return self.average if self.average is not None and self.averaged else self.losses
+    def best_losses(self) -> list[float]:
+        """The clips' losses with the adapter or with its EMA, whichever has the lower mean."""
+        return self.ema_losses if self.ema_losses is not None and self.ema_is_better else self.losses
 
 
 @dataclass
-class Progress:
-    """All evaluations so far, and which of them counts."""
+class ValidationHistory:
+    """All evaluations of a run, which of them is the best, and how many did not improve on it."""
 
     videos: list[str] = field(default_factory=list)
-    """Source of every held-out clip."""
-    history: list[Evaluation] = field(default_factory=list)
-    best_at: int = -1
-    """Index of the evaluation with the lowest loss."""
-    reference_at: int = -1
-    """Index of the one where the losses last fell."""
-    stale: int = 0
-    """Evaluations since the last improvement."""
+    """Source of every validation clip."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    best_index: int = -1
+    """Of the evaluation with the lowest loss."""
+    reference_index: int = -1
+    """Of the evaluation at which the adapter's losses last fell."""
+    num_bad_evaluations: int = 0
+    """Evaluations since the last improvement; early stopping compares it with the patience."""
 
     @property
-    def evaluated(self) -> int:
+    def last_step(self) -> int:
         """Step of the last evaluation; -1 before the first."""
-        return self.history[-1].step if self.history else -1
+        return self.evaluations[-1].step if self.evaluations else -1
 
     @property
-    def best(self) -> float:
+    def best_loss(self) -> float:
         """The lowest loss; infinite before the first evaluation."""
-        return _mean(self.history[self.best_at].better) if self.history else math.inf
+        return _mean(self.evaluations[self.best_index].best_losses) if self.evaluations else math.inf
 
     @property
     def best_step(self) -> int:
-        """Where that was; -1 before the first evaluation."""
-        return self.history[self.best_at].step if self.history else -1
+        """Step of the lowest loss; -1 before the first evaluation."""
+        return self.evaluations[self.best_index].step if self.evaluations else -1
 
     @property
-    def base(self) -> float:
-        """The base model's loss."""
-        return self.history[0].loss if self.history else math.inf
+    def base_loss(self) -> float:
+        """The base model's loss; infinite before the first evaluation."""
+        return self.evaluations[0].loss if self.evaluations else math.inf
 
-    def take_in(self, evaluation: Evaluation, min_delta: float) -> bool:
-        """Note an evaluation; whether it is the best so far.
+    def add(self, evaluation: Evaluation, min_delta: float) -> bool:
+        """Append an evaluation; True where it is the best so far.
 
         It counts as an improvement where the clips' losses fell by more than `min_delta` on average since the last one,
-        or the running average beats the best so far by as much.
+        or the EMA beats the best so far by as much.
         """
-        self.history.append(evaluation)
-        now = len(self.history) - 1
-        if now == 0:
-            self.best_at = self.reference_at = 0
+        self.evaluations.append(evaluation)
+        index = len(self.evaluations) - 1
+        if index == 0:
+            self.best_index = self.reference_index = 0
             return True
-        since = change(self.history[self.reference_at].losses, evaluation.losses, self.videos)
-        falls = since.mean < -min_delta
-        improved = falls or _mean(evaluation.better) < self.best - min_delta
-        self.reference_at = now if falls else self.reference_at
-        self.stale = 0 if improved else self.stale + 1
-        if _mean(evaluation.better) < self.best:
-            self.best_at = now
-        return self.best_at == now
+        change = compute_paired_change(self.evaluations[self.reference_index].losses, evaluation.losses, self.videos)
+        losses_fell, loss = change.mean < -min_delta, _mean(evaluation.best_losses)
+        improved = losses_fell or loss < self.best_loss - min_delta
+        self.reference_index = index if losses_fell else self.reference_index
+        self.num_bad_evaluations = 0 if improved else self.num_bad_evaluations + 1
+        if loss < self.best_loss:
+            self.best_index = index
+        return self.best_index == index
 
-    def from_base(self, losses: list[float]) -> Change:
-        """How `losses` differ from the base model's."""
-        return change(self.history[0].losses, losses, self.videos)
+    def change_from_base(self, losses: list[float]) -> Change:
+        """The change from the base model's losses to `losses`."""
+        return compute_paired_change(self.evaluations[0].losses, losses, self.videos)
 
-    def gain(self) -> Change:
-        """How the best adapter differs from the base model."""
-        return self.from_base(self.history[self.best_at].better)
+    def best_change(self) -> Change:
+        """The change from the base model to the best adapter."""
+        return self.change_from_base(self.evaluations[self.best_index].best_losses)
 
-    def plain(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain values, for the state's file."""
-        rows = [(row.step, row.losses, row.average) for row in self.history]
-        return {**vars(self), "history": rows}
+        return {
+            "videos": self.videos,
+            "history": [(each.step, each.losses, each.ema_losses) for each in self.evaluations],
+            "best_at": self.best_index,
+            "reference_at": self.reference_index,
+            "stale": self.num_bad_evaluations,
+        }
 
     @classmethod
-    def restored(cls, plain: dict[str, Any]) -> Progress:
-        """The object that `plain` described."""
-        return cls(**{**plain, "history": [Evaluation(*row) for row in plain["history"]]})
+    def from_state_dict(cls, state: dict[str, Any]) -> ValidationHistory:
+        """The history that `state_dict` described."""
+        evaluations = [Evaluation(*row) for row in state["history"]]
+        return cls(state["videos"], evaluations, state["best_at"], state["reference_at"], state["stale"])
 
 
 def _mean(losses: list[float]) -> float:

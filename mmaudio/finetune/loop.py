@@ -7,20 +7,21 @@ from pathlib import Path
 from signal import SIGTERM
 
 from mmaudio.config import TrainConfig
-from mmaudio.finetune.checkpoint import Checkpoints, Origin
-from mmaudio.finetune.dataset import Material
-from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.checkpoint import Checkpoints
+from mmaudio.finetune.dataset import ClipDataset
+from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.early_stopping import Change, Evaluation
-from mmaudio.finetune.signals import Interrupts
+from mmaudio.finetune.run_inputs import RunInputs
+from mmaudio.finetune.signals import StopSignals
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import Batch, NotFinite, batch_losses, train_step
+from mmaudio.finetune.step import GradientAccumulator, NonFiniteError, accumulate_gradients, train_step
 from mmaudio.finetune.tracker import Tracker
-from mmaudio.finetune.validation import HeldOut, by_clip, validate
+from mmaudio.finetune.validation import ValidationSet, average_by_clip, validate
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How training ended."""
+class TrainingResult:
+    """How training ended, and the best validation loss."""
 
     folder: Path
     step: int
@@ -28,123 +29,132 @@ class Outcome:
     """max_steps, early stopping, interrupted."""
     new_steps: int
     """Steps done by this call; 0 where there was nothing left to do."""
-    best: float
+    best_loss: float
     """Lowest validation loss; infinite where there is no validation."""
     best_step: int
-    base: float
+    base_loss: float
     """Validation loss at step 0."""
-    gain: Change | None = None
+    change: Change | None = None
     """From the base to the best; None where there is no validation."""
     signal: int | None = None
     """The signal that interrupted; SIGTERM where it came to another process."""
 
 
 @dataclass
-class Run:
-    """What the loop works with."""
+class TrainingRun:
+    """The objects that the training loop works with."""
 
     state: TrainState
-    clips: Material
-    held: HeldOut | None
-    origin: Origin
-    files: Checkpoints
+    dataset: ClipDataset
+    validation_set: ValidationSet | None
+    inputs: RunInputs
+    checkpoints: Checkpoints
     tracker: Tracker
-    team: Team
-    batch: Batch = batch_losses
+    distributed: Distributed
+    accumulate: GradientAccumulator = accumulate_gradients
 
     @property
     def config(self) -> TrainConfig:
         """The run's settings."""
-        return self.origin.config
+        return self.inputs.config
 
 
-def fit(run: Run) -> Outcome:
+def fit(run: TrainingRun) -> TrainingResult:
     """Train from the state's step to the end, or until a signal; the state on disk is then up to date."""
-    state, config, start = run.state, run.config, run.state.step
-    if finished(state, config):
-        return outcome(run, start, None)
-    with run.tracker, Interrupts() as interrupts:
-        if run.held is not None and state.progress.evaluated < 0:
+    state, config, tracker, start_step = run.state, run.config, run.tracker, run.state.step
+    if is_finished(state, config):
+        return build_result(run, start_step)
+    with tracker, StopSignals() as signals:
+        if run.validation_set is not None and state.history.last_step < 0:
             evaluate(run)
         stop = False
-        while not (stop or finished(state, config)):
+        while not (stop or is_finished(state, config)):
             if state.phase_is_over:
-                next_phase(run)
+                enter_next_phase(run)
             try:
-                metrics = train_step(state, run.clips, config, run.team, run.batch)
-            except NotFinite:  # the state is that of before the step
+                metrics = train_step(state, run.dataset, config, run.distributed, run.accumulate)
+            except NonFiniteError:  # the state is that of before the step
                 save(run)
                 raise
-            run.tracker.stepped(state, metrics)
-            if every(config.eval_every, state.step) or state.step == config.steps:
+            tracker.log_step(state, metrics)
+            if is_due(config.eval_every, state.step) or state.step == config.total_steps:
                 evaluate(run)
-            stop = run.team.any(interrupts.asked is not None)
-            if every(config.logging.sample_every, state.step) or (finished(state, config) and not stop):
-                run.tracker.sample(state)
-            if stop or every(config.save_every, state.step) or finished(state, config):
+            stop = run.distributed.all_reduce_any(signals.received is not None)
+            if is_due(config.logging.sample_every, state.step) or (is_finished(state, config) and not stop):
+                tracker.log_samples(state)
+            if stop or is_due(config.save_every, state.step) or is_finished(state, config):
                 save(run)
         if not stop:
-            run.tracker.finished(state)
-    return outcome(run, start, (interrupts.asked or SIGTERM) if stop else None)  # another process may have been asked
+            tracker.log_final(state)
+    return build_result(run, start_step, (signals.received or SIGTERM) if stop else None)  # SIGTERM: of another process
 
 
-def next_phase(run: Run) -> None:
-    """Let the adapter grow to the rank of the phase that the next step belongs to."""
-    state = run.state
-    state.enter_phase(state.lora.phase_at(state.step), state.generator)
-    run.tracker.say(f"step {state.step}: the rank is {state.lora.in_phase(state.phase).rank} from here")
-
-
-def every(interval: int, step: int) -> bool:
-    """Whether something that happens every `interval` steps (0: never) is due."""
+def is_due(interval: int, step: int) -> bool:
+    """True at every `interval`-th step; never where the interval is 0."""
     return interval > 0 and step % interval == 0
 
 
-def finished(state: TrainState, config: TrainConfig) -> bool:
-    """Whether all steps are done, or early stopping has run out of patience."""
+def is_finished(state: TrainState, config: TrainConfig) -> bool:
+    """True where all steps are done, or early stopping has run out of patience."""
     stopping = config.early_stopping
-    return state.step >= config.steps or (stopping.enabled and state.progress.stale >= stopping.patience)
+    out_of_patience = stopping.enabled and state.history.num_bad_evaluations >= stopping.patience
+    return state.step >= config.total_steps or out_of_patience
 
 
-def evaluate(run: Run) -> None:
-    """Measure the held-out clips, now and then the running average as well; the best adapter so far is written."""
-    if run.held is None:
+def enter_next_phase(run: TrainingRun) -> None:
+    """Grow the adapter to the rank of the phase that the next step belongs to."""
+    state = run.state
+    state.enter_phase(state.lora.phase_at(state.step), state.draws.generator)
+    run.tracker.print_line(f"step {state.step}: the rank is {state.lora.in_phase(state.phase).rank} from here")
+
+
+def evaluate(run: TrainingRun) -> None:
+    """Measure the validation loss, of the EMA too where it is due; write the best adapter so far."""
+    if run.validation_set is None:
         return
-    state, config, progress = run.state, run.config, run.state.progress
-    losses = validate(state, run.held, config, run.team)
-    average = validate(state, run.held, config, run.team, average=True) if average_due(state, config) else None
-    evaluation = Evaluation(state.step, by_clip(losses), None if average is None else by_clip(average))
-    best = progress.take_in(evaluation, config.early_stopping.min_delta)
-    run.tracker.evaluated(state, losses, run.held)
-    if best and run.team.leads:
-        run.files.save_adapter(run.files.best, state, run.origin, evaluation.averaged)
+    state, config = run.state, run.config
+    losses = validate(state, run.validation_set, config, run.distributed)
+    ema_losses = None
+    if ema_is_due(state, config):
+        ema_losses = average_by_clip(validate(state, run.validation_set, config, run.distributed, ema=True))
+    evaluation = Evaluation(state.step, average_by_clip(losses), ema_losses)
+    is_best = state.history.add(evaluation, config.early_stopping.min_delta)
+    run.tracker.log_evaluation(state, losses, run.validation_set)
+    if is_best and run.distributed.is_main:
+        run.checkpoints.save_adapter(run.checkpoints.best, state, run.inputs, ema=evaluation.ema_is_better)
 
 
-def average_due(state: TrainState, config: TrainConfig) -> bool:
-    """Whether this evaluation measures the running average too: every `average_every`-th one, and the run's last."""
-    if state.average is None or state.step == 0:
+def ema_is_due(state: TrainState, config: TrainConfig) -> bool:
+    """True where this evaluation measures the EMA too: every `average_every`-th one, and the run's last."""
+    if state.ema is None or state.step == 0:
         return False
-    number = len(state.progress.history)
-    return every(config.validation.average_every, number) or state.step >= config.steps
+    return is_due(config.validation.average_every, len(state.history.evaluations)) or state.step >= config.total_steps
 
 
-def save(run: Run) -> None:
-    """Write the newest adapter and its running average (the best, too, where nothing validates), then the state."""
-    if run.team.leads:
-        files = run.files
-        for path in (files.last,) if run.held is not None else (files.last, files.best):
-            files.save_adapter(path, run.state, run.origin)
-        if run.state.average is not None:
-            files.save_adapter(files.average, run.state, run.origin, averaged=True)
-        files.save(run.state, run.origin)
-    run.team.wait()
+def save(run: TrainingRun) -> None:
+    """Write the newest adapter and its EMA (the best, too, without validation), then the state."""
+    if run.distributed.is_main:
+        files = run.checkpoints
+        for path in (files.last,) if run.validation_set is not None else (files.last, files.best):
+            files.save_adapter(path, run.state, run.inputs)
+        if run.state.ema is not None:
+            files.save_adapter(files.ema, run.state, run.inputs, ema=True)
+        files.save(run.state, run.inputs)
+    run.distributed.barrier()
 
 
-def outcome(run: Run, start: int, signal: int | None) -> Outcome:
-    """The end of the run in words and numbers."""
-    state, progress = run.state, run.state.progress
-    done = "max_steps" if state.step >= run.config.steps else "early stopping"
-    reason = done if signal is None else "interrupted"
-    new, files = state.step - start, run.files
-    best, gain = (progress.best, progress.best_step), progress.gain() if progress.history else None
-    return Outcome(files.root, state.step, reason, new, *best, progress.base, gain, signal)
+def build_result(run: TrainingRun, start_step: int, signal: int | None = None) -> TrainingResult:
+    """The result of a loop that began at `start_step`; `signal` is the one that interrupted it."""
+    state, history = run.state, run.state.history
+    reason = "max_steps" if state.step >= run.config.total_steps else "early stopping"
+    return TrainingResult(
+        run.checkpoints.root,
+        state.step,
+        reason if signal is None else "interrupted",
+        new_steps=state.step - start_step,
+        best_loss=history.best_loss,
+        best_step=history.best_step,
+        base_loss=history.base_loss,
+        change=history.best_change() if history.evaluations else None,
+        signal=signal,
+    )

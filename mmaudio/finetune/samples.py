@@ -1,4 +1,6 @@
-"""A few fixed held-out clips as sounds, mel pictures and videos: ground truth, base and adapted, with the same noise.
+"""Audio samples during training: a few held-out clips as audio, mel spectrograms and videos, from the same noise.
+
+Each clip is shown three times: ground truth, base model and adapter.
 
 B clips, N latent tokens, C latent channels.
 """
@@ -6,44 +8,50 @@ B clips, N latent tokens, C latent channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
+from mmaudio.config import TrainConfig
 from mmaudio.data.clips import Clip
-from mmaudio.data.empty_captions import with_empty_text
-from mmaudio.data.feature_store import FeatureSet
+from mmaudio.data.empty_captions import fill_empty_captions
+from mmaudio.data.feature_set import AnyFeatureSet, FeatureSet
+from mmaudio.errors import WeightsError
+from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import TrainState
-from mmaudio.generation.sampler import Sampler
-from mmaudio.media.audio_file import write_sound
-from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.generation.sampler import Sampler, load_sampler
+from mmaudio.media.audio_file import write_audio
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.mux import mux_audio, write_video
 from mmaudio.media.video import probe
+from mmaudio.model.networks import MMAudio
+from mmaudio.weights import store as weights
 
 GAP = 4
 """Pixels between two spectrograms."""
 FPS = 10
-"""Of the videos."""
-SIDE = 320
-"""Their longest side in pixels."""
+"""Frames per second of the videos."""
+MAX_SIDE = 320
+"""Longest side of the videos in pixels."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One clip's pictures and sounds."""
+class SampleClip:
+    """One clip's spectrograms and audio."""
 
     clip: Clip
-    picture: npt.NDArray[np.uint8]
+    spectrograms: npt.NDArray[np.uint8]
     """Three mel spectrograms, one above the other (H, W, 3)."""
     waveforms: dict[str, Tensor]
-    """`truth` (the codec's view of it), `base`, `adapted`: (samples,)."""
+    """`truth` (decoded from the codec's latents), `base`, `adapted`: (samples,)."""
 
     @property
     def name(self) -> str:
@@ -52,86 +60,121 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleGenerator:
     """The clips to show and the sampler to generate them with, around the network in training."""
 
     sampler: Sampler
     clips: FeatureSet
     videos: Path | None = None
-    """The folder of source videos; None: sounds and pictures alone."""
+    """The folder of source videos; None: audio and spectrograms alone."""
 
     @property
-    def rate(self) -> int:
-        """Samples per second."""
-        return self.sampler.spec.codec.rate
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return self.sampler.spec.codec.sample_rate
 
-    def draw(self, state: TrainState) -> Iterator[Shown]:
-        """Generate every clip without and with the adapter (its running average where there is one)."""
+    def generate(self, state: TrainState) -> Iterator[SampleClip]:
+        """Generate every clip without and with the adapter (its EMA where there is one)."""
         state.model.eval()
         latents = {"truth": self.clips.mean}
         with state.without_adapter():
-            latents["base"] = self._latents()
-        with state.averaged():
-            latents["adapted"] = self._latents()
-        for number, clip in enumerate(self.clips.clips):
-            own = {kind: rows[number : number + 1] for kind, rows in latents.items()}
-            picture = mel_picture([self.sampler.mel(latent)[0] for latent in own.values()])
-            waveforms = {kind: self.sampler.decode(latent)[0].cpu() for kind, latent in own.items()}
-            yield Shown(clip, picture, waveforms)
+            latents["base"] = self._generate_latents()
+        with state.use_ema():
+            latents["adapted"] = self._generate_latents()
+        for row, clip in enumerate(self.clips.clips):
+            clip_latents = {kind: values[row : row + 1] for kind, values in latents.items()}
+            spectrograms = draw_mels([self.sampler.decode_mel(latent)[0] for latent in clip_latents.values()])
+            waveforms = {kind: self.sampler.decode(latent)[0].cpu() for kind, latent in clip_latents.items()}
+            yield SampleClip(clip, spectrograms, waveforms)
 
-    def _latents(self) -> Tensor:
-        clips = with_empty_text(self.clips, self.sampler.network.empty_text(1)[0])
-        noise = self.sampler.noise(range(len(clips)))
-        return self.sampler.latents(clips.clip_features, clips.sync_features, clips.text_features, noise)
+    def _generate_latents(self) -> Tensor:
+        clips = fill_empty_captions(self.clips, self.sampler.network.empty_text(1)[0])
+        noise = self.sampler.draw_noise(range(len(clips)))
+        return self.sampler.sample_latents(clips.clip_features, clips.sync_features, clips.text_features, noise)
 
-    def write(self, shown: Shown, folder: Path, step: int) -> None:
-        """Write `folder/CLIP/`: truth and base (once) and step-NNNNNN, as .flac and .mp4, and the picture as .png.
+    def write(self, sample: SampleClip, folder: Path, step: int) -> None:
+        """Write `folder/CLIP/`: truth and base (once) and step-NNNNNN, as .flac and .mp4, and spectrograms as .png.
 
         Raises DataError where the source video cannot be read.
         """
-        place = folder / re.sub(r"[^\w.-]+", "_", shown.name)
-        place.mkdir(parents=True, exist_ok=True)
-        new = f"step-{step:06d}"
-        Image.fromarray(shown.picture).save(place / f"{new}.png")
-        sounds = {new if kind == "adapted" else kind: waveform for kind, waveform in shown.waveforms.items()}
-        for name, waveform in sounds.items():
-            if name == new or not (place / f"{name}.flac").exists():
-                write_sound(place / f"{name}.flac", waveform.numpy(), self.rate)
+        clip_folder = folder / re.sub(r"[^\w.-]+", "_", sample.name)
+        clip_folder.mkdir(parents=True, exist_ok=True)
+        step_name = f"step-{step:06d}"
+        Image.fromarray(sample.spectrograms).save(clip_folder / f"{step_name}.png")
+        audio = {step_name if kind == "adapted" else kind: waveform for kind, waveform in sample.waveforms.items()}
+        for name, waveform in audio.items():
+            if name == step_name or not (clip_folder / f"{name}.flac").exists():
+                write_audio(clip_folder / f"{name}.flac", waveform.numpy(), self.sample_rate)
         if self.videos is not None:
-            self._write_films(shown.clip, sounds, place, new)
+            self._write_videos(self.videos, sample.clip, audio, clip_folder, step_name)
 
-    def _write_films(self, clip: Clip, sounds: dict[str, Tensor], place: Path, new: str) -> None:
-        """The same picture with every sound: encoded once, then copied."""
-        assert self.videos is not None
-        truth = place / "truth.mp4"
+    def _write_videos(
+        self, videos: Path, clip: Clip, audio: dict[str, Tensor], clip_folder: Path, step_name: str
+    ) -> None:
+        """Write the clip's video with every waveform; the frames are encoded once, then copied."""
+        truth = clip_folder / "truth.mp4"
         if not truth.exists():
-            write_film(self.videos, clip, sounds["truth"], self.rate, truth)
-        for name, waveform in sounds.items():
-            if name == new or not (place / f"{name}.mp4").exists():
-                mux_audio(truth, waveform.numpy(), self.rate, place / f"{name}.mp4")
+            write_sample_video(videos, clip, audio["truth"], self.sample_rate, truth)
+        for name, waveform in audio.items():
+            if name == step_name or not (clip_folder / f"{name}.mp4").exists():
+                mux_audio(truth, waveform.numpy(), self.sample_rate, clip_folder / f"{name}.mp4")
 
 
-def write_film(videos: Path, clip: Clip, waveform: Tensor, rate: int, path: Path) -> None:
-    """Write the clip's picture, small, with a sound (samples,); DataError where it cannot be read."""
-    grid = Grid(FPS, round((clip.end - clip.start) * FPS), _shrink)
-    window = next(read_windows(probe(videos / clip.video), [clip.start], [grid]))
+def build_sample_generator(
+    config: TrainConfig,
+    features: AnyFeatureSet,
+    network: MMAudio,
+    device: torch.device,
+    print_line: Callable[[str], None],
+) -> SampleGenerator | None:
+    """`sample_clips` of the clips, evenly over them; None where samples are off or the decoder cannot be loaded."""
+    if not config.logging.sample_every:
+        return None
+    dtype, folder = compute_dtype(device, config.amp), config.weights_folder
+    try:
+        weights.fetch_files(config.model, ("vae", "vocoder"), folder, config.offline)
+        sampler = load_sampler(config.model, folder, device, network, dtype)
+    except WeightsError as error:
+        print_line(f"pictures:   none, the decoder is not here ({error})")
+        return None
+    count = min(config.logging.sample_clips, len(features))
+    rows = [round(number * (len(features) - 1) / max(1, count - 1)) for number in range(count)]
+    clips = features.subset(rows).load()
+    return SampleGenerator(sampler, clips, find_video_folder(config, clips, print_line))
+
+
+def find_video_folder(config: TrainConfig, clips: FeatureSet, print_line: Callable[[str], None]) -> Path | None:
+    """The folder of source videos where it holds those of all `clips`."""
+    if config.video_root is None:
+        return None
+    root = Path(config.video_root)
+    missing = [name for name in clips.videos if not (root / name).is_file()]
+    if missing:
+        print_line(f"videos:     none, {root / missing[0]} is not there (video_root)")
+    return None if missing else root
+
+
+def write_sample_video(videos: Path, clip: Clip, waveform: Tensor, sample_rate: int, path: Path) -> None:
+    """Write the clip's frames, small, with a waveform (samples,); DataError where they cannot be read."""
+    grid = FrameGrid(FPS, round((clip.end - clip.start) * FPS), _shrink)
+    window = next(read_frame_windows(probe(videos / clip.video), [clip.start], [grid]))
     frames = (frame.permute(1, 2, 0).contiguous().numpy() for frame in window.frames[0])
-    write_video(path, frames, FPS, waveform.numpy(), rate)
+    write_video(path, frames, FPS, waveform.numpy(), sample_rate)
 
 
 def _shrink(frames: Tensor) -> Tensor:
-    """RGB uint8 (1, 3, H, W) with no side above SIDE, both even."""
-    scale = min(1.0, SIDE / max(frames.shape[-2:]))
+    """RGB uint8 (1, 3, H, W) with no side above MAX_SIDE, both even."""
+    scale = min(1.0, MAX_SIDE / max(frames.shape[-2:]))
     size = [max(2, 2 * round(side * scale / 2)) for side in frames.shape[-2:]]
     resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.round().clamp(0, 255).byte()
 
 
-def mel_picture(mels: list[Tensor]) -> npt.NDArray[np.uint8]:
+def draw_mels(mels: list[Tensor]) -> npt.NDArray[np.uint8]:
     """Spectrograms (mels, frames) one above the other on the first one's scale, low frequencies at the bottom."""
     low, high = float(mels[0].min()), float(mels[0].max())
-    rows = []
+    images = []
     for mel in mels:
         scaled = ((mel.float().cpu() - low) / max(high - low, 1e-6)).clamp(0, 1).flip(0)
-        rows += [colormaps["magma"](scaled.numpy())[..., :3], np.ones((GAP, mel.shape[1], 3))]
-    return (np.concatenate(rows[:-1]) * 255).astype(np.uint8)
+        images += [colormaps["magma"](scaled.numpy())[..., :3], np.ones((GAP, mel.shape[1], 3))]
+    return (np.concatenate(images[:-1]) * 255).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""One optimizer step, and the loss that training and validation share.
+"""One optimizer step: flow-matching loss, gradient accumulation over micro-batches, clipping, AdamW, EMA.
+
+Training and validation share the loss. The effective batch is one step's clips, of all processes together.
 
 B clips at once, N latent tokens, C latent channels.
 """
@@ -14,122 +16,153 @@ from torch import Tensor, nn
 
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
-from mmaudio.finetune.dataset import Material
-from mmaudio.finetune.distributed import Team
-from mmaudio.finetune.optimizers import learning_rate, set_rate
-from mmaudio.finetune.precision import autocast, compute_dtype, seeded
-from mmaudio.finetune.state import Draws, TrainState
+from mmaudio.finetune.dataset import ClipDataset
+from mmaudio.finetune.distributed import Distributed
+from mmaudio.finetune.draws import Draws
+from mmaudio.finetune.optimizers import learning_rate_at, set_learning_rate
+from mmaudio.finetune.precision import autocast, compute_dtype, seeded_dropout
+from mmaudio.finetune.state import TrainState
 from mmaudio.model.flow_matching import interpolate, sample_posterior, velocity_loss
 from mmaudio.model.networks import MMAudio
 
 
-class NotFinite(TrainingError):
+class NonFiniteError(TrainingError):
     """A loss or gradient that is not finite; the state is what it was before the step."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step measured."""
+    """Loss, gradient norm and learning rate of one step."""
 
     loss: float
-    """Mean over the step's clips."""
+    """Mean over the effective batch."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
     losses: Tensor  # (B,) of this process's clips
-    t: Tensor  # (B,) their times
+    t: Tensor  # (B,) their flow times
 
 
-def latents(network: MMAudio, clips: Material, draws: Draws, widened: float = 0.0) -> Tensor:
-    """Normalised latents (B, N, C) of the drawn clips, from the posterior; `widened` adds noise of that deviation."""
-    std = clips.std[draws.index]
-    if widened:
-        std = torch.hypot(std, widened * network.latent_std)
-    return network.normalize(sample_posterior(clips.mean[draws.index], std, draws.eps))
+GradientAccumulator = Callable[[TrainState, ClipDataset, Draws, TrainConfig], Tensor]
+"""Forward and backward pass of one micro-batch: its losses (B,); the gradients are added to the parameters'."""
 
 
-def losses(network: MMAudio, clips: Material, draws: Draws, dtype: torch.dtype, widened: float = 0.0) -> Tensor:
-    """The flow-matching loss of every drawn clip, (B,), conditions dropped as drawn; `widened` as in `latents`."""
+def sample_latents(network: MMAudio, dataset: ClipDataset, draws: Draws, latent_noise: float = 0.0) -> Tensor:
+    """Normalised latents (B, N, C) of the drawn clips, from the posterior.
+
+    `latent_noise` is the standard deviation of additional noise, in units of the normalised latents.
+    """
+    std = dataset.std[draws.index]
+    if latent_noise:
+        std = torch.hypot(std, latent_noise * network.latent_std)
+    return network.normalize(sample_posterior(dataset.mean[draws.index], std, draws.eps))
+
+
+def compute_losses(
+    network: MMAudio, dataset: ClipDataset, draws: Draws, dtype: torch.dtype, latent_noise: float = 0.0
+) -> Tensor:
+    """The flow-matching loss of every drawn clip, (B,), with its condition dropout; noise as in `sample_latents`."""
     with autocast(draws.t.device, dtype):
-        conditions = clips.conditions(network, draws.index, draws.no_video, draws.no_text)
-        return velocity_loss(network, latents(network, clips, draws, widened), conditions, draws.t, draws.noise)
+        conditions = dataset.conditions(network, draws.index, draws.no_video, draws.no_text)
+        latents = sample_latents(network, dataset, draws, latent_noise)
+        return velocity_loss(network, latents, conditions, draws.t, draws.noise)
 
 
-def drift(state: TrainState, clips: Material, draws: Draws, dtype: torch.dtype) -> Tensor:
+def compute_velocity_drift(state: TrainState, dataset: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
     """Squared distance of the adapted velocity from the base model's, both without conditions: (B,)."""
-    network, nothing = state.network, torch.ones_like(draws.no_video)
-    point = interpolate(draws.noise, latents(network, clips, draws), draws.t)
+    network, drop_all = state.network, torch.ones_like(draws.no_video)
+    x_t = interpolate(draws.noise, sample_latents(network, dataset, draws), draws.t)
 
-    def velocity() -> Tensor:
-        with autocast(draws.t.device, dtype):  # each its own: it keeps what it has cast of trained weights to its end
-            return network.predict_velocity(point, draws.t, clips.conditions(network, draws.index, nothing, nothing))
+    def predict_velocity() -> Tensor:
+        with autocast(draws.t.device, dtype):  # one context each: autocast caches the cast weights until it ends
+            conditions = dataset.conditions(network, draws.index, drop_all, drop_all)
+            return network.predict_velocity(x_t, draws.t, conditions)
 
     with torch.no_grad(), state.without_adapter():
-        base = velocity()
-    return (velocity().float() - base.float()).square().mean((1, 2))
+        base_velocity = predict_velocity()
+    return (predict_velocity().float() - base_velocity.float()).square().mean((1, 2))
 
 
-Batch = Callable[[TrainState, Material, Draws, TrainConfig], Tensor]
-"""Losses (B,) of drawn clips that go through the network at once, whose gradients are added to the parameters'."""
+def accumulate_gradients(state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
+    """Run a micro-batch forward and backward: its flow-matching losses (B,), detached.
 
-
-def batch_losses(state: TrainState, clips: Material, rows: Draws, config: TrainConfig) -> Tensor:
-    """A batch's flow-matching losses (B,); the gradient of their share of the step is added to the parameters'."""
-    dtype = compute_dtype(clips.mean.device, config.amp)
-    found = losses(state.network, clips, rows, dtype, config.latent_noise)
-    summed = found.sum()
+    The gradients, weighted by the micro-batch's share of the effective batch, are added to the parameters'.
+    """
+    dtype = compute_dtype(dataset.mean.device, config.amp)
+    losses = compute_losses(state.network, dataset, draws, dtype, config.latent_noise)
+    objective = losses.sum()
     if config.preserve_base:
-        summed = summed + config.preserve_base * drift(state, clips, rows, dtype).sum()
-    torch.autograd.backward(summed / config.effective_batch)
-    return found.detach()
+        objective = objective + config.preserve_base * compute_velocity_drift(state, dataset, draws, dtype).sum()
+    torch.autograd.backward(objective / config.effective_batch_size)
+    return losses.detach()
 
 
 def train_step(
-    state: TrainState, clips: Material, config: TrainConfig, team: Team, batch: Batch = batch_losses
+    state: TrainState,
+    dataset: ClipDataset,
+    config: TrainConfig,
+    distributed: Distributed,
+    accumulate: GradientAccumulator = accumulate_gradients,
 ) -> StepMetrics:
-    """Advance the adapter by one step; NotFinite, with the state as it was, where a value is not finite."""
-    if not state.model.training:  # to say so to every module takes milliseconds
+    """Advance the adapter by one step; NonFiniteError, with the state as it was, where a value is not finite."""
+    if not state.model.training:  # train() visits every module, which takes milliseconds
         state.model.train()
-    device, total = clips.mean.device, config.effective_batch
-    undo = state.before_draw()
-    drawn = state.draw(total, config.drop_conditions, config.caption_dropout)
-    own = drawn.rows(team.share(total)).to(device)
-    with seeded(drawn.dropout_seed + team.rank, device):
-        parts = [batch(state, clips, rows, config) for rows in own.split(config.batch_size)]
-    found = torch.cat(parts)
-    weights = list(state.trained().values())
-    mean = found.sum() / total
-    team.sum([mean, *(weight.grad for weight in weights if weight.grad is not None)])
-    norm = nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+    total, device = config.effective_batch_size, dataset.mean.device
+    draw_arguments = (total, config.drop_conditions, config.caption_dropout_prob)
+    undo_draws = state.draws.undo_point()
+    step_draws = state.draws.draw(*draw_arguments)
+    local_draws = step_draws.select(distributed.shard(total)).to(device)
+    with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
+        micro_batches = local_draws.split(config.batch_size)
+        micro_losses = [accumulate(state, dataset, draws, config) for draws in micro_batches]
+    losses = torch.cat(micro_losses)
+    mean_loss = losses.sum() / total
+    grad_norm = reduce_and_clip_gradients(state, mean_loss, config, distributed)
     if device.type == "cuda":
-        state.draw_ahead(total, config.drop_conditions, config.caption_dropout)
-    loss, length = torch.stack([mean, norm]).tolist()
-    if not (math.isfinite(loss) and math.isfinite(length)):
+        state.draws.prefetch(*draw_arguments)
+    loss, norm = torch.stack([mean_loss, grad_norm]).tolist()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         state.optimizer.zero_grad()
-        undo()
-        raise not_finite(loss, length, state.step)
-    rate = learning_rate(state.step, config)
-    set_rate(state.optimizer, rate)
+        undo_draws()
+        raise non_finite_error(loss, norm, state.step)
+    rate = optimizer_step(state, config)
+    return StepMetrics(loss, norm, rate, losses, local_draws.t)
+
+
+def reduce_and_clip_gradients(
+    state: TrainState, mean_loss: Tensor, config: TrainConfig, distributed: Distributed
+) -> Tensor:
+    """Sum the gradients and `mean_loss`, in place, over the processes and clip; the norm before clipping: ()."""
+    parameters = list(state.trainable_parameters().values())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    distributed.all_reduce_sum([mean_loss, *gradients])
+    return nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+
+
+def optimizer_step(state: TrainState, config: TrainConfig) -> float:
+    """Update parameters and EMA from the gradients, which are then cleared; the learning rate that was used."""
+    rate = learning_rate_at(state.step, config)
+    set_learning_rate(state.optimizer, rate)
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
-    state.update_average(config.ema_decay)
-    return StepMetrics(loss, length, rate, found, own.t)
+    state.update_ema(config.ema_decay)
+    return rate
 
 
-def not_finite(loss: float, norm: float, step: int) -> NotFinite:
+def non_finite_error(loss: float, grad_norm: float, step: int) -> NonFiniteError:
     """The error that says which step's loss or gradient norm was not finite, and what to try."""
-    return NotFinite(
-        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; stopped before the weights changed, and the state "
-        "before that step is saved. Try amp=false, or in a new folder preset=stable or a lower learning_rate"
+    return NonFiniteError(
+        f"step {step + 1}: loss {loss:g}, gradient norm {grad_norm:g}; stopped before the weights changed, and the "
+        "state before that step is saved. Try amp=false, or in a new folder preset=stable or a lower learning_rate"
     )
 
 
-def in_bins(values: Tensor, t: Tensor, bins: int = 4) -> dict[str, float]:
-    """Mean of the values (B,) by quarter of the flow's time, for the quarters that occur: `0.25-0.50`: ..."""
-    number = (t * bins).long().clamp(0, bins - 1)
+def average_by_time(values: Tensor, t: Tensor, num_bins: int = 4) -> dict[str, float]:
+    """Mean of the values (B,) in equal bins of the flow time, for the bins that occur: `0.25-0.50`: ..."""
+    bin_index = (t * num_bins).long().clamp(0, num_bins - 1)
     return {
-        f"{i / bins:.2f}-{(i + 1) / bins:.2f}": float(values[number == i].mean())
-        for i in range(bins)
-        if (number == i).any()
+        f"{i / num_bins:.2f}-{(i + 1) / num_bins:.2f}": float(values[bin_index == i].mean())
+        for i in range(num_bins)
+        if (bin_index == i).any()
     }

@@ -1,4 +1,4 @@
-"""`compile=true`: what is compiled, when not, and what is said where this machine has nothing to compile with."""
+"""torch.compile (`compile=true`): which blocks are compiled, and the error where this machine has no compiler."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
 from mmaudio.model.networks import MMAudio
 
-COMPILERS = ("torch._dynamo", "torch._inductor")
-"""Modules whose errors are those of compiling."""
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
+"""Modules whose errors are those of torch.compile."""
 
 
-def uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
-    """Within it blocks run as they are written: for evaluations, whose shapes would each be compiled anew."""
+def eager_mode(config: TrainConfig) -> AbstractContextManager[object]:
+    """Context in which blocks run without torch.compile: for evaluations, whose shapes would each be compiled anew."""
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
 
 
 @contextmanager
-def compile_errors(device: torch.device) -> Iterator[None]:
-    """Within it a failure to compile, where blocks are first used, is a ConfigError that says what is missing."""
+def explain_compile_errors(device: torch.device) -> Iterator[None]:
+    """Turn a failure to compile, where blocks are first used, into a ConfigError that says what is missing."""
     try:
         yield
     except RuntimeError as error:
-        if not type(error).__module__.startswith(COMPILERS):
+        if not type(error).__module__.startswith(COMPILER_MODULES):
             raise
-        wanted = "Triton and a C compiler (gcc)" if device.type == "cuda" else "a C++ compiler (g++)"
+        requirement = "Triton and a C compiler (gcc)" if device.type == "cuda" else "a C++ compiler (g++)"
         raise ConfigError(
-            f"compile=true: torch.compile does not work here ({str(error).splitlines()[0][:200]}). It needs {wanted}: "
-            "install that, or take compile=false, which trains the same"
+            f"compile=true: torch.compile does not work here ({str(error).splitlines()[0][:200]}). It needs "
+            f"{requirement}: install that, or take compile=false, which trains the same"
         ) from error
 
 
@@ -40,7 +40,7 @@ def compile_blocks(network: MMAudio) -> None:
 
     ConfigError, before anything is trained, where nothing can be compiled here.
     """
-    with compile_errors(network.latent_mean.device):
+    with explain_compile_errors(network.latent_mean.device):
         torch.compile(torch.sin, dynamic=False)(network.latent_mean)
     for block in (*network.joint_blocks, *network.fused_blocks):
         block.compile(dynamic=False)

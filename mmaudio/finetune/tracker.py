@@ -1,217 +1,197 @@
-"""What a run shows of itself: TensorBoard, `metrics.jsonl` for programs, and the terminal.
-
-    tensorboard --logdir output/<exp_id>
+"""Tracking of a run: its metrics log, the progress bar, and the lines in the terminal.
 
 K clips, J time levels.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from mmaudio.config import TrainConfig, flat
-from mmaudio.errors import DataError
-from mmaudio.finetune.diagnostics import Meter, device_memory, update_norms
-from mmaudio.finetune.early_stopping import Progress
-from mmaudio.finetune.samples import Samples
+from mmaudio.config import TrainConfig, flatten
+from mmaudio.errors import DataError, MMAudioError
+from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, peak_memory_gb
+from mmaudio.finetune.early_stopping import ValidationHistory
+from mmaudio.finetune.metrics_log import MetricsLog
+from mmaudio.finetune.samples import SampleGenerator
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import StepMetrics, in_bins
-from mmaudio.finetune.torch_compile import uncompiled
-from mmaudio.finetune.validation import HeldOut
-from mmaudio.lora.checkpoint import write_whole
-from mmaudio.utils.files import unwritable
+from mmaudio.finetune.step import StepMetrics, average_by_time
+from mmaudio.finetune.torch_compile import eager_mode
+from mmaudio.finetune.validation import ValidationSet
 
-PLAIN_SECONDS = 10.0
-"""Seconds between two lines where the output is no terminal."""
-JSONL = "metrics.jsonl"
+LINE_INTERVAL_SECONDS = 10.0
+"""Between two progress lines where the output is no terminal."""
 
 
 class Tracker:
-    """Writes and prints for one run; with `folder` None (a process that does not lead) it does neither.
+    """Logs and prints for one run; with `folder` None (every process but the main one) it does neither.
 
-    `step` is that of the saved state that the run continues, None where it starts: what the folder shows of later
-    steps, or of any, is of a run that was cut off, and is forgotten.
+    `step` is that of the saved state that the run continues, None where it starts: logged entries of later steps (or
+    all) are of a run that was cut off, and are removed.
     """
 
     def __init__(
-        self, folder: Path | None, config: TrainConfig, step: int | None, samples: Samples | None = None
+        self, folder: Path | None, config: TrainConfig, step: int | None, samples: SampleGenerator | None = None
     ) -> None:
-        self.folder, self.config, self.samples, self.first = folder, config, samples, step or 0
-        self._kept = -1 if step is None else step
-        self.meter: Meter | None = None
-        """Turns speed into utilisation, on GPUs."""
-        self._writer: SummaryWriter | None = None
-        self._bar: Any = None
-        self._recent: list[StepMetrics] = []
-        self._start = self._said = 0.0
-        self._loss, self._validation = float("nan"), ""
+        self.folder, self.config, self.samples, self.start_step = folder, config, samples, step or 0
+        self._last_logged_step = -1 if step is None else step
+        self.meter: UtilizationMeter | None = None
+        """Converts speed to utilisation, on GPUs."""
+        self._log: MetricsLog | None = None
+        self._progress_bar: Any = None
+        self._recent_steps: list[StepMetrics] = []
+        self._start_time = self._last_line_time = 0.0
+        self._train_loss, self._validation_text = float("nan"), ""
 
     def __enter__(self) -> Tracker:
-        self._start = self._said = time.monotonic()
+        self._start_time = self._last_line_time = time.monotonic()
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            forget_after(self.folder / JSONL, self._kept)
-            self._writer = SummaryWriter(str(self.folder), purge_step=self._kept + 1)
+            self._log = MetricsLog(self.folder, self._last_logged_step)
             if sys.stderr.isatty():
-                self._bar = tqdm(total=self.config.steps, initial=self.first, desc="train", dynamic_ncols=True)
+                self._progress_bar = tqdm(
+                    total=self.config.total_steps, initial=self.start_step, desc="train", dynamic_ncols=True
+                )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._writer is None or self.folder is None:
+        if self._progress_bar is not None:
+            self._progress_bar.close()
+        if self._log is None:
             return
-        try:
-            self._writer.close()
-        except OSError as error:
-            if kind is None:  # what went wrong before it says more
-                raise unwritable(self.folder, error) from error
+        with nullcontext() if kind is None else suppress(MMAudioError):  # an earlier error says more
+            self._log.close()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line, above the progress bar where there is one."""
         if self.folder is not None:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def stepped(self, state: TrainState, metrics: StepMetrics) -> None:
-        """Take in a step; write means over `log_every` of them."""
-        self._recent.append(metrics)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {metrics.loss:.3f}{self._validation}", refresh=False)
-            self._bar.update()
-        if state.step % self.config.logging.log_every == 0 or state.step == self.config.steps:
-            self._log(state)
+    def log_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Record a step; write the means at every `log_every`-th."""
+        self._recent_steps.append(metrics)
+        if self._progress_bar is not None:
+            self._progress_bar.set_postfix_str(f"loss {metrics.loss:.3f}{self._validation_text}", refresh=False)
+            self._progress_bar.update()
+        if state.step % self.config.logging.log_every == 0 or state.step == self.config.total_steps:
+            self._log_means(state)
 
-    def _log(self, state: TrainState) -> None:
+    def _log_means(self, state: TrainState) -> None:
         """Write the means over the steps since the last time."""
-        recent, self._recent = self._recent, []
-        speed = (state.step - self.first) / (time.monotonic() - self._start)
-        self._loss = sum(step.loss for step in recent) / len(recent)
-        losses, t = (torch.cat(parts) for parts in zip(*((step.losses, step.t) for step in recent), strict=True))
-        self._write(
-            state.step,
-            {
-                "train/loss": self._loss,
-                "train/grad_norm": sum(step.grad_norm for step in recent) / len(recent),
-                "train/learning_rate": recent[-1].learning_rate,
-                **self._speeds(speed, losses.device),
-                **{f"train_loss_by_time/{name}": value for name, value in in_bins(losses, t).items()},
-                **{f"adapter_norm/{name}": value for name, value in update_norms(state.model).items()},
-            },
+        steps, self._recent_steps = self._recent_steps, []
+        steps_per_second = (state.step - self.start_step) / (time.monotonic() - self._start_time)
+        self._train_loss = sum(step.loss for step in steps) / len(steps)
+        losses, t = (torch.cat(tensors) for tensors in zip(*((step.losses, step.t) for step in steps), strict=True))
+        scalars = {
+            "train/loss": self._train_loss,
+            "train/grad_norm": sum(step.grad_norm for step in steps) / len(steps),
+            "train/learning_rate": steps[-1].learning_rate,
+            **self._speed_scalars(steps_per_second, losses.device),
+            **{f"train_loss_by_time/{name}": value for name, value in average_by_time(losses, t).items()},
+            **{f"adapter_norm/{name}": value for name, value in compute_adapter_norms(state.model).items()},
+        }
+        if self._log is not None:
+            self._log.write(state.step, scalars)
+        self._print_progress(state.step, steps_per_second)
+
+    def _speed_scalars(self, steps_per_second: float, device: torch.device) -> dict[str, float]:
+        """Steps and samples per second; on a GPU, its peak memory and utilisation."""
+        samples_per_second = steps_per_second * self.config.effective_batch_size
+        scalars = {"train/steps_per_second": steps_per_second, "train/samples_per_second": samples_per_second}
+        memory = peak_memory_gb(device)
+        if memory is not None:
+            scalars["train/device_memory_gb"] = memory
+        if self.meter is not None:
+            scalars["train/flops_utilisation"] = self.meter.utilisation(samples_per_second)
+        return scalars
+
+    def _print_progress(self, step: int, steps_per_second: float) -> None:
+        """Print a line where there is no progress bar, at most every LINE_INTERVAL_SECONDS."""
+        if self._progress_bar is not None or time.monotonic() - self._last_line_time < LINE_INTERVAL_SECONDS:
+            return
+        self._last_line_time = time.monotonic()
+        seconds_left = (self.config.total_steps - step) / steps_per_second
+        self.print_line(
+            f"step {step}/{self.config.total_steps}: loss {self._train_loss:.4f}, {steps_per_second:.2f} steps/s, "
+            f"{seconds_left:.0f} s left"
         )
-        if self._bar is None and time.monotonic() - self._said >= PLAIN_SECONDS:
-            self._said, left = time.monotonic(), (self.config.steps - state.step) / speed
-            self.say(
-                f"step {state.step}/{self.config.steps}: loss {self._loss:.4f}, {speed:.2f} steps/s, {left:.0f} s left"
-            )
 
-    def _speeds(self, speed: float, device: torch.device) -> dict[str, float]:
-        """Steps per second as everything that follows from it, and the device's memory."""
-        clips, memory = speed * self.config.effective_batch, device_memory(device)
-        found = {"train/steps_per_second": speed, "train/samples_per_second": clips}
-        found |= {} if memory is None else {"train/device_memory_gb": memory}
-        return found | ({} if self.meter is None else {"train/flops_utilisation": self.meter.utilisation(clips)})
-
-    def evaluated(self, state: TrainState, losses: Tensor, held: HeldOut) -> None:
+    def log_evaluation(self, state: TrainState, losses: Tensor, validation_set: ValidationSet) -> None:
         """Write the last evaluation: losses (K, J) by time, every clip's own, their change from the base model's."""
-        progress, evaluation = state.progress, state.progress.history[-1]
-        changed = progress.from_base(evaluation.losses)
-        bins = in_bins(losses.flatten(), held.draws.t)
+        history, evaluation = state.history, state.history.evaluations[-1]
+        change, ids = history.change_from_base(evaluation.losses), validation_set.ids
+        loss_by_time = average_by_time(losses.flatten(), validation_set.draws.t)
         scalars = {
             "validation/loss": evaluation.loss,
-            "validation/change": changed.mean,
-            **{f"validation_loss_by_time/{name}": value for name, value in bins.items()},
+            "validation/change": change.mean,
+            **{f"validation_loss_by_time/{name}": value for name, value in loss_by_time.items()},
         }
-        if changed.interval is not None:
-            scalars |= {"validation/change_low": changed.interval[0], "validation/change_high": changed.interval[1]}
-        clips: dict[str, Any] = {"validation_clips": rounded(held.ids, evaluation.losses)}
-        if evaluation.average is not None:
-            scalars["validation/loss_of_average"] = evaluation.average_loss
-            clips["validation_clips_of_average"] = rounded(held.ids, evaluation.average)
-        self._write(state.step, scalars, clips)
-        self._validation = f", validation {evaluation.loss:.3f}, best {progress.best:.3f} at {progress.best_step}"
-        if self._bar is None:
-            self.say(f"step {state.step}/{self.config.steps}: {spoken(progress)}")
+        if change.interval is not None:
+            scalars |= {"validation/change_low": change.interval[0], "validation/change_high": change.interval[1]}
+        loss_by_clip: dict[str, Any] = {"validation_clips": round_losses(ids, evaluation.losses)}
+        if evaluation.ema_losses is not None:
+            scalars["validation/loss_of_average"] = evaluation.ema_loss
+            loss_by_clip["validation_clips_of_average"] = round_losses(ids, evaluation.ema_losses)
+        if self._log is not None:
+            self._log.write(state.step, scalars, loss_by_clip)
+        best = f"best {history.best_loss:.3f} at {history.best_step}"
+        self._validation_text = f", validation {evaluation.loss:.3f}, {best}"
+        if self._progress_bar is None:
+            self.print_line(f"step {state.step}/{self.config.total_steps}: {describe_evaluation(history)}")
 
-    def sample(self, state: TrainState) -> None:
-        """Show the fixed held-out clips: in TensorBoard, and as files under `samples`."""
-        if self.samples is None or self._writer is None or self.folder is None:
+    def log_samples(self, state: TrainState) -> None:
+        """Generate samples of the fixed clips, for TensorBoard and as files under `samples`."""
+        if self.samples is None or self._log is None:
             return
-        with uncompiled(self.config):
-            drawn = list(self.samples.draw(state))
-        for shown in drawn:
-            self._writer.add_image(f"{shown.name}/truth, base, adapted", shown.picture, state.step, dataformats="HWC")
-            for kind, waveform in shown.waveforms.items():
-                self._writer.add_audio(f"{shown.name}/{kind}", waveform[None], state.step, self.samples.rate)
+        writer, sample_rate = self._log.writer, self.samples.sample_rate
+        with eager_mode(self.config):
+            samples = list(self.samples.generate(state))
+        for sample in samples:
+            tag = f"{sample.name}/truth, base, adapted"
+            writer.add_image(tag, sample.spectrograms, state.step, dataformats="HWC")
+            for kind, waveform in sample.waveforms.items():
+                writer.add_audio(f"{sample.name}/{kind}", waveform[None], state.step, sample_rate)
             try:
-                self.samples.write(shown, self.folder / "samples", state.step)
-            except DataError as error:  # a picture that is missing is no reason to stop training
-                self.say(f"samples:    no video of {shown.name} ({error})")
+                self.samples.write(sample, self._log.folder / "samples", state.step)
+            except DataError as error:  # a video that is missing is no reason to stop training
+                self.print_line(f"samples:    no video of {sample.name} ({error})")
 
-    def finished(self, state: TrainState) -> None:
-        """Write the steps that no line has yet, and the settings beside what they reached for TensorBoard's HPARAMS."""
-        if self._recent:  # early stopping did not wait for `log_every`
-            self._log(state)
-        if self._writer is None:
+    def log_final(self, state: TrainState) -> None:
+        """Write the steps that no line has yet, and settings and final metrics for TensorBoard's HPARAMS."""
+        if self._recent_steps:  # early stopping did not wait for `log_every`
+            self._log_means(state)
+        if self._log is None:
             return
-        progress = state.progress
-        plain = flat(self.config.plain())
         settings = {
-            name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in plain.items()
+            name: value if isinstance(value, (bool, int, float)) else str(value)
+            for name, value in flatten(self.config.to_dict()).items()
         }
-        reached = {"final/train_loss": self._loss}
-        if progress.history:
-            change = {"final/validation_change": progress.gain().mean, "final/best_step": progress.best_step}
-            reached |= {"final/validation_loss": progress.best, **change}
-        self._writer.add_hparams(settings, reached, run_name=".")
-
-    def _write(self, step: int, scalars: dict[str, float], more: dict[str, Any] | None = None) -> None:
-        if self._writer is None or self.folder is None:
-            return
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        try:
-            with (self.folder / JSONL).open("a") as file:
-                file.write(json.dumps({"step": step, **scalars, **(more or {})}) + "\n")
-        except OSError as error:
-            raise unwritable(self.folder / JSONL, error) from error
+        final_metrics = {"final/train_loss": self._train_loss}
+        history = state.history
+        if history.evaluations:
+            change = {"final/validation_change": history.best_change().mean, "final/best_step": history.best_step}
+            final_metrics |= {"final/validation_loss": history.best_loss, **change}
+        self._log.writer.add_hparams(settings, final_metrics, run_name=".")
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again, and what is no line of a step."""
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        write_whole(path, b"".join(line for line in lines if _is_before(line, step)))
-
-
-def _is_before(line: bytes, step: int) -> bool:
-    """Whether it is a whole line, of a step up to `step`."""
-    try:
-        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-def rounded(ids: list[str], losses: list[float]) -> dict[str, float]:
+def round_losses(ids: list[str], losses: list[float]) -> dict[str, float]:
     """The clips' losses by id, to six places."""
-    return {name: round(loss, 6) for name, loss in zip(ids, losses, strict=True)}
+    return {clip_id: round(loss, 6) for clip_id, loss in zip(ids, losses, strict=True)}
 
 
-def spoken(progress: Progress) -> str:
-    """The last evaluation in words: the loss, how it differs from the base model's, whether it is the best."""
-    last = progress.history[-1]
-    if len(progress.history) == 1:
+def describe_evaluation(history: ValidationHistory) -> str:
+    """The last evaluation in words: the loss, its change from the base model's, whether it is the best."""
+    last = history.evaluations[-1]
+    if len(history.evaluations) == 1:
         return f"validation loss {last.loss:.4f} (the base model)"
-    average = "" if last.average is None else f"; running average {last.average_loss:.4f}"
-    best = f"best {progress.best:.4f} at step {progress.best_step}"
-    mark = "the best so far" if progress.best_step == last.step else best
-    return f"validation loss {last.loss:.4f} ({progress.from_base(last.losses)}){average}; {mark}"
+    ema = "" if last.ema_losses is None else f"; EMA {last.ema_loss:.4f}"
+    best = f"best {history.best_loss:.4f} at step {history.best_step}"
+    mark = "the best so far" if history.best_step == last.step else best
+    return f"validation loss {last.loss:.4f} ({history.change_from_base(last.losses)}){ema}; {mark}"

@@ -1,1 +1,1 @@
-"""From conditions to a waveform, and from a waveform to a video with sound."""
+"""Audio generation for videos and prompts: `python -m mmaudio.generation`."""

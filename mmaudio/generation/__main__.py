@@ -1,13 +1,13 @@
-"""Make sounds for a video, for a folder of videos, or for a prompt alone, with or without an adapter.
+"""Generate audio for a video, for a folder of videos, or for a prompt alone, with or without an adapter.
 
     python -m mmaudio.generation --video dog.mp4 --prompt "footsteps on gravel" --model small_16k --output sound \\
         --adapter output/EXP/lora_checkpoints/best_lora.pt
     python -m mmaudio.generation --folder my_videos --prompt "a dog barks" --output sound
     python -m mmaudio.generation --prompt "rain on a tin roof" --seconds 12 --samples 4 --output rain.flac
 
-Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new sound. The file
-keeps the video's kind where it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other kinds' pictures go into .mp4, or .mkv.
-Exit status: 0 done, 1 failed (in a folder: for at least one video, the others are made), 2 wrong use.
+Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new audio. The video's
+container is kept if it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other pictures go into .mp4, or .mkv.
+Exit status: 0 done, 1 failed (in a folder: for at least one video, the others are written), 2 wrong use.
 """
 
 from __future__ import annotations
@@ -22,114 +22,126 @@ import torch
 from tqdm import tqdm
 
 from mmaudio import cli
-from mmaudio.data.captions import caption
+from mmaudio.data.captions import find_caption
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.features.encoders import PARTS, SEEING, load_encoders
-from mmaudio.generation.generate import LONGEST, SHORTEST, Wish, caution, encode_prompts, generate_samples
-from mmaudio.generation.jobs import Job, Plan, job_for, plan_folder, write
+from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
+from mmaudio.generation.generate import (
+    MAX_SECONDS,
+    MIN_SECONDS,
+    GenerationRequest,
+    duration_warning,
+    encode_prompts,
+    generate_samples,
+)
+from mmaudio.generation.jobs import Job, Plan, plan_folder, plan_job, write_outputs
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
-from mmaudio.lora.checkpoint import attach, check_base, read_adapter
+from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
 from mmaudio.model.flow_matching import SOLVERS
-from mmaudio.model.spec import SECONDS
+from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
 from mmaudio.utils.progress import progress
-from mmaudio.weights.store import fetch, identity
+from mmaudio.weights.store import component_sha256, fetch_files
 
 DEFAULT_MODEL = "small_16k"
 
 
-def parser() -> cli.Parser:
-    """The command line."""
-    made = cli.Parser("Make sounds for a video, for a folder of videos, or for a prompt alone.")
-    made.prog = "python -m mmaudio.generation"
-    source = made.add_mutually_exclusive_group()
-    source.add_argument("--video", type=Path, help="the video; without one the prompt alone counts")
-    source.add_argument("--folder", type=Path, help="every video in it; what cannot be used is named, the rest is made")
-    made.add_argument(
+def build_parser() -> cli.Parser:
+    """Build the command line."""
+    parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
+    parser.prog = "python -m mmaudio.generation"
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
+    source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")
+    parser.add_argument(
         "--prompt",
-        help="what is to be heard; not given: the .txt of the video's name beside it, or its folder's "
-        "caption.txt. With --folder these count first, and --prompt for the videos without any",
+        help="describes the audio; if not given: the .txt of the video's name beside it, or its folder's "
+        "caption.txt. With --folder these come first, and --prompt is for videos without any",
     )
-    made.add_argument("--negative-prompt", "--negative_prompt", help="what is not to be heard")
-    made.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
-    made.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
-    made.add_argument(
+    parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
+    parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
+    parser.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
+    parser.add_argument(
         "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
     )
-    made.add_argument(
+    _add_sampling_flags(parser)
+    parser.add_argument(
+        "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing files; otherwise they are an error, and with "
+        "--folder videos whose files all exist are skipped",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_weights_flags()
+    return parser
+
+
+def _add_sampling_flags(parser: cli.Parser) -> None:
+    parser.add_argument(
         "--seconds",
         type=float,
-        help=f"duration, {SHORTEST:g} to {LONGEST:g}, at most to the video's end; "
-        f"{SECONDS:g} where not given, which is what models are trained on",
+        help=f"duration, {MIN_SECONDS:g} to {MAX_SECONDS:g}, at most to the video's end; "
+        f"{CLIP_SECONDS:g} where not given, the duration that models are trained on",
     )
-    made.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the sound begins")
-    made.add_argument("--steps", type=int, help="solver steps; the model's own where not given")
-    made.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
-    made.add_argument(
-        "--guidance", type=float, help="strength of guidance, 1 for none; the model's own where not given"
-    )
-    made.add_argument("--seed", type=int, default=0, help="what the noise is drawn from: it fixes the sound")
-    made.add_argument(
+    parser.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the audio begins")
+    parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
+    parser.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none; the model's default if not given")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise: the same seed gives the same audio")
+    parser.add_argument(
         "--samples",
         type=int,
         default=1,
-        help="sounds to make of each, in one batch, with the seeds from --seed on; "
+        help="samples of each video, in one batch, with the seeds from --seed on; "
         "more than one are called NAME_seed0, NAME_seed1, ...",
     )
-    made.add_argument(
-        "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
-    )
-    made.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace files that are there; otherwise they are an error, and with "
-        "--folder the videos whose files are all there are passed over",
-    )
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_weights_flags()
-    return made
 
 
 def main(arguments: list[str]) -> int:
-    """Generate as `arguments` ask for."""
-    args = parser().parse_args(arguments)
-    check(args)
-    plan = plan_for(args)
+    """Run the command."""
+    args = build_parser().parse_args(arguments)
+    check_flags(args)
+    plan = plan_jobs(args)
     for left_out in plan.left_out:
         print(f"left out: {left_out.video}: {left_out.reason}", flush=True)
-    for said in [note for job in plan.jobs for note in job.notes()]:
-        print(f"note: {said}", file=sys.stderr)
-    longest = max((job.span.seconds for job in plan.jobs), default=0.0)
-    if caution(longest):
-        print(f"warning: {caution(longest)}", file=sys.stderr)
-    failed = run(plan.jobs, args) if plan.jobs else 0
+    for note in [note for job in plan.jobs for note in job.notes()]:
+        print(f"note: {note}", file=sys.stderr)
+    warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    num_errors = run_jobs(plan.jobs, args) if plan.jobs else 0
     if args.folder is not None:
-        left = len(plan.left_out) + failed
-        made = len(plan.jobs) - failed
-        print(f"found {plan.found} files = {made} made + {plan.kept} already there + {left} left out", flush=True)
-        if made + plan.kept == 0:
-            raise DataError(f"{args.folder}: none of its {plan.found} files can be used; the reasons stand above")
-    return 1 if failed or plan.broken else 0
+        num_generated, num_left_out = len(plan.jobs) - num_errors, len(plan.left_out) + num_errors
+        print(
+            f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
+            f"{num_left_out} left out",
+            flush=True,
+        )
+        if num_generated + plan.num_complete == 0:
+            raise DataError(f"{args.folder}: none of its {plan.num_files} files can be used; the reasons stand above")
+    return 1 if num_errors or plan.num_failed else 0
 
 
-def check(args: argparse.Namespace) -> None:
-    """ConfigError for numbers that make no sense, before anything is looked at."""
-    cli.at_least(args, samples=1)
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise ConfigError for invalid numbers, before any file is read."""
+    cli.check_at_least(args, samples=1)
     if args.strength is not None and args.adapter is None:
         raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
     if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
         raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {MAX_STRENGTH}; 1 is as trained")
 
 
-def plan_for(args: argparse.Namespace) -> Plan:
-    """What is to be made, checked as far as it can be without a model; ConfigError where files are in the way."""
+def plan_jobs(args: argparse.Namespace) -> Plan:
+    """Plan the jobs, checked as far as possible without a model; ConfigError for existing output files."""
     prompt = args.prompt or ""
     if args.video is not None and args.prompt is None:
-        prompt = caption(args.video, "")
+        prompt = find_caption(args.video, "")
         if prompt:
             print(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
-    wish = Wish(
+    request = GenerationRequest(
         args.video or args.folder,
         prompt,
         args.negative_prompt or "",
@@ -141,66 +153,70 @@ def plan_for(args: argparse.Namespace) -> Plan:
         args.method,
     )
     if args.folder is not None:
-        return plan_folder(args.folder, wish, args.output, args.samples, args.overwrite)
-    job = job_for(wish, args.output, args.samples)
-    if job.existing and not args.overwrite:
-        raise ConfigError(f"{job.existing[0]}: is there already; --overwrite replaces it, or choose another --output")
-    return Plan([job], found=1)
+        return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
+    job = plan_job(request, args.output, args.samples)
+    existing = job.outputs.existing
+    if existing and not args.overwrite:
+        raise ConfigError(f"{existing[0]}: is there already; --overwrite replaces it, or choose another --output")
+    return Plan([job], num_files=1)
 
 
-def run(jobs: Sequence[Job], args: argparse.Namespace) -> int:
-    """Make the sounds of all jobs; the number of those that failed, each of which is named."""
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> int:
+    """Generate and write the audio of all jobs; the number of jobs that failed, each of which is printed."""
     device = cli.pick_device(args.device)
-    parts = SEEING if any(job.wish.video for job in jobs) else ("clip",)
-    sampler, settings = adapted_sampler(args, device, [PARTS[part] for part in parts])
-    encoders = load_encoders(sampler.spec.name, args.weights, device, parts)
-    texts = encode_prompts(encoders, [text for job in jobs for text in (job.wish.prompt, job.wish.negative_prompt)])
-    encoders.only_texts(())  # the text tower may go
-    failed, alone = 0, args.folder is None
-    for job in jobs if alone else progress(jobs, len(jobs), "videos"):
-        steps = (lambda steps: progress(steps, len(steps), "solver steps")) if alone else iter
+    names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
+    sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
+    encoders = load_encoders(sampler.spec.name, args.weights, device, names)
+    prompts = [prompt for job in jobs for prompt in (job.request.prompt, job.request.negative_prompt)]
+    text_features = encode_prompts(encoders, prompts)
+    encoders.drop_text_tower()
+    num_errors, is_single = 0, args.folder is None
+    for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
+        step_progress = (lambda steps: progress(steps, len(steps), "solver steps")) if is_single else iter
         try:
-            sounds = generate_samples(sampler, encoders, job.wish, args.samples, texts, steps)
-            write(job, sounds, sampler.spec.codec.rate, settings)
+            waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, step_progress)
+            write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
         except DataError as error:
-            if alone:
+            if is_single:
                 raise
-            failed += 1
-            say(f"left out: {error}")
+            num_errors += 1
+            print_line(f"left out: {error}")
             continue
-        for file in job.files:
-            say(str(file))
-    return failed
+        for path in job.outputs.paths:
+            print_line(str(path))
+    return num_errors
 
 
-def say(line: str) -> None:
-    """Print a line, above any progress bar."""
+def print_line(line: str) -> None:
+    """Print a line above any progress bar."""
     with tqdm.external_write_mode(file=sys.stdout):
         print(line, flush=True)
 
 
-def adapted_sampler(
-    args: argparse.Namespace, device: torch.device, encoders: Sequence[str] = ()
+def load_adapted_sampler(
+    args: argparse.Namespace, device: torch.device, encoder_components: Sequence[str] = ()
 ) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler of the model with the adapter merged in, and what tells later which they were.
+    """Load the model's sampler with the adapter merged in, and the settings that are stored in the audio files.
 
-    Absent files are fetched, those of the `encoders` too. Raises WeightsError where files are missing or the adapter
-    was made for another model.
+    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or the
+    adapter was trained on another model.
     """
-    file = None if args.adapter is None else read_adapter(args.adapter)
-    name = args.model or (file.base_model if file is not None else "") or DEFAULT_MODEL
-    if file is not None:
-        check_base(file, name)
-    fetch(name, ("network", "vae", "vocoder", *encoders), args.weights, cli.is_offline(args.offline))
-    sampler = load_sampler(name, args.weights, device, dtype=fast_dtype(device))
+    adapter_file = None if args.adapter is None else read_adapter(args.adapter)
+    model = args.model or (adapter_file.base_model if adapter_file is not None else "") or DEFAULT_MODEL
+    if adapter_file is not None:
+        check_base(adapter_file, model)
+    components = ("network", "vae", "vocoder", *encoder_components)
+    fetch_files(model, components, args.weights, cli.is_offline(args.offline))
+    sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
     settings = {
-        "model": name,
-        "steps": sampler.spec.steps if args.steps is None else args.steps,
-        "guidance": sampler.spec.guidance if args.guidance is None else args.guidance,
+        "model": model,
+        "steps": sampler.spec.num_steps if args.steps is None else args.steps,
+        "guidance": sampler.spec.guidance_scale if args.guidance is None else args.guidance,
     }
     strength = 1.0 if args.strength is None else args.strength
-    if file is not None and strength > 0:
-        adapted = attach(sampler.network, file, name, identity(name, "network", args.weights))
+    if adapter_file is not None and strength > 0:
+        base_sha256 = component_sha256(model, "network", args.weights)
+        adapted = attach_adapter(sampler.network, adapter_file, model, base_sha256)
         set_strength(adapted, strength)
         sampler.network = merge(adapted).eval().requires_grad_(False)
         settings |= {"adapter": args.adapter.name, "strength": strength}

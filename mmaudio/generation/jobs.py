@@ -1,4 +1,10 @@
-"""What one video, or one prompt, becomes: the wish, and the files that its sounds are written to."""
+"""Generation jobs: the output files of each video or prompt, and their writing.
+
+    job = plan_job(GenerationRequest(Path("dog.mp4")), Path("sound"), count=2)
+    write_outputs(job, waveforms, sample_rate, settings)
+
+Audio is written to .flac and, with the copied video stream, to a video file; or to the one file of --output.
+"""
 
 from __future__ import annotations
 
@@ -12,171 +18,189 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaudio.data.captions import caption
-from mmaudio.data.clips import VIDEO_SUFFIXES, LeftOut, find_videos
+from mmaudio.data.captions import find_caption
+from mmaudio.data.clips import LeftOut
+from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.generation.generate import LONGEST, Span, Wish, span
-from mmaudio.media.audio_file import CODECS, write_sound
-from mmaudio.media.containers import CONTAINERS, fits, suffix_for
+from mmaudio.generation.generate import MAX_SECONDS, ClipRange, GenerationRequest, find_clip_range
+from mmaudio.media.audio_file import CODECS, write_audio
+from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
 
-KINDS = (*CODECS, *CONTAINERS)
-"""What a file to write may end in."""
+SUFFIXES = (*CODECS, *CONTAINERS)
+"""Suffixes of the files that can be written."""
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files that a job writes."""
+
+    by_sample: list[list[Path]]
+    """Files of each sample, in the order of the seeds."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files."""
+        return [path for paths in self.by_sample for path in paths]
+
+    @property
+    def existing(self) -> list[Path]:
+        """The files that exist already."""
+        return [path for path in self.paths if path.exists()]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video, or one prompt, and where its sounds go."""
+    """One video, or one prompt, and the files that its samples are written to."""
 
-    wish: Wish
-    span: Span
-    takes: list[list[Path]]
-    """The files of each sound, in the order of the seeds."""
-
-    @property
-    def files(self) -> list[Path]:
-        """All files that it writes."""
-        return [file for take in self.takes for file in take]
-
-    @property
-    def existing(self) -> list[Path]:
-        """Those of them that are there."""
-        return [file for file in self.files if file.exists()]
+    request: GenerationRequest
+    clip_range: ClipRange
+    outputs: OutputFiles
 
     def notes(self) -> list[str]:
-        """What a user may not expect of it."""
-        video = self.wish.video
-        said: list[str] = []
-        if video is None or self.span.left is None:
-            return said
-        if self.span.left - self.span.seconds > 0.1:
-            said.append(
-                f"{video.name}: {self.span.left:.2f} s of picture, sound for {self.span.seconds:g} s of it; "
-                f"--seconds takes up to {LONGEST:g}"
+        """Notes on what a user may not expect: audio shorter than the video, or another container."""
+        video, available, seconds = self.request.video, self.clip_range.available, self.clip_range.seconds
+        if video is None or available is None:
+            return []
+        notes = []
+        if available - seconds > 0.1:
+            notes.append(
+                f"{video.name}: {available:.2f} s of picture, audio for {seconds:g} s of it; "
+                f"--seconds takes up to {MAX_SECONDS:g}"
             )
-        elif self.wish.seconds is not None and self.wish.seconds - self.span.seconds > 0.1:
-            said.append(f"{video.name}: the picture ends after {self.span.left:.2f} s, and the sound with it")
-        moved = sorted({file.suffix for file in self.files if file.suffix in CONTAINERS} - {video.suffix.lower()})
-        if moved:
-            said.append(
-                f"{video.name}: its picture is copied into {', '.join(moved)}, as a {video.suffix} is not written"
+        elif self.request.seconds is not None and self.request.seconds - seconds > 0.1:
+            notes.append(f"{video.name}: the picture ends after {available:.2f} s, and the audio with it")
+        suffixes = {path.suffix for path in self.outputs.paths if path.suffix in CONTAINERS} - {video.suffix.lower()}
+        if suffixes:
+            notes.append(
+                f"{video.name}: its picture is copied into {', '.join(sorted(suffixes))}, as a {video.suffix} is not "
+                "written"
             )
-        return said
+        return notes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made of a folder."""
+    """The jobs of a folder of videos, or a single job."""
 
     jobs: list[Job]
     left_out: list[LeftOut] = field(default_factory=list)
-    """Files that cannot be used, with the reason."""
-    found: int = 0
+    """Unusable files with the reasons."""
+    num_files: int = 0
     """Files in all."""
-    kept: int = 0
-    """Videos whose files are there already."""
-    broken: int = 0
-    """Videos among those left out; the others are no videos at all."""
+    num_complete: int = 0
+    """Videos whose output files all exist already."""
+    num_failed: int = 0
+    """Videos among `left_out`; the other files there are no videos."""
 
 
-def plan_folder(folder: Path, common: Wish, output: Path, count: int, overwrite: bool) -> Plan:
-    """The jobs of every video in `folder`, whose `common` wish has the prompt for those without a caption beside them.
+def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: int, overwrite: bool) -> Plan:
+    """Plan the jobs of every video in `folder`; `defaults` has the prompt for videos without a caption file.
 
-    Videos whose files are all there are passed over, unless `overwrite`. Raises DataError where there is no folder or
-    nothing in it, ConfigError for an output that is a file or the folder itself.
+    Videos whose output files all exist are skipped, unless `overwrite`. Raises DataError for a missing or empty folder,
+    ConfigError for an output that is a file or the folder itself.
     """
-    if is_file(output) or output.resolve() == folder.resolve():
+    if is_output_file(output) or output.resolve() == folder.resolve():
         raise ConfigError(f"--output {output}: with --folder it is a folder, and not that of the videos")
     videos = find_videos(folder)
     if not videos:
         raise DataError(f"{folder}: no file in it; a folder of videos is expected")
-    names = stems(videos)
-    jobs, left_out, kept, broken = [], [], 0, 0
+    stems = unique_stems(videos)
+    jobs, left_out, num_complete, num_failed = [], [], 0, 0
     for video in videos:
         try:
-            job = job_for(_wish_for(common, video), output, count, names[video])
+            job = plan_job(_request_for(video, defaults), output, count, stems[video])
         except DataError as error:
             left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
-            broken += video.suffix.lower() in VIDEO_SUFFIXES
+            num_failed += video.suffix.lower() in VIDEO_SUFFIXES
             continue
-        there = job.existing
-        if there and not overwrite and len(there) < len(job.files):
-            left_out.append(LeftOut(video.name, f"{there[0]} is there already, others are not; take --overwrite"))
-            broken += 1
-        elif there and not overwrite:
-            kept += 1
-        else:
+        existing = job.outputs.existing
+        if overwrite or not existing:
             jobs.append(job)
-    return Plan(jobs, left_out, len(videos), kept, broken)
+        elif len(existing) == len(job.outputs.paths):
+            num_complete += 1
+        else:
+            reason = f"{existing[0]} is there already, others are not; take --overwrite"
+            left_out.append(LeftOut(video.name, reason))
+            num_failed += 1
+    return Plan(jobs, left_out, len(videos), num_complete, num_failed)
 
 
-def job_for(wish: Wish, output: Path, count: int, stem: str | None = None) -> Job:
-    """The job of a wish: `count` sounds, in the folder `output` or, where it ends in one of KINDS, in that one file.
+def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | None = None) -> Job:
+    """Plan the job of a request: `count` samples in the folder `output`, or in that file if it has one of SUFFIXES.
 
-    `stem` names the files; without one the video or the prompt's "sound" does. Raises DataError for a video that cannot
-    be used, ConfigError for an output that does not fit.
+    `stem`: of the files' names, by default the video's, or "sound". Raises DataError for an unusable video, ConfigError
+    for an unsuitable output.
     """
-    reach = span(wish)
-    folder, name, suffixes = output, stem or (wish.video.stem if wish.video is not None else "sound"), [".flac"]
-    if is_file(output):
-        folder, name, suffixes = output.parent, output.stem, [output.suffix]
-        _check_file(output, wish.video)
-    elif wish.video is not None:
-        suffixes.append(suffix_for(wish.video))
-    seeds = range(wish.seed, wish.seed + count)
-    names = [name] if count == 1 else [f"{name}_seed{seed}" for seed in seeds]
-    takes = [[folder / f"{own}{suffix}" for suffix in suffixes] for own in names]
-    job = Job(wish, reach, takes)
-    if wish.video is not None and wish.video.resolve() in {file.resolve() for file in job.files}:
-        raise ConfigError(f"{wish.video}: the video itself would be overwritten; choose another --output")
-    return job
+    clip_range = find_clip_range(request)
+    video = request.video
+    folder, stem, suffixes = output, stem or (video.stem if video is not None else "sound"), [".flac"]
+    if is_output_file(output):
+        folder, stem, suffixes = output.parent, output.stem, [output.suffix]
+        _check_output_file(output, video)
+    elif video is not None:
+        suffixes.append(choose_suffix(video))
+    seeds = range(request.seed, request.seed + count)
+    stems = [stem] if count == 1 else [f"{stem}_seed{seed}" for seed in seeds]
+    outputs = OutputFiles([[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems])
+    if video is not None and video.resolve() in {path.resolve() for path in outputs.paths}:
+        raise ConfigError(f"{video}: the video itself would be overwritten; choose another --output")
+    return Job(request, clip_range, outputs)
 
 
-def is_file(output: Path) -> bool:
-    """Whether `output` names one file, not a folder; ConfigError for a suffix that is none of KINDS."""
+def is_output_file(output: Path) -> bool:
+    """Whether `output` names a file, not a folder; ConfigError for a suffix that is not in SUFFIXES."""
     if output.is_dir() or not output.suffix:
         return False
-    if output.suffix.lower() not in KINDS:
-        raise ConfigError(f"--output {output}: a folder, or a file that ends in {', '.join(KINDS)}")
+    if output.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--output {output}: a folder, or a file that ends in {', '.join(SUFFIXES)}")
     return True
 
 
-def _check_file(output: Path, video: Path | None) -> None:
+def _check_output_file(output: Path, video: Path | None) -> None:
     suffix = output.suffix.lower()
     if suffix in CODECS:
         return
     if video is None:
         raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
-    if not fits(video, suffix):
+    if not can_hold_video(video, suffix):
         raise ConfigError(f"--output {output}: that kind of file does not take the picture of {video.name}; .mkv does")
 
 
-def _wish_for(common: Wish, video: Path) -> Wish:
+def _request_for(video: Path, defaults: GenerationRequest) -> GenerationRequest:
     if video.suffix.lower() not in VIDEO_SUFFIXES:
         raise DataError(f"{video.name}: no video file ({video.suffix or 'no suffix'})")
-    return replace(common, video=video, prompt=caption(video, common.prompt))
+    return replace(defaults, video=video, prompt=find_caption(video, defaults.prompt))
 
 
-def stems(videos: Sequence[Path]) -> dict[Path, str]:
-    """What each video's files are called: its name without the suffix, or with it where two would be the same."""
-    taken = Counter(name.lower() for video in videos for name in (video.stem, video.name))
-    return {video: video.stem if taken[video.stem.lower()] == 1 else video.name for video in videos}
+def unique_stems(videos: Sequence[Path]) -> dict[Path, str]:
+    """Choose the stem of each video's output files: the video's stem, or its whole name where two would collide."""
+    counts = Counter(name.lower() for video in videos for name in (video.stem, video.name))
+    return {video: video.stem if counts[video.stem.lower()] == 1 else video.name for video in videos}
 
 
-def write(job: Job, waveforms: Tensor, rate: int, settings: Mapping[str, Any]) -> None:
-    """Write the sounds (count, samples) at `rate` Hz, each alone or beside the picture, from the wish's start on.
+def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
+    """Write the waveforms (count, samples) as audio files, and into copies of the video from the request's start on.
 
-    What each was made from stays in the file, as JSON in its comment. Raises DataError and MMAudioError as `mux_audio`.
+    The request and the `settings` are stored in each file's comment tag, as JSON. Raises DataError and MMAudioError as
+    `mux_audio`.
     """
-    wish = job.wish
-    for number, (take, waveform) in enumerate(zip(job.takes, waveforms, strict=True)):
-        made_from = {**settings, "prompt": wish.prompt, "negative_prompt": wish.negative_prompt, "start": wish.start}
-        made_from |= {"seconds": job.span.seconds, "seed": wish.seed + number, "method": wish.method}
-        tags = {"comment": json.dumps(made_from, ensure_ascii=False, sort_keys=True)}
-        for file in take:
-            if file.suffix.lower() in CODECS:
-                write_sound(file, waveform.numpy(), rate, tags)
+    request = job.request
+    for i, (paths, waveform) in enumerate(zip(job.outputs.by_sample, waveforms, strict=True)):
+        provenance = {
+            **settings,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "start": request.start,
+            "seconds": job.clip_range.seconds,
+            "seed": request.seed + i,
+            "method": request.method,
+        }
+        tags = {"comment": json.dumps(provenance, ensure_ascii=False, sort_keys=True)}
+        for path in paths:
+            if path.suffix.lower() in CODECS:
+                write_audio(path, waveform.numpy(), sample_rate, tags)
                 continue
-            assert wish.video is not None
-            before = torch.zeros(round(wish.start * rate))
-            mux_audio(wish.video, torch.cat([before, waveform]).numpy(), rate, file, tags)
+            assert request.video is not None
+            silence = torch.zeros(round(request.start * sample_rate))
+            mux_audio(request.video, torch.cat([silence, waveform]).numpy(), sample_rate, path, tags)

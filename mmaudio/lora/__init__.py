@@ -1,1 +1,1 @@
-"""LoRA adapters: which layers, which kinds, how they are attached, saved, loaded and merged."""
+"""LoRA adapters: settings, target layers, kinds, files and merging."""

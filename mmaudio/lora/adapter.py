@@ -1,19 +1,18 @@
-"""LoRA through peft: adapting a network's layers, and what can be done with an adapter.
+"""LoRA adapters through peft: adding, saving, loading, scaling and merging.
 
     model = add_lora(network, LoRAConfig(rank=32), generator)
     loss = velocity_loss(network, ...)       # the same network computes with the adapter
     state = adapter_state(model)             # PEFT's keys
     network = merge(model)                   # plain weights, exactly the released keys
 
-peft replaces the adapted layers inside the network, in place: the `MMAudio` object given to `add_lora` stays the one to
-call, and `adapted_network(model)` is that object. With `enabled=False` there is no adapter: the network itself is the
-model, and all its weights are trained; every function here takes it as well.
+peft replaces the adapted layers inside the network in place: the `MMAudio` object given to `add_lora` is still the one
+to call, and `adapted_network(model)` returns it. With `enabled=False` there is no adapter: the model is the network
+itself, all its weights are trained, and every function here accepts it.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from torch import Tensor, nn
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.config import DEFAULT_TARGETS, LoRAConfig, Phase, progressive
-from mmaudio.lora.fused_layers import KINDS
-from mmaudio.lora.peft_layers import ADAPTER, lora_layers
-from mmaudio.lora.targets import expand_targets, fresh_targets, layer_settings
+from mmaudio.lora.fused_layers import LORA_LAYERS
+from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
+from mmaudio.lora.targets import expand_targets, layer_settings, select_targets
+from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.state_dict import check_keys
 
@@ -40,72 +40,72 @@ __all__ = [
     "adapted_network",
     "adapter_state",
     "add_lora",
-    "drawn",
+    "draw_lora_a",
     "expand_targets",
-    "fresh_targets",
-    "inject",
+    "inject_adapter",
     "load_adapter_state",
     "merge",
     "parameter_counts",
     "peft_settings",
     "progressive",
-    "saved_config",
+    "saved_lora_config",
+    "select_targets",
     "set_strength",
 ]
 MAX_STRENGTH = 1.5
-"""The largest factor on an adapter's effect; 1 is as trained."""
+"""Largest strength of an adapter; 1 is as trained."""
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters of an adapted network."""
+    """Parameter counts of an adapted network."""
 
     total: int
-    """Base and adapter."""
+    """Base and adapter together."""
     trainable: int
     blocks: dict[str, int]
-    """Trainable ones by block (`joint_blocks.0`, ...), in the network's order."""
+    """Trainable parameters by block (`joint_blocks.0`, ...), in the order of the network."""
 
 
 def add_lora(network: MMAudio, config: LoRAConfig, generator: torch.Generator | None = None) -> nn.Module:
-    """Freezes the network and adds a trainable adapter that changes nothing yet, in place.
+    """Freeze the network and add a trainable adapter in place; initially the output does not change.
 
-    With a (CPU) generator the A matrices are drawn from it, Kaiming uniform, so a seed gives the same adapter anywhere.
-    Raises ConfigError for a target that matches nothing or is no place for this kind of adapter, for a rank larger than
-    its layer, and for a network that has an adapter already.
+    With a (CPU) generator the A matrices are drawn from it, Kaiming uniform, so a seed gives the same adapter on every
+    device. Raises ConfigError for a target that matches nothing or does not support this kind of adapter, for a rank
+    larger than its layer, and for a network that already has an adapter.
     """
     _refuse_adapted(network)
     if not config.enabled:
         network.requires_grad_(True)
-        base_values.keep(network)
+        base_values.record(network)
         return network
-    model = inject(network, config, fresh_targets(network, config))
+    model = inject_adapter(network, config, select_targets(network, config))
     if generator is not None:
         for layer in lora_layers(model).values():
-            weight = layer.lora_A[ADAPTER].weight
-            weight.data.copy_(drawn(weight.shape, generator))
+            weight = layer.lora_A[ADAPTER_NAME].weight
+            weight.data.copy_(draw_lora_a(weight.shape, generator))
     if config.init_lora_weights == "pissa":
-        pissa.start(model)
+        pissa.initialize(model)
     return model
 
 
-def inject(network: MMAudio, config: LoRAConfig, targets: Sequence[str]) -> nn.Module:
-    """Adds an adapter on the layers `targets`, by full names, that changes nothing, without `add_lora`'s checks."""
+def inject_adapter(network: MMAudio, config: LoRAConfig, targets: Sequence[str]) -> nn.Module:
+    """Add a new adapter to the layers `targets`, by full names, without the checks of `add_lora`."""
     _refuse_adapted(network)
     model: nn.Module = get_peft_model(network, peft_settings(config, targets))
-    base_values.keep(model)
+    base_values.record(model)
     return model
 
 
 def _refuse_adapted(network: nn.Module) -> None:
     if lora_layers(network):
-        raise ConfigError("this network has an adapter already: merge it, or build a new network")
+        raise ConfigError("this network already has an adapter: merge it, or build a new network")
 
 
 def peft_settings(config: LoRAConfig, targets: Sequence[str]) -> LoraConfig:
-    """The settings as peft's own object, for the modules `targets` in full."""
+    """Convert the settings to peft's LoraConfig, for the modules `targets` by full names."""
     layers = layer_settings(config, targets)
-    made = LoraConfig(
+    peft_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -116,39 +116,39 @@ def peft_settings(config: LoRAConfig, targets: Sequence[str]) -> LoraConfig:
         use_dora=config.use_dora,
         bias=config.bias,
     )
-    made._register_custom_module(KINDS)
-    return made
+    peft_config._register_custom_module(LORA_LAYERS)
+    return peft_config
 
 
-def drawn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A new A matrix, Kaiming uniform, on the CPU."""
-    values = torch.empty(*shape)
-    nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-    return values
+def draw_lora_a(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw an A matrix, Kaiming uniform, on the CPU."""
+    weight = torch.empty(*shape)
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    return weight
 
 
 def adapted_network(model: nn.Module) -> MMAudio:
-    """The network inside, the object given to `add_lora`: it computes with the adapter."""
+    """The network inside `model`: the object given to `add_lora`, which computes with the adapter."""
     network = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(network, MMAudio)
     return network
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the adapter's weights under the keys that PEFT saves (all weights, where all are trained).
+    """Copy the adapter's weights under PEFT's keys; of full fine-tuning, all weights of the network.
 
-    PiSSA's is the plain adapter of the same effect on the untouched base, of twice the rank; see `saved_config`.
+    A PiSSA adapter is converted to the equivalent plain LoRA of twice the rank; see `saved_lora_config`.
     """
-    state = {key: value.detach().clone() for key, value in _references(model).items()}
-    return pissa.as_lora(model, state)
+    state = {key: value.detach().clone() for key, value in _live_state(model).items()}
+    return pissa.to_lora_state(model, state)
 
 
-def saved_config(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
-    """The settings that `adapter_state` is to be read with."""
-    return pissa.as_lora_config(model, config)
+def saved_lora_config(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """The settings that describe the weights of `adapter_state`."""
+    return pissa.to_lora_config(model, config)
 
 
-def _references(model: nn.Module) -> dict[str, Tensor]:
+def _live_state(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(model, PeftModel):
         return dict(model.named_parameters())
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -156,55 +156,54 @@ def _references(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Sets the adapter's weights; raises WeightsError naming the first keys that do not fit."""
-    check_keys(_references(model), state, "adapter")
+    """Load the adapter's weights; WeightsError with the first keys that do not fit."""
+    check_keys(_live_state(model), state, "adapter")
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, dict(state))
     else:
         model.load_state_dict(dict(state), strict=False)
-    base_values.of(model).trained.clear()
+    base_values.get(model).trained.clear()
 
 
 def set_strength(model: nn.Module, strength: float) -> None:
-    """Scales the adapter's effect: 0 is the base, 1 as trained; a merge afterwards keeps the scale.
+    """Scale the adapter: 0 is the base model, 1 the adapter as trained; a later merge keeps the scale.
 
-    What is trained in the base's place (biases, DoRA's magnitudes, all weights) goes from the base's value to its own.
+    Parameters trained in place (biases, DoRA's magnitudes, all weights) are interpolated between both models.
     Raises ConfigError below 0 and above MAX_STRENGTH.
     """
     if not 0 <= strength <= MAX_STRENGTH:
         raise ConfigError(f"strength={strength:g}: from 0 (the base model) over 1 (as trained) to {MAX_STRENGTH:g}")
     for layer in lora_layers(model).values():
-        layer.set_scale(ADAPTER, strength)
-    base_values.blend(model, strength)
+        layer.set_scale(ADAPTER_NAME, strength)
+    base_values.interpolate(model, strength)
 
 
 def merge(model: nn.Module) -> MMAudio:
-    """Adds the adapter to the base weights, in float32 on the CPU, and removes it: plain weights, the released keys.
+    """Merge the adapter into the base weights in float32 on the CPU and remove it; the keys are the released ones.
 
-    Uses up `model`; the network, the object given to `add_lora`, returns to its device, in float32. Raises WeightsError
-    where the merged weights are not finite.
+    `model` must not be used afterwards. The returned network, the object given to `add_lora`, is in float32 on its
+    former device. Raises WeightsError if the merged weights are not finite.
     """
     network = adapted_network(model)
     device = next(network.parameters()).device
     network.to("cpu", torch.float32)  # on a GPU the convolutions that merge may round to TF32
-    broken = not all(weight.isfinite().all() for weight in network.parameters())
+    non_finite = not all(weight.isfinite().all() for weight in network.parameters())
     try:
-        if isinstance(model, PeftModel) and not broken:
+        if isinstance(model, PeftModel) and not non_finite:
             model.merge_and_unload(safe_merge=True)
     except ValueError:
-        broken = True
-    if broken:
+        non_finite = True
+    if non_finite:
         raise WeightsError("the adapter's weights are not finite: it is broken; take another checkpoint")
-    base_values.forget(network)
+    base_values.clear(network)
     return network.to(device)
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
-    """Counts the parameters of an adapted (or plain) network."""
+    """Count the parameters of a network with or without an adapter."""
     blocks: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found = re.search(r"(joint|fused)_blocks\.\d+", name)
-            blocks[found.group() if found else "other"] += parameter.numel()
+            blocks[block_name(name)] += parameter.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     return ParameterCounts(total, sum(blocks.values()), dict(blocks))

@@ -1,4 +1,4 @@
-"""An adapter's settings, in peft's words where peft has one.
+"""Settings of an adapter, with peft's names where peft has them.
 
 LoRA: arXiv 2106.09685. rsLoRA: 2312.03732. DoRA: 2402.09353. PiSSA: 2404.02948.
 """
@@ -22,68 +22,83 @@ DEFAULT_TARGETS = (
     "fused_blocks[*].attn.qkv",
     "fused_blocks[*].ffn",
 )
-"""Attention inputs and MLPs of all blocks."""
+"""The qkv projections and MLPs of all blocks."""
 BIASES = ("none", "all", "lora_only")
-STARTS = ("kaiming", "pissa")
+INITIALIZATIONS = ("kaiming", "pissa")
 """Values of `init_lora_weights`."""
 
 
 @dataclass
 class Phase:
-    """A part of progressive training: so many steps with this rank."""
+    """One phase of progressive training: a rank for a number of steps."""
 
     rank: int = 64
-    """As lora.rank; higher than the phase's before."""
+    """As lora.rank; at least that of the phase before."""
     max_steps: int = 1000
     """Optimizer steps of this phase alone."""
     alpha: float | None = None
-    """null: as much per rank as lora.alpha / lora.rank says."""
+    """null: rank times lora.alpha / lora.rank."""
 
 
 @dataclass
 class LoRAConfig:
-    """An adapter's settings; raises ConfigError for values that make no sense."""
+    """Settings of an adapter; raises ConfigError for invalid values."""
 
     rank: int = 64
-    """Width of the low-rank bottleneck; more where the training loss stays high, less where clips are learned by
-    heart."""
+    """higher rank = more capacity (16, 32, 64, 128)"""
     alpha: float = 128.0
-    """The adapter's output is scaled by alpha / rank."""
+    """scaling by alpha / rank, typically twice the rank"""
     dropout: float = 0.1
-    """Share of the branch's inputs that are dropped in training; more where the validation loss rises early."""
+    """regularisation, 0.0 to 0.3; higher where the validation loss rises early"""
     target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-    """Patterns over dotted module names; see `mmaudio.lora.targets`."""
+    """the layers to adapt; fewer where a few videos are learned by heart
+
+    Patterns over dotted module names; see `mmaudio.lora.targets`."""
     max_steps: int | None = None
-    """Optimizer steps with these settings; None: the trainer's. See `progressive`."""
+    """steps of these settings, in Python's lists of phases; null: max_steps below
+
+    See `progressive`."""
     extra_targets: list[str] = field(default_factory=list)
-    """Further patterns: linear1 (after attention) where rank alone does not help; *_input_proj (of latents, video,
-    text) where videos look or sound unlike what the base model knows: conditions are then projected anew every step."""
+    """[linear1]: where rank does not help; ["*_input_proj"]: unusual video or audio
+
+    linear1 follows the attention; *_input_proj projects latents, video and text, and conditions are then projected anew
+    in every step."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    """Ranks by pattern, where some layers need more than others; the first that matches counts. On the command line
+    """{attn.qkv: 128}: where some layers need more rank than others
+
+    Ranks by pattern; the first match counts. On the command line
     `lora.rank_pattern={attn.qkv:128,fused_blocks.*.ffn:16}`."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    """The same for alpha; where a layer with a rank of its own shall be scaled like the others."""
+    """{attn.qkv: 256}: where a layer's own rank shall not change its scale"""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(rank): where ranks of 64 and more do not learn faster than 16."""
+    """true: where ranks of 64 and more learn no faster than 16
+
+    Scales by alpha / sqrt(rank)."""
     use_dora: bool = False
-    """DoRA, linears only: trains the length of every row of weights apart from its direction; where a low rank (up to
-    16) falls short of a high one. Slower steps; merged it costs nothing."""
+    """true (linears only: preset=dora): where a low rank falls short of a high one
+
+    Trains magnitude and direction of every weight row separately. Slower steps; no cost after merging."""
     init_lora_weights: str = "kaiming"
-    """pissa, linears only: starts from the largest singular values of the base's weights; where few steps have to do.
-    Without dropout and weight decay, which would pull at the base's own weights."""
+    """pissa (linears only: preset=pissa): where few steps have to do
+
+    Starts from the largest singular values of the base weights; without dropout and weight decay, which would act on
+    the base weights."""
     bias: str = "none"
-    """all: also train every bias of the network, lora_only: those of adapted layers; where the videos' level or timbre
-    is off throughout."""
+    """all, lora_only: where level or timbre is off throughout
+
+    all: train every bias of the network too; lora_only: those of the adapted layers."""
     phases: list[Phase] = field(default_factory=list)
-    """Ranks that grow in the course of training, where it is not known which rank is enough:
-    [{rank: 32, max_steps: 1000}, {rank: 64, max_steps: 2000}]. rank and alpha are then the first phase's, and the
-    trainer's max_steps does not count."""
+    """[{rank: 32, max_steps: 1000}, {rank: 64, max_steps: 2000}]: which rank is unknown
+
+    The rank grows from phase to phase. rank and alpha are then those of the first phase, and the trainer's max_steps is
+    ignored."""
     enabled: bool = True
-    """false: train every weight of the network, to compare; try a tenth of the learning rate. Files and memory are
-    those of whole networks."""
+    """false: train every weight, to compare; a tenth of the learning rate
+
+    Full fine-tuning. Files and memory are those of whole networks."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if self.rank < 1:
             raise ConfigError(f"lora.rank={self.rank}: the rank is at least 1; 16 to 128 suits small sets")
         if not 0 < self.alpha < math.inf:
@@ -96,7 +111,7 @@ class LoRAConfig:
             raise ConfigError(f"lora.max_steps={self.max_steps}: at least 1, or nothing for the trainer's own number")
         self._check_patterns()
         self._check_kind()
-        self._settle_phases()
+        self._resolve_phases()
 
     def _check_patterns(self) -> None:
         for pattern, rank in self.rank_pattern.items():
@@ -107,7 +122,7 @@ class LoRAConfig:
                 raise ConfigError(f"lora.alpha_pattern: {pattern}: {alpha}: the scale is a positive number")
 
     def _check_kind(self) -> None:
-        for name, known in (("bias", BIASES), ("init_lora_weights", STARTS)):
+        for name, known in (("bias", BIASES), ("init_lora_weights", INITIALIZATIONS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"lora.{name}={getattr(self, name)!r}: unknown; it is {', '.join(known)}")
         if self.init_lora_weights == "pissa" and self.dropout:
@@ -120,22 +135,22 @@ class LoRAConfig:
             names = ("extra_targets", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights")
             for name in (*names, "bias", "phases"):
                 if getattr(self, name) != getattr(plain, name):
-                    raise ConfigError(f"lora.enabled=false trains every weight: lora.{name} means nothing there")
+                    raise ConfigError(f"lora.enabled=false trains every weight: lora.{name} has no effect there")
 
-    def _settle_phases(self) -> None:
-        """Takes rank and alpha from the first phase, and fills in the phases' alphas."""
+    def _resolve_phases(self) -> None:
+        """Set rank and alpha to those of the first phase, and fill in the alphas of the phases."""
         if not self.phases:
             return
-        scale, settled = self.alpha / self.rank, []
+        scale, phases = self.alpha / self.rank, []
         for number, phase in enumerate(self.phases, 1):
-            where = f"lora.phases: phase {number}"
+            label = f"lora.phases: phase {number}"
             if phase.max_steps < 1 or phase.rank < 1:
-                raise ConfigError(f"{where}: rank={phase.rank}, max_steps={phase.max_steps}: both are at least 1")
+                raise ConfigError(f"{label}: rank={phase.rank}, max_steps={phase.max_steps}: both are at least 1")
             alpha = scale * phase.rank if phase.alpha is None else phase.alpha
             if not 0 < alpha < math.inf:
-                raise ConfigError(f"{where}: alpha={alpha}: the scale is a positive number")
-            settled.append(dataclasses.replace(phase, alpha=alpha))
-        self.phases = settled
+                raise ConfigError(f"{label}: alpha={alpha}: the scale is a positive number")
+            phases.append(dataclasses.replace(phase, alpha=alpha))
+        self.phases = phases
         ranks = [phase.rank for phase in self.phases]
         if ranks != sorted(ranks):
             raise ConfigError(
@@ -144,30 +159,30 @@ class LoRAConfig:
         self.rank, self.alpha = ranks[0], self.phases[0].alpha or self.alpha
 
     @property
-    def steps(self) -> int | None:
-        """Optimizer steps of all phases, else `max_steps`."""
+    def total_steps(self) -> int | None:
+        """Optimizer steps of all phases; without phases, `max_steps`."""
         return sum(phase.max_steps for phase in self.phases) or self.max_steps
 
     @property
-    def kind(self) -> str:
-        """What it is called: LoRA, rsLoRA, DoRA, PiSSA, both, or full fine-tuning."""
+    def method_name(self) -> str:
+        """Name of the method: LoRA, rsLoRA, DoRA, PiSSA, a combination, or full fine-tuning."""
         if not self.enabled:
             return "full fine-tuning"
-        start = "PiSSA" if self.init_lora_weights == "pissa" else ""
-        names = [start, "DoRA" if self.use_dora else "", "rsLoRA" if self.use_rslora else ""]
+        initialization = "PiSSA" if self.init_lora_weights == "pissa" else ""
+        names = [initialization, "DoRA" if self.use_dora else "", "rsLoRA" if self.use_rslora else ""]
         return " + ".join(name for name in names if name) or "LoRA"
 
     def phase_at(self, step: int) -> int:
-        """Index of the phase that the optimizer step number `step` (from 0) belongs to; 0 where there are none."""
-        ends = 0
+        """Index of the phase of the optimizer step `step` (from 0); 0 without phases."""
+        end = 0
         for number, phase in enumerate(self.phases):
-            ends += phase.max_steps
-            if step < ends:
+            end += phase.max_steps
+            if step < end:
                 return number
         return max(0, len(self.phases) - 1)
 
     def in_phase(self, number: int) -> LoRAConfig:
-        """The settings of one phase alone, without the others; the same settings where there are no phases."""
+        """Settings of a single phase; without phases, the settings themselves."""
         if not self.phases:
             return self
         phase = self.phases[number]
@@ -176,11 +191,11 @@ class LoRAConfig:
 
 
 def progressive(configs: Sequence[LoRAConfig]) -> LoRAConfig:
-    """Settings that train with each of `configs` in turn, for its max_steps: the same adapter, its rank growing.
+    """Combine `configs` to settings that train with each in turn for its max_steps: one adapter whose rank grows.
 
     TrainConfig(lora=progressive([LoRAConfig(rank=32, max_steps=1000), LoRAConfig(rank=64, max_steps=2000)]))
 
-    Raises ConfigError where one has no max_steps, or they differ in more than rank, alpha and max_steps.
+    Raises ConfigError if one has no max_steps, or if they differ in more than rank, alpha and max_steps.
     """
     if not configs:
         raise ConfigError("progressive: no phases; give at least one LoRAConfig with max_steps")
@@ -188,8 +203,8 @@ def progressive(configs: Sequence[LoRAConfig]) -> LoRAConfig:
     for number, config in enumerate(configs, 1):
         if config.max_steps is None:
             raise ConfigError(f"progressive: phase {number} has no max_steps, the steps that it takes")
-        alike = dataclasses.replace(config, rank=first.rank, alpha=first.alpha, max_steps=first.max_steps)
-        if config.phases or alike != first:
+        comparable = dataclasses.replace(config, rank=first.rank, alpha=first.alpha, max_steps=first.max_steps)
+        if config.phases or comparable != first:
             raise ConfigError(f"progressive: phase {number} differs from the first in more than rank and alpha")
         phases.append(Phase(config.rank, config.max_steps, config.alpha))
     return dataclasses.replace(first, max_steps=None, phases=phases)

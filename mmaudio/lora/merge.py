@@ -1,7 +1,7 @@
-"""An adapter merged for deployment: the released file's keys and types, and proof that it computes the same.
+"""Merging of an adapter into the base weights, with the released keys and dtypes, and a check of the output.
 
-merged = merged_copy(model, dtypes)  # the adapted model stays as it is
-torch.save(merged.state, path)
+merged = merge_copy(model, dtypes)  # the adapted model is unchanged
+torch.save(merged.state_dict, path)
 """
 
 from __future__ import annotations
@@ -18,59 +18,59 @@ from mmaudio.lora.adapter import adapted_network, merge
 from mmaudio.model.networks import MMAudio
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far a merged network's velocity may be from the adapted one's, as a share of the largest value, by the type that
-the weights are rounded to; 1e-4 and 5e-2 are also what the golden values are compared with."""
+"""Largest accepted deviation of the merged network's velocity, relative to the largest value, by dtype of the weights.
+1e-4 and 5e-2 are also the tolerances of the golden values."""
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A merged network and what its file holds."""
+class MergedNetwork:
+    """A merged network and its state dict."""
 
     network: MMAudio
-    """Without an adapter; it computes in float32, on its own device, with the values of `state`."""
-    state: dict[str, Tensor]
-    """The released keys in the types of the base's file, on the CPU."""
-    difference: float
-    """Largest deviation of the velocity from the adapted network's, as a share of its largest value."""
+    """Without an adapter, in float32 on its device, with the values of `state_dict`."""
+    state_dict: dict[str, Tensor]
+    """The released keys in the dtypes of the base file, on the CPU."""
+    max_difference: float
+    """Largest deviation from the adapted network's velocity, relative to its largest value."""
     dtype: torch.dtype
-    """The coarsest type in `state`, whose rounding that is."""
+    """Coarsest dtype in `state_dict`, whose rounding dominates `max_difference`."""
 
 
-def merged_copy(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Merged:
-    """Merge a copy of `model` in float32, at the strength that is set, and round it to `dtypes`, by released key.
+def merge_copy(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> MergedNetwork:
+    """Merge a copy of `model` in float32 at its current strength and round it to `dtypes`, given by released key.
 
-    Both compute the velocity at one random input on the CPU in float32. Raises WeightsError where it is not finite, or
-    differs by more than the types' rounding explains.
+    Adapted and merged network are compared at one random input on the CPU in float32. Raises WeightsError for a
+    velocity that is not finite or differs by more than TOLERANCES.
     """
     device = next(model.parameters()).device
-    working = copy.deepcopy(model)
-    network = adapted_network(working).to("cpu", torch.float32).eval()
-    expected = velocity_at_random(network)
-    merge(working)
-    state = {key: value.detach().to(dtypes[key]) for key, value in network.state_dict().items()}
-    network.load_state_dict(state)
-    got, largest = velocity_at_random(network), expected.abs().max()
-    difference = float((got - expected).abs().max() / largest.clamp_min(torch.finfo(torch.float32).tiny))
+    model_copy = copy.deepcopy(model)
+    network = adapted_network(model_copy).to("cpu", torch.float32).eval()
+    expected = velocity_at_random_input(network)
+    merge(model_copy)
+    state_dict = {key: value.detach().to(dtypes[key]) for key, value in network.state_dict().items()}
+    network.load_state_dict(state_dict)
+    velocity, largest = velocity_at_random_input(network), expected.abs().max()
+    max_difference = float((velocity - expected).abs().max() / largest.clamp_min(torch.finfo(torch.float32).tiny))
     coarsest = max(set(dtypes.values()), key=lambda dtype: torch.finfo(dtype).eps)
-    allowed = TOLERANCES.get(coarsest, TOLERANCES[torch.bfloat16])
-    if not difference <= allowed:  # not a number, too
+    tolerance = TOLERANCES.get(coarsest, TOLERANCES[torch.bfloat16])
+    if not max_difference <= tolerance:  # also true for NaN
         raise WeightsError(
             f"merged and rounded to the base's {str(coarsest).removeprefix('torch.')}, the velocity differs by "
-            f"{difference:.1e} of its largest value, more than {allowed:.0e}; nothing is written. The adapter is very "
-            "strong: use it unmerged, or at a lower strength"
+            f"{max_difference:.1e} of its largest value, more than {tolerance:.0e}; nothing is written. The adapter is "
+            "very strong: use it unmerged, or at a lower strength"
         )
-    return Merged(network.to(device).requires_grad_(False), state, difference, coarsest)
+    return MergedNetwork(network.to(device).requires_grad_(False), state_dict, max_difference, coarsest)
 
 
 @torch.no_grad()
-def velocity_at_random(network: MMAudio, seed: int = 0) -> Tensor:
-    """The velocity (1, N, C) at standard normal inputs of the network's current lengths, t = 0.5."""
+def velocity_at_random_input(network: MMAudio, seed: int = 0) -> Tensor:
+    """Velocity (1, N, C) at standard normal inputs of the network's current lengths and t = 0.5."""
     generator = torch.Generator().manual_seed(seed)
-    spec, size = network.spec, network.lengths
+    spec, lengths = network.spec, network.lengths
     shapes = (
-        (size.latent, spec.latent_dim),
-        (size.clip, spec.clip_dim),
-        (size.sync, spec.sync_dim),
+        (lengths.latent_tokens, spec.latent_dim),
+        (lengths.clip_tokens, spec.clip_dim),
+        (lengths.sync_tokens, spec.sync_dim),
         (spec.text_tokens, spec.text_dim),
     )
     inputs = (torch.randn(1, *shape, generator=generator) for shape in shapes)

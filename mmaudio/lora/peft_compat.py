@@ -1,8 +1,8 @@
-"""What an adapter that anyone may have written says of itself: its keys, its shapes, and peft's settings.
+"""Reading of adapters that other programs wrote with peft: their keys, shapes and settings.
 
-state = lora_weights(stored)            # PEFT's keys, or an error that says what else is in there
-lora = lora_settings(adapter_config)    # ours
-likely_models(state)                    # ["medium_44k"]
+state = lora_weights(stored)                # PEFT's keys, or an error that names the first other key
+lora = lora_settings(adapter_config, targets)
+find_possible_models(state)                 # ["medium_44k"]
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora.config import LoRAConfig
-from mmaudio.lora.peft_layers import PREFIX
+from mmaudio.lora.peft_layers import KEY_PREFIX
+from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
 
-_KEY = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_MAGNITUDE = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
-_BIAS = re.compile(rf"(?:{re.escape(PREFIX)})?((?:(?!lora_).)+)\.bias")
-_WITHOUT_EFFECT = {
+_KEY = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_MAGNITUDE = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
+_BIAS = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?((?:(?!lora_).)+)\.bias")
+_IGNORED_SETTINGS = {
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -48,18 +49,27 @@ _WITHOUT_EFFECT = {
     "target_modules",
     "task_type",
 }
-"""Settings that say how an adapter was made: the names of its weights already say on which layers."""
-_OWN = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias"}
-_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of init_lora_weights that leave the base weights as they are."""
+"""Settings of how an adapter was made; the target layers follow from the names of its weights."""
+_SUPPORTED_SETTINGS = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+}
+_SUPPORTED_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that do not change the base weights."""
 
 
 def lora_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The A and B matrices, DoRA's magnitudes and biases, under the keys that PEFT saves.
+    """Collect A and B matrices, DoRA's magnitudes and biases under PEFT's keys.
 
-    Raises WeightsError where there is anything else, or a half.
+    Raises WeightsError for any other key, and for an A without its B or the reverse.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for key, value in state.items():
         name = _peft_key(key)
         if not name:
@@ -68,39 +78,40 @@ def lora_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         if not value.isfinite().all():
             raise WeightsError(f"{key} is not finite: the adapter is broken; take another checkpoint")
-        found[name] = value
-    matrices = [key for key in found if key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    halves = [key for key in matrices if _other_half(key) not in found]
-    if halves or not matrices:
-        raise WeightsError(f"{halves[0]} stands without its other half" if halves else "holds no weights")
-    return found
+        weights[name] = value
+    matrices = [key for key in weights if key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    unpaired = [key for key in matrices if _paired_key(key) not in weights]
+    if unpaired or not matrices:
+        raise WeightsError(f"{unpaired[0]} has no {_paired_key(unpaired[0])}" if unpaired else "holds no weights")
+    return weights
 
 
 def _peft_key(key: str) -> str:
-    """The key that PEFT saves a value under, with or without the adapter's name; empty for what is no adapter's."""
+    """PEFT's key of a value, without the adapter's name; empty for a key that is not an adapter's."""
     if match := _KEY.fullmatch(key):
-        return f"{PREFIX}{match[1]}.lora_{match[2]}.weight"
+        return f"{KEY_PREFIX}{match[1]}.lora_{match[2]}.weight"
     if match := _MAGNITUDE.fullmatch(key):
-        return f"{PREFIX}{match[1]}.lora_magnitude_vector"
+        return f"{KEY_PREFIX}{match[1]}.lora_magnitude_vector"
     match = _BIAS.fullmatch(key)
-    return f"{PREFIX}{match[1]}.bias" if match else ""
+    return f"{KEY_PREFIX}{match[1]}.bias" if match else ""
 
 
-def _other_half(key: str) -> str:
+def _paired_key(key: str) -> str:
+    """Key of the B matrix for an A matrix, and the reverse."""
     name, half, _ = key.rsplit(".", 2)
     return f"{name}.lora_{'B' if half == 'lora_A' else 'A'}.weight"
 
 
 def adapted_modules(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the layers that have matrices in `state` (PEFT's keys), sorted."""
-    end = ".lora_A.weight"
-    return sorted(key.removeprefix(PREFIX).removesuffix(end) for key in state if key.endswith(end))
+    suffix = ".lora_A.weight"
+    return sorted(key.removeprefix(KEY_PREFIX).removesuffix(suffix) for key in state if key.endswith(suffix))
 
 
 def lora_settings(config: Mapping[str, Any], targets: list[str]) -> LoRAConfig:
-    """Our settings of an `adapter_config.json`, for an adapter on the layers `targets`.
+    """Convert an `adapter_config.json` to LoRAConfig, for an adapter on the layers `targets`.
 
-    Raises WeightsError for another method than LoRA, a setting that is missing, or one that is not read here.
+    Raises WeightsError for another method than LoRA, a missing setting, or a setting that is not supported.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -108,7 +119,7 @@ def lora_settings(config: Mapping[str, Any], targets: list[str]) -> LoRAConfig:
     missing = [name for name in ("r", "lora_alpha") if name not in config]
     if missing:
         raise WeightsError(f"{missing[0]} is missing in adapter_config.json")
-    _refuse_other_methods(config)
+    _check_supported(config)
     rank, alpha = config["r"], config["lora_alpha"]
     try:
         return LoRAConfig(
@@ -116,89 +127,90 @@ def lora_settings(config: Mapping[str, Any], targets: list[str]) -> LoRAConfig:
             alpha=float(alpha),
             dropout=float(config.get("lora_dropout", 0.0)),
             target_modules=targets,
-            rank_pattern=_by_name(config.get("rank_pattern"), targets, rank),
-            alpha_pattern=_by_name(config.get("alpha_pattern"), targets, alpha),
+            rank_pattern=_expand_pattern(config.get("rank_pattern"), targets, rank),
+            alpha_pattern=_expand_pattern(config.get("alpha_pattern"), targets, alpha),
             use_rslora=bool(config.get("use_rslora")),
             use_dora=bool(config.get("use_dora")),
             bias=config.get("bias") or "none",
         )
     except (ConfigError, TypeError, ValueError, re.error) as error:
-        raise WeightsError(f"adapter_config.json makes no sense: {error}") from error
+        raise WeightsError(f"adapter_config.json is invalid: {error}") from error
 
 
-def _by_name(patterns: Mapping[str, Any] | None, targets: list[str], usual: Any) -> dict[str, Any]:
-    """peft's patterns, regular expressions, as the names of the layers that they mean."""
+def _expand_pattern(patterns: Mapping[str, Any] | None, targets: list[str], default: Any) -> dict[str, Any]:
+    """Expand peft's patterns, which are regular expressions, to layer names with a value other than the default."""
     if not patterns:
         return {}
-    found = {name: patterns.get(get_pattern_key(list(patterns), name), usual) for name in targets}
-    return {name: value for name, value in found.items() if value != usual}
+    values = {name: patterns.get(get_pattern_key(list(patterns), name), default) for name in targets}
+    return {name: value for name, value in values.items() if value != default}
 
 
-def _refuse_other_methods(config: Mapping[str, Any]) -> None:
-    start = config.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
+def _check_supported(config: Mapping[str, Any]) -> None:
+    initialization = config.get("init_lora_weights", True)
+    if initialization not in _SUPPORTED_INITIALIZATIONS:
         raise WeightsError(
-            f"init_lora_weights is {start!r}, which changes the base weights; let peft convert it "
+            f"init_lora_weights is {initialization!r}, which changes the base weights; let peft convert it "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    usual = {field.name: getattr(LoraConfig(), field.name) for field in dataclasses.fields(LoraConfig)}
-    for name in usual.keys() - _WITHOUT_EFFECT - _OWN - {"init_lora_weights"}:
+    defaults = {field.name: getattr(LoraConfig(), field.name) for field in dataclasses.fields(LoraConfig)}
+    for name in defaults.keys() - _IGNORED_SETTINGS - _SUPPORTED_SETTINGS - {"init_lora_weights"}:
         value = config.get(name)
-        if value and value != usual[name]:
-            raise WeightsError(f"{name} is {value!r}; of peft's settings, {', '.join(sorted(_OWN))} are read")
+        if value and value != defaults[name]:
+            supported = ", ".join(sorted(_SUPPORTED_SETTINGS))
+            raise WeightsError(f"{name} is {value!r}; of peft's settings, {supported} are read")
 
 
-def misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What of an adapter (PEFT's keys) does not fit a network, which may be on the meta device; empty if it fits."""
+def find_misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Describe the parts of an adapter (PEFT's keys) that do not fit a network, which may be on the meta device."""
     modules = dict(network.named_modules())
-    found = []
+    problems = []
     for name in adapted_modules(state):
         layer = modules.get(name)
         if not isinstance(layer, (nn.Linear, nn.Conv1d)):
-            found.append(f"it has no layer {name}")
+            problems.append(f"it has no layer {name}")
             continue
-        a, b = (tuple(state[f"{PREFIX}{name}.lora_{half}.weight"].shape) for half in "AB")
-        out, *rest = layer.weight.shape
-        if a[1:] != tuple(rest) or b[0] != out:
-            found.append(f"{name} is {out} x {' x '.join(map(str, rest))}, not {b[0]} x {' x '.join(map(str, a[1:]))}")
-        if f"{PREFIX}{name}.lora_magnitude_vector" in state and not isinstance(layer, nn.Linear):
-            found.append(f"{name} is a convolution, and DoRA is read on linears only")
+        a, b = (tuple(state[f"{KEY_PREFIX}{name}.lora_{half}.weight"].shape) for half in "AB")
+        if (b[0], *a[1:]) != tuple(layer.weight.shape):
+            shape, adapter_shape = (" x ".join(map(str, sizes)) for sizes in (layer.weight.shape, (b[0], *a[1:])))
+            problems.append(f"{name} is {shape}, not {adapter_shape}")
+        if f"{KEY_PREFIX}{name}.lora_magnitude_vector" in state and not isinstance(layer, nn.Linear):
+            problems.append(f"{name} is a convolution, and DoRA is supported on linears only")
     for key, value in state.items():
-        name = key.removeprefix(PREFIX).removesuffix(".bias").removesuffix(".base_layer")
+        name = key.removeprefix(KEY_PREFIX).removesuffix(".bias").removesuffix(".base_layer")
         bias = getattr(modules.get(name), "bias", None)
         if key.endswith(".bias") and not (isinstance(bias, Tensor) and bias.shape == value.shape):
-            found.append(f"it has no bias {name}.bias of {len(value)}")
-    return found
+            problems.append(f"it has no bias {name}.bias of {len(value)}")
+    return problems
 
 
-def likely_models(state: Mapping[str, Tensor]) -> list[str]:
-    """The base models that an adapter (PEFT's keys) fits; of those with as many blocks as it has, if any, only them.
+def find_possible_models(state: Mapping[str, Tensor]) -> list[str]:
+    """Base models that an adapter (PEFT's keys) fits; if some of them have as many blocks as it, only these.
 
-    Shapes cannot tell models that differ outside the adapted layers alone, such as small_16k from small_44k.
+    Shapes do not distinguish models that differ only outside the adapted layers, such as small_16k and small_44k.
     """
     fitting, exact = [], []
     for name, spec in MODELS.items():
         with torch.device("meta"):
             network = build_network(name)
-        if misfits(network, state):
+        if find_misfits(network, state):
             continue
         fitting.append(name)
-        own = {"joint_blocks": spec.network.joint_blocks, "fused_blocks": spec.network.fused_blocks}
-        if all(own[blocks] == count for blocks, count in _blocks(state).items()):
+        num_blocks = {"joint_blocks": spec.network.num_joint_blocks, "fused_blocks": spec.network.num_fused_blocks}
+        if all(num_blocks[stack] == count for stack, count in _count_blocks(state).items()):
             exact.append(name)
     return exact or fitting
 
 
-def _blocks(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many blocks an adapter reaches over: the highest number of each kind, plus one."""
+def _count_blocks(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Number of blocks that an adapter spans, by stack: the highest index plus one."""
     counts: dict[str, int] = {}
     for name in adapted_modules(state):
-        match = re.match(r"(joint_blocks|fused_blocks)\.(\d+)\.", name)
-        if match:
-            counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
+        stack, _, index = block_name(name).partition(".")
+        if index:
+            counts[stack] = max(counts.get(stack, 0), int(index) + 1)
     return counts
 
 
-def shapes_of(models: Sequence[str]) -> str:
+def describe_shapes(models: Sequence[str]) -> str:
     """`these are the shapes of medium_44k`."""
     return f"these are the shapes of {' or '.join(models)}"

@@ -1,17 +1,17 @@
-"""Finding peft's layers inside a network."""
+"""Lookup of peft's LoRA layers inside a network."""
 
 from __future__ import annotations
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-ADAPTER = "default"
-"""What peft calls the only adapter."""
-PREFIX = "base_model.model."
-"""What PEFT's keys begin with."""
+ADAPTER_NAME = "default"
+"""Name under which peft stores the adapter."""
+KEY_PREFIX = "base_model.model."
+"""Prefix of PEFT's state-dict keys."""
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The adapted layers by their names in the network, in its order."""
+    """Adapted layers by module name, in the order of the network."""
     modules = model.named_modules()
-    return {name.removeprefix(PREFIX): module for name, module in modules if isinstance(module, LoraLayer)}
+    return {name.removeprefix(KEY_PREFIX): module for name, module in modules if isinstance(module, LoraLayer)}

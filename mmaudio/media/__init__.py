@@ -1,1 +1,1 @@
-"""Video and audio files: frames, sound, time stamps and muxing."""
+"""Video and audio files: decoding, time stamps, resampling and muxing."""

@@ -1,4 +1,4 @@
-"""The sound of a video: read as mono on the picture's time axis, resampled, cut into windows.
+"""Audio of a video file: decoded to mono on the time axis of its first frame, and resampled.
 
 Legend: C channels, T samples.
 """
@@ -17,136 +17,147 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from mmaudio.errors import DataError
-from mmaudio.media.video import VideoInfo, decoded, opened, probe
+from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe
 
 PEAK = 0.95
 """Peak of a training window."""
 SILENT_PEAK = 1e-6
 """A window whose peak is below this cannot be scaled."""
-ZEROS, ROLLOFF = 64, 0.9475937167399596
-"""Half the width of resampling's sinc, in its zero crossings, and its cut-off as a share of the lower rate's half."""
-JUMP = 0.05
-"""Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing or there twice."""
-LONGEST_HOLE = 600.0
-"""Seconds. A time stamp that is further ahead is wrong, or what follows belongs to something else."""
+SINC_ZERO_CROSSINGS, SINC_ROLLOFF = 64, 0.9475937167399596
+"""Half the width of the resampling sinc in zero crossings; its cut-off as a share of the lower Nyquist frequency."""
+MAX_TIMESTAMP_ERROR = 0.05
+"""Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing or duplicated."""
+MAX_HOLE_SECONDS = 600.0
+"""A time stamp that is further ahead is wrong, or what follows belongs to something else."""
 FULL_SCALE = 0.999
 """A sample from this on is at full scale."""
+MAX_CHUNK_SECONDS = 1
 
 
 def read_audio(path: Path | str, info: VideoInfo | None = None) -> tuple[Tensor, int]:
-    """The mean of all channels of the chosen sound track (T,) float32 and its rate in hertz, as `sound_pieces` has it.
+    """The whole audio track, mixed to mono (T,) float32, and its sample rate in hertz; see `decode_waveform`.
 
-    Raises DataError where there is no sound at all.
+    Raises DataError where there is no audio at all.
     """
     info = info or probe(path)
-    pieces = list(sound_pieces(info))
-    return torch.cat(pieces), sound_rate(info)
+    return torch.cat(list(decode_waveform(info))), native_sample_rate(info)
 
 
-def sound_rate(info: VideoInfo) -> int:
-    """Samples per second of the sound; DataError where there is none."""
-    if info.audio_rate is None:
+def native_sample_rate(info: VideoInfo) -> int:
+    """Sample rate of the audio track in hertz; DataError where there is no audio."""
+    if info.audio_sample_rate is None:
         raise DataError(f"{info.path.name}: no sound")
-    if not info.audio_rate:
+    if not info.audio_sample_rate:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
-    return info.audio_rate
+    return info.audio_sample_rate
 
 
-def sound_pieces(info: VideoInfo) -> Iterator[Tensor]:
-    """The mean of all channels of the chosen sound track, (T,) float32 piece by piece, no longer than a second each.
+def decode_waveform(info: VideoInfo) -> Iterator[Tensor]:
+    """Decode the audio track, mixed to mono, in chunks (T,) float32 of at most a second.
 
-    Sample 0 is the instant of the first picture; where the sound begins later or has a hole, there are zeros, and where
-    it steps back in time, what is there already stays. What cannot be decoded is passed over. Raises DataError where
-    there is no sound at all.
+    Sample 0 is the instant of the first frame. Where the audio begins later or has a hole, there are zeros; where its
+    time stamps step back, the earlier samples stay. Packets that cannot be decoded are skipped. Raises DataError where
+    there is no audio at all.
     """
-    for piece in sound_blocks(info):
-        yield piece.wave
+    for chunk in decode_audio(info):
+        yield chunk.waveform
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Up to a second of sound."""
+class AudioChunk:
+    """Up to a second of consecutive audio."""
 
-    wave: Tensor
+    waveform: Tensor
     """The mean of all channels (T,), float32."""
-    full: Tensor
+    full_scale: Tensor
     """Where a channel is at full scale (T,), bool: the mean would hide it."""
-    real: bool
-    """False for zeros that stand where there is no sound."""
+    is_audio: bool
+    """False for zeros that fill a hole."""
 
 
-def sound_blocks(info: VideoInfo) -> Iterator[Piece]:
-    """What `sound_pieces` gives, and what of it is real. A hole longer than LONGEST_HOLE ends the sound."""
-    rate = sound_rate(info)
+def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
+    """As `decode_waveform`, with clipping and holes. A hole longer than MAX_HOLE_SECONDS ends the audio."""
+    sample_rate = native_sample_rate(info)
     length = 0
-    for time, block in _blocks(info, rate):
-        position = length if time is None else round((time - info.origin) * rate)
+    for time, block in _decode_blocks(info, sample_rate):
+        position = length if time is None else round((time - info.start_time) * sample_rate)
         if length == 0 and position < 0:
             block = block[:, -position:]
-        elif length - position > JUMP * rate:  # sound of instants that have theirs: it would delay all that follows
+        elif length - position > MAX_TIMESTAMP_ERROR * sample_rate:  # a second time: it would delay all that follows
             block = block[:, length - position :]
-        elif position - length > (JUMP * rate if length else 0):
-            if position - length > LONGEST_HOLE * rate:
+        elif position - length > (MAX_TIMESTAMP_ERROR * sample_rate if length else 0):
+            if position - length > MAX_HOLE_SECONDS * sample_rate:
                 break
-            for first in range(length, position, rate):
-                count = min(rate, position - first)
-                yield Piece(torch.zeros(count), torch.zeros(count, dtype=torch.bool), real=False)
+            yield from _silence(position - length, sample_rate)
             length = position
-        for channels in torch.split(torch.from_numpy(block), rate, dim=1):
-            yield Piece(channels.mean(0), (channels.abs() >= FULL_SCALE).any(0), real=True)
+        for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
+            yield AudioChunk(channels.mean(0), (channels.abs() >= FULL_SCALE).any(0), is_audio=True)
         length += block.shape[1]
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
 
 
-def resample_audio(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """(..., T) at `rate` Hz -> (..., T * target / rate, rounded up) at `target` Hz, by a Kaiser-windowed sinc."""
-    if rate == target:
+def _silence(samples: int, sample_rate: int) -> Iterator[AudioChunk]:
+    """Zeros that fill a hole of so many samples."""
+    for first in range(0, samples, MAX_CHUNK_SECONDS * sample_rate):
+        count = min(MAX_CHUNK_SECONDS * sample_rate, samples - first)
+        yield AudioChunk(torch.zeros(count), torch.zeros(count, dtype=torch.bool), is_audio=False)
+
+
+def resample_audio(waveform: Tensor, orig_rate: int, new_rate: int) -> Tensor:
+    """Resample (..., T) from `orig_rate` to `new_rate` Hz by a Kaiser-windowed sinc.
+
+    Returns (..., T * new_rate / orig_rate, rounded up).
+    """
+    if orig_rate == new_rate:
         return waveform
-    resampled: Tensor = resampler(rate, target)(waveform)
+    resampled: Tensor = make_resampler(orig_rate, new_rate)(waveform)
     return resampled
 
 
-def resampler(rate: int, target: int) -> Resample:
-    """What `resample_audio` computes with: it sees `ZEROS` periods of the lower rate to both sides of a sample."""
+def make_resampler(orig_rate: int, new_rate: int) -> Resample:
+    """The resampler of `resample_audio`; its kernel reaches SINC_ZERO_CROSSINGS periods of the lower rate each way."""
     return Resample(
-        rate,
-        target,
+        orig_rate,
+        new_rate,
         resampling_method="sinc_interp_kaiser",
-        lowpass_filter_width=ZEROS,
-        rolloff=ROLLOFF,
+        lowpass_filter_width=SINC_ZERO_CROSSINGS,
+        rolloff=SINC_ROLLOFF,
         beta=14.769656459379492,
     )
 
 
-def audio_window(waveform: Tensor, rate: int, start: float, samples: int, peak: float | None = PEAK) -> Tensor:
-    """`samples` samples from `start` seconds on (samples,), zero-padded past the end, scaled to the peak `peak`.
+def cut_audio_window(
+    waveform: Tensor, sample_rate: int, start: float, samples: int, peak: float | None = PEAK
+) -> Tensor:
+    """Cut `samples` samples from `start` seconds on (samples,), zero-padded past the end, scaled to the peak `peak`.
 
-    A silent window (peak below 1e-6) and `peak=None` leave the scale as it is.
+    A silent window (peak below SILENT_PEAK) and `peak=None` leave the scale as it is.
     """
-    first = round(start * rate)
-    return fitted(waveform[first : first + samples], samples, peak)
+    first = round(start * sample_rate)
+    return pad_and_normalize(waveform[first : first + samples], samples, peak)
 
 
-def fitted(window: Tensor, samples: int, peak: float | None = PEAK) -> Tensor:
-    """A window (T,) zero-padded to `samples` and scaled to the peak `peak`, as `audio_window` does it.
+def pad_and_normalize(window: Tensor, samples: int, peak: float | None = PEAK) -> Tensor:
+    """Zero-pad a window (T,) to `samples` and scale it to the peak `peak`, as `cut_audio_window` does.
 
-    It is divided first and multiplied then, as the reference does: another order rounds differently by one part in
-    10^8, which the logarithm of a nearly silent mel band makes 0.0008 of.
+    It is divided first and multiplied then, as in the reference code: another order rounds differently by one part in
+    10^8, which becomes 0.0008 in the logarithm of a nearly silent mel band.
     """
     window = torch.nn.functional.pad(window, (0, samples - len(window)))
     loudest = float(window.abs().max())
     return window if peak is None or loudest < SILENT_PEAK else window / loudest * peak
 
 
-def _blocks(info: VideoInfo, rate: int) -> Iterator[tuple[float | None, npt.NDArray[np.float32]]]:
-    """Time in seconds and samples (channels, T) of every decoded block; its kind of samples may change on the way."""
-    with opened(info.path) as container:
-        resampler, kind = None, None
-        for frame in decoded(container, container.streams.audio[info.track]):
-            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
-                kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-                resampler = av.AudioResampler(format="flt", rate=rate)  # PyAV crashes on eight planes
+def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | None, npt.NDArray[np.float32]]]:
+    """Time in seconds and samples (C, T) of every decoded frame; the sample format may change within the file."""
+    with open_container(info.path) as container:
+        resampler, audio_format = None, None
+        for frame in decode_frames(container, container.streams.audio[info.audio_track]):
+            frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if audio_format != frame_format:
+                audio_format = frame_format
+                resampler = av.AudioResampler(format="flt", rate=sample_rate)  # PyAV crashes on eight planes
             assert resampler is not None
             time = None if frame.pts is None else float(frame.pts * frame.time_base)
             for converted in resampler.resample(frame):

@@ -1,4 +1,4 @@
-"""Which files a picture can be copied into as it is, and which sound codec stands beside it there."""
+"""Container formats: those a video stream can be copied into unchanged, and the audio codec of each."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import av
 
 from mmaudio.errors import DataError
-from mmaudio.media.video import opened, picture_stream
+from mmaudio.media.video import open_container, video_stream
 
 
 @dataclass(frozen=True)
-class Container:
-    """A kind of video file, by FFmpeg's names."""
+class ContainerFormat:
+    """A container format, by FFmpeg's names."""
 
     muxer: str
-    sound: str
-    """The sound's encoder."""
+    audio_codec: str
+    """The audio's encoder."""
 
-    def takes(self, picture: Any) -> bool:
-        """Whether a video stream can be copied into it: a header is tried in memory."""
+    def accepts(self, stream: Any) -> bool:
+        """Whether a video stream can be copied into it: a header is written in memory to find out."""
         try:
             with av.open(io.BytesIO(), "w", format=self.muxer) as trial:
-                trial.add_stream_from_template(picture, opaque=True)
+                trial.add_stream_from_template(stream, opaque=True)
                 trial.start_encoding()
         except (av.FFmpegError, ValueError):
             return False
@@ -33,34 +33,35 @@ class Container:
 
 
 CONTAINERS = {
-    ".mp4": Container("mp4", "aac"),
-    ".m4v": Container("mp4", "aac"),
-    ".mov": Container("mov", "aac"),
-    ".mkv": Container("matroska", "flac"),
-    ".webm": Container("webm", "libopus"),
-    ".wmv": Container("asf", "wmav2"),
+    ".mp4": ContainerFormat("mp4", "aac"),
+    ".m4v": ContainerFormat("mp4", "aac"),
+    ".mov": ContainerFormat("mov", "aac"),
+    ".mkv": ContainerFormat("matroska", "flac"),
+    ".webm": ContainerFormat("webm", "libopus"),
+    ".wmv": ContainerFormat("asf", "wmav2"),
 }
-"""By suffix: the kinds that are written. Each keeps picture and sound aligned to the millisecond."""
-OTHERS = (".mp4", ".mkv")
-"""What the picture of another kind of file goes into, in this order."""
+"""Output formats by suffix. Each preserves the sync of video and audio to the millisecond."""
+FALLBACK_SUFFIXES = (".mp4", ".mkv")
+"""Formats for the video stream of another kind of file, in this order."""
 
 
-def suffix_for(video: Path) -> str:
-    """The suffix of a file that takes the picture of `video`: its own where it can be, else MP4, else Matroska.
+def choose_suffix(video: Path) -> str:
+    """The suffix of a file that can hold the video stream of `video`: the same where possible, else MP4 or Matroska.
 
-    Raises DataError where `video` cannot be opened or its picture fits nowhere.
+    Raises DataError where `video` cannot be opened or its stream fits nowhere.
     """
-    with opened(video) as container:
-        picture = picture_stream(container, video)
-        own = video.suffix.lower()
-        for suffix in (own, *OTHERS):
-            if suffix in CONTAINERS and CONTAINERS[suffix].takes(picture):
-                return suffix
-        codec = picture.codec_context.name
-    raise DataError(f"{video.name}: its picture ({codec}) fits neither {own} nor MP4 nor Matroska; convert it first")
+    with open_container(video) as container:
+        stream = video_stream(container, video)
+        suffix = video.suffix.lower()
+        for candidate in (suffix, *FALLBACK_SUFFIXES):
+            if candidate in CONTAINERS and CONTAINERS[candidate].accepts(stream):
+                return candidate
+        codec = stream.codec_context.name
+    raise DataError(f"{video.name}: its picture ({codec}) fits neither {suffix} nor MP4 nor Matroska; convert it first")
 
 
-def fits(video: Path, suffix: str) -> bool:
-    """Whether a file that ends in `suffix` takes the picture of `video`; DataError where that cannot be opened."""
-    with opened(video) as container:
-        return suffix.lower() in CONTAINERS and CONTAINERS[suffix.lower()].takes(picture_stream(container, video))
+def can_hold_video(video: Path, suffix: str) -> bool:
+    """Whether a file with `suffix` can hold the video stream of `video`; DataError where that cannot be opened."""
+    with open_container(video) as container:
+        output = CONTAINERS.get(suffix.lower())
+        return output is not None and output.accepts(video_stream(container, video))

@@ -1,7 +1,7 @@
-"""The frames of many windows of a video, at several rates, in one decoding pass.
+"""The frames of many windows of a video, at several frame rates, in one decoding pass.
 
-Decoding goes on while other threads convert and resize: a bounded number of frames is on the way. Memory holds the
-windows that overlap, not the video. Times are those of `data.video`.
+Other threads convert and resize while decoding goes on; the number of frames in flight is bounded. Memory holds the
+windows that overlap, not the video. Times are those of `media.video`.
 """
 
 from __future__ import annotations
@@ -23,145 +23,147 @@ from torch import Tensor
 
 from mmaudio.errors import DataError
 from mmaudio.media.frames import to_rgb
-from mmaudio.media.video import TOLERANCE, VideoInfo, decoded, frame_time, opened, picture_stream
+from mmaudio.media.video import TIME_TOLERANCE, VideoInfo, decode_frames, frame_time, open_container, video_stream
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Threads that convert and resize, where there are so many processor cores."""
-WAITING = 3
+QUEUED_PER_WORKER = 3
 """Decoded frames per such thread that may wait for it."""
-Made = dict[int, Tensor]
-"""A frame as each grid that takes it wants it."""
+FrameByGrid = dict[int, Tensor]
+"""A frame after the transform of each grid that uses it, by the grid's index."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a window takes from the picture: `count` frames at `rate` per second, each through `transform`."""
+class FrameGrid:
+    """The instants at which a window is sampled: `count` frames at `fps`, each through `transform`."""
 
-    rate: int
+    fps: int
     count: int
     transform: Callable[[Tensor], Tensor]
     """RGB uint8 (1, 3, H, W) -> (1, ...); called in several threads."""
 
     @property
-    def last(self) -> float:
+    def last_time(self) -> float:
         """The last instant in seconds from the window's start."""
-        return (self.count - 1) / self.rate
+        return (self.count - 1) / self.fps
 
 
 @dataclass
-class Window:
-    """The frames of one window, per grid, with the source time of each in seconds."""
+class FrameWindow:
+    """The frames of one window, per grid, with the presentation time of each in seconds."""
 
     start: float
     frames: list[list[Tensor]]
-    times: list[list[float]]
+    presentation_times: list[list[float]]
 
 
-def read_windows(
-    info: VideoInfo, starts: Sequence[float], grids: Sequence[Grid], workers: int | None = None
-) -> Iterator[Window]:
-    """The windows that begin at `starts` (ascending, seconds), one after the other, in one decoding pass.
+def read_frame_windows(
+    info: VideoInfo, starts: Sequence[float], grids: Sequence[FrameGrid], workers: int | None = None
+) -> Iterator[FrameWindow]:
+    """The windows that begin at `starts` (ascending, seconds), in order, in one decoding pass.
 
-    A frame that several windows take is transformed once and shared. `workers`: threads that do that, by default one
-    per processor core, 8 at most. Raises DataError where the picture ends before a window does.
+    A frame that several windows use is transformed once and shared. `workers`: threads that do that, by default one
+    per processor core, 8 at most. Raises DataError where the video stream ends before a window does.
     """
-    drafts = [_Draft(start, grids) for start in starts]
+    pending = [_PendingWindow(start, grids) for start in starts]
     last: tuple[Any, float] | None = None
-    with opened(info.path) as container, _Workshop(info, grids, workers) as shop:
-        for frame in decoded(container, picture_stream(container, info.path)):
-            time = frame_time(frame) - info.origin
+    with open_container(info.path) as container, _FrameConverter(info, grids, workers) as converter:
+        for frame in decode_frames(container, video_stream(container, info.path)):
+            time = frame_time(frame) - info.start_time
             if last is not None and time <= last[1]:
                 continue
             last = (frame, time)
-            _serve(drafts, shop, frame, time, time)
-            while drafts and drafts[0].complete:
-                yield drafts.pop(0).finished()
-            if not drafts:
+            _assign_frame(pending, converter, frame, time, time)
+            while pending and pending[0].is_complete:
+                yield pending.pop(0).result()
+            if not pending:
                 return
         end = 0.0 if last is None else last[1] + 1 / info.fps
         if last is not None:  # it is shown until one frame after it
-            _serve(drafts, shop, *last, end - 2 * TOLERANCE)
-        for draft in drafts:
-            if not draft.complete:
+            _assign_frame(pending, converter, *last, end - 2 * TIME_TOLERANCE)
+        for window in pending:
+            if not window.is_complete:
                 raise DataError(
-                    f"{info.path.name}: the picture ends at {end:.2f} s, the clip at {draft.start:g} s needs more"
+                    f"{info.path.name}: the picture ends at {end:.2f} s, the clip at {window.start:g} s needs more"
                 )
-            yield draft.finished()
+            yield window.result()
 
 
-class _Draft:
-    """A window whose frames are in work."""
+class _PendingWindow:
+    """A window whose frames are being decoded and transformed."""
 
-    def __init__(self, start: float, grids: Sequence[Grid]) -> None:
+    def __init__(self, start: float, grids: Sequence[FrameGrid]) -> None:
         self.start, self.grids = start, grids
-        self.frames: list[list[Future[Made]]] = [[] for _ in grids]
-        self.times: list[list[float]] = [[] for _ in grids]
+        self.futures: list[list[Future[FrameByGrid]]] = [[] for _ in grids]
+        self.presentation_times: list[list[float]] = [[] for _ in grids]
 
-    def lacking(self, until: float) -> list[int]:
-        """How many instants up to the time `until` have no frame yet, per grid."""
-        due = [math.floor((until - self.start + TOLERANCE) * grid.rate) + 1 for grid in self.grids]
+    def count_missing(self, until: float) -> list[int]:
+        """The number of instants up to the time `until` that have no frame yet, per grid."""
+        due = [math.floor((until - self.start + TIME_TOLERANCE) * grid.fps) + 1 for grid in self.grids]
         return [
             max(0, min(grid.count, number) - len(times))
-            for grid, number, times in zip(self.grids, due, self.times, strict=True)
+            for grid, number, times in zip(self.grids, due, self.presentation_times, strict=True)
         ]
 
-    def take(self, counts: Sequence[int], made: Future[Made], time: float) -> None:
-        """Let the frame of `time` stand for so many instants of each grid."""
-        for frames, times, count in zip(self.frames, self.times, counts, strict=True):
-            frames += [made] * count
+    def append(self, counts: Sequence[int], future: Future[FrameByGrid], time: float) -> None:
+        """Use the frame of `time` for so many instants of each grid."""
+        for futures, times, count in zip(self.futures, self.presentation_times, counts, strict=True):
+            futures += [future] * count
             times += [time] * count
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every instant has its frame."""
-        return all(len(times) == grid.count for times, grid in zip(self.times, self.grids, strict=True))
+        return all(len(times) == grid.count for times, grid in zip(self.presentation_times, self.grids, strict=True))
 
-    def finished(self) -> Window:
-        """The window, once its frames are made."""
-        frames = [[made.result()[number] for made in row] for number, row in enumerate(self.frames)]
-        return Window(self.start, frames, self.times)
-
-
-def _serve(drafts: Sequence[_Draft], shop: _Workshop, frame: Any, time: float, until: float) -> None:
-    """Let the frame of `time` stand for all instants up to `until` that have no frame yet."""
-    begun = takewhile(lambda draft: draft.start <= until + TOLERANCE, drafts)
-    counts = [(draft, draft.lacking(until)) for draft in begun]
-    wanted = {number for _, row in counts for number, count in enumerate(row) if count}
-    if wanted:
-        made = shop.make(frame, wanted)
-        for draft, row in counts:
-            draft.take(row, made, time)
+    def result(self) -> FrameWindow:
+        """The window, once its frames are transformed."""
+        frames = [[future.result()[index] for future in futures] for index, futures in enumerate(self.futures)]
+        return FrameWindow(self.start, frames, self.presentation_times)
 
 
-class _Workshop:
-    """The threads that make of decoded frames what the grids want; only so many frames wait for them."""
+def _assign_frame(
+    pending: Sequence[_PendingWindow], converter: _FrameConverter, frame: Any, time: float, until: float
+) -> None:
+    """Use the frame of `time` for all instants up to `until` that have no frame yet."""
+    begun = takewhile(lambda window: window.start <= until + TIME_TOLERANCE, pending)
+    missing = [(window, window.count_missing(until)) for window in begun]
+    grid_indices = {index for _, counts in missing for index, count in enumerate(counts) if count}
+    if grid_indices:
+        future = converter.submit(frame, grid_indices)
+        for window, counts in missing:
+            window.append(counts, future, time)
 
-    def __init__(self, info: VideoInfo, grids: Sequence[Grid], workers: int | None) -> None:
+
+class _FrameConverter:
+    """Threads that convert decoded frames to RGB and apply the grids' transforms, with a bounded queue."""
+
+    def __init__(self, info: VideoInfo, grids: Sequence[FrameGrid], workers: int | None) -> None:
         self.info, self.grids = info, grids
-        self.workers = workers or min(MOST_WORKERS, os.cpu_count() or 1)
+        self.workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
         self.pool = ThreadPoolExecutor(self.workers, "frames")
-        self.waiting: deque[Future[Made]] = deque()
-        self.own = threading.local()
+        self.queue: deque[Future[FrameByGrid]] = deque()
+        self.thread_local = threading.local()
 
-    def make(self, frame: Any, wanted: set[int]) -> Future[Made]:
-        """Have `frame` made for the grids number `wanted`."""
-        if len(self.waiting) >= WAITING * self.workers:
-            self.waiting.popleft().result()
-        made = self.pool.submit(self._made, frame, wanted)
-        self.waiting.append(made)
-        return made
+    def submit(self, frame: Any, grid_indices: set[int]) -> Future[FrameByGrid]:
+        """Transform `frame` for these grids in a thread; waits while the queue is full."""
+        if len(self.queue) >= QUEUED_PER_WORKER * self.workers:
+            self.queue.popleft().result()
+        future = self.pool.submit(self._convert, frame, grid_indices)
+        self.queue.append(future)
+        return future
 
-    def _made(self, frame: Any, wanted: set[int]) -> Made:
-        if not hasattr(self.own, "reformatter"):  # it keeps tables and is for one thread
-            self.own.reformatter = VideoReformatter()
+    def _convert(self, frame: Any, grid_indices: set[int]) -> FrameByGrid:
+        if not hasattr(self.thread_local, "reformatter"):  # it caches tables and is not thread-safe
+            self.thread_local.reformatter = VideoReformatter()
         try:
-            rgb = to_rgb(frame, self.own.reformatter, self.info.pixel)[None]
+            rgb = to_rgb(frame, self.thread_local.reformatter, self.info.pixel_aspect)[None]
         except av.FFmpegError as error:
             kind = f"{self.info.codec}, {frame.format.name}"
             raise DataError(f"{self.info.path.name}: its picture ({kind}) cannot be converted") from error
-        return {number: self.grids[number].transform(rgb)[0] for number in wanted}
+        return {index: self.grids[index].transform(rgb)[0] for index in grid_indices}
 
-    def __enter__(self) -> _Workshop:
+    def __enter__(self) -> _FrameConverter:
         return self
 
     def __exit__(

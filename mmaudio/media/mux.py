@@ -1,7 +1,7 @@
-"""Writing video files: frames and sound to H.264/AAC in MP4, and a new sound beside a copied picture.
+"""Video files to write: frames and audio encoded as MP4, or new audio muxed with a copied video stream.
 
-Both functions write to a temporary name beside the output and rename it, so that a file that exists is whole; the same
-input gives the same bytes (one encoder thread, no dates of its own).
+Both functions write to a temporary name beside the output and rename it, so that a file that exists is complete; the
+same input gives the same bytes (one encoder thread, no dates).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy.typing as npt
 
 from mmaudio.errors import DataError
 from mmaudio.media.containers import CONTAINERS
-from mmaudio.media.video import opened, packets, picture_stream, probe
-from mmaudio.utils.files import writing
+from mmaudio.media.video import open_container, probe, read_packets, video_stream
+from mmaudio.utils.files import atomic_write
 
 Frame = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
 _LAYOUTS = {1: "mono", 2: "stereo"}
-_BLOCK = 1024
-"""Samples that are given to the encoder at once."""
+_BLOCK_SAMPLES = 1024
+"""Samples of a frame for the audio encoder."""
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-_OWN_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
-"""A file's tags that are about the file itself."""
-_X264 = {"preset": "veryfast", "x264-params": "mbtree=0"}
+_CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+"""Tags that describe the source's container and are not copied."""
+_X264_OPTIONS = {"preset": "veryfast", "x264-params": "mbtree=0"}
 """With macroblock-tree rate control, x264 gives other bytes from one call to the next even on one thread."""
 
 
@@ -38,13 +38,13 @@ def write_video(
     frames: Iterable[Frame],
     fps: Fraction | int | float,
     waveform: npt.ArrayLike | None = None,
-    rate: int = 44_100,
+    sample_rate: int = 44_100,
     crf: int = 18,
 ) -> None:
-    """Encode frames and sound into an MP4 at `path`.
+    """Encode frames and audio into an MP4 (H.264, AAC) at `path`.
 
-    `frames`: RGB, each (H, W, 3) uint8 with even sides, shown at `fps`. `waveform`: (samples,) or (channels, samples)
-    within [-1, 1] at `rate` Hz; None: no sound. `crf`: x264's quality, lower is better.
+    `frames`: RGB, each (H, W, 3) uint8 with even sides, at `fps`. `waveform`: (samples,) or (channels, samples)
+    within [-1, 1] at `sample_rate` Hz; None: no audio. `crf`: x264's quality, lower is better.
     Raises DataError where there is no frame or a side is odd, MMAudioError where nothing can be written there.
     """
     target = Path(path)
@@ -56,65 +56,71 @@ def write_video(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise DataError(f"{target.name}: frames of {width} x {height}; H.264 needs even sides")
-    with writing(target) as part, av.open(str(part), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=frame_rate, options={"crf": str(crf), **_X264})
+    with atomic_write(target) as partial, av.open(str(partial), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=frame_rate, options={"crf": str(crf), **_X264_OPTIONS})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.thread_count = 1
-        sound = _Sound(container, waveform, rate, "aac") if waveform is not None else None
+        audio = _AudioEncoder(container, waveform, sample_rate, "aac") if waveform is not None else None
         for index, pixels in enumerate(chain([first], iterator)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = index, 1 / frame_rate
             container.mux(video.encode(frame))
-            if sound is not None:
-                sound.write_until((index + 1) / frame_rate)
+            if audio is not None:
+                audio.write_until((index + 1) / frame_rate)
         container.mux(video.encode(None))
-        if sound is not None:
-            sound.finish()
+        if audio is not None:
+            audio.finish()
 
 
 def mux_audio(
     video_path: Path | str,
     waveform: npt.ArrayLike,
-    rate: int,
+    sample_rate: int,
     output: Path | str,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the picture of `video_path`, copied without encoding, with `waveform` ((samples,) or (channels, samples),
-    at `rate` Hz) as its only sound into `output`, whose suffix is one of CONTAINERS.
+    """Mux the video stream of `video_path`, copied without encoding, with `waveform` as the only audio into `output`.
 
-    The first picture that is shown and the first sample are at time 0. What an MP4 hides before its beginning, as where
-    it was trimmed, MP4 and MOV hide again; the other kinds show it first, in silence, and the sound keeps time with the
-    picture all the same. Rotation and the file's tags stay; `tags` are added. Raises DataError where the video cannot
-    be read or `output` does not take its picture, MMAudioError where nothing can be written there.
+    `waveform`: (samples,) or (channels, samples) at `sample_rate` Hz. The suffix of `output` is one of CONTAINERS.
+
+    The first presented frame and the first sample are at time 0. Frames that an MP4 hides before its beginning, as
+    after trimming, are hidden again in MP4 and MOV; the other formats show them first, in silence, and the audio stays
+    in sync. Rotation and the file's tags are copied; `tags` are added. Raises DataError where the video cannot be read
+    or `output` cannot hold its stream, MMAudioError where nothing can be written there.
     """
     info, target = probe(video_path), Path(output)
-    kind = CONTAINERS.get(target.suffix.lower())
-    if kind is None:
+    output_format = CONTAINERS.get(target.suffix.lower())
+    if output_format is None:
         raise DataError(f"{target.name}: a video file ends in {', '.join(CONTAINERS)}")
     try:
         with (
-            opened(info.path) as source,
-            writing(target) as part,
-            av.open(str(part), "w", format=kind.muxer) as container,
+            open_container(info.path) as source,
+            atomic_write(target) as partial,
+            av.open(str(partial), "w", format=output_format.muxer) as container,
         ):
-            stream = picture_stream(source, info.path)
-            kept = {key.lower(): value for key, value in source.metadata.items() if key.lower() not in _OWN_TAGS}
-            container.metadata.update(kept | dict(tags or {}))
-            picture = container.add_stream_from_template(stream, opaque=True)
-            sound = _Sound(container, waveform, rate, kind.sound)
-            for packet in _from_zero(source, stream, info.origin):
-                packet.stream = picture
-                sound.write_until(_time(packet))
+            stream = video_stream(source, info.path)
+            container.metadata.update(_copied_tags(source) | dict(tags or {}))
+            output_stream = container.add_stream_from_template(stream, opaque=True)
+            audio = _AudioEncoder(container, waveform, sample_rate, output_format.audio_codec)
+            for packet in _shift_packets(source, stream, info.start_time):
+                packet.stream = output_stream
+                audio.write_until(_decoding_time(packet))
                 container.mux(packet)
-            sound.finish()
+            audio.finish()
     except (av.FFmpegError, ValueError) as error:
         raise DataError(f"{info.path.name}: its picture cannot be copied to {target.name} ({error})") from error
 
 
-def _from_zero(source: Any, stream: Any, origin: float) -> Iterator[Any]:
-    """The stream's packets with their times counted from `origin`; a file that is cut off just ends."""
-    offset = round(origin / stream.time_base)
-    for packet in packets(source, stream):
+def _copied_tags(container: Any) -> dict[str, str]:
+    """The tags of a file that do not describe its container, with lower-case names."""
+    tags = {name.lower(): value for name, value in container.metadata.items()}
+    return {name: value for name, value in tags.items() if name not in _CONTAINER_TAGS}
+
+
+def _shift_packets(source: Any, stream: Any, start_time: float) -> Iterator[Any]:
+    """The stream's packets with times counted from `start_time`; a truncated file ends without an error."""
+    offset = round(start_time / stream.time_base)
+    for packet in read_packets(source, stream):
         if not packet.size:
             continue
         if packet.pts is not None:
@@ -124,36 +130,37 @@ def _from_zero(source: Any, stream: Any, origin: float) -> Iterator[Any]:
         yield packet
 
 
-def _time(packet: Any) -> Fraction:
-    """When a packet is decoded, in seconds; some files state only when it is shown."""
-    stamp = packet.dts if packet.dts is not None else packet.pts
-    return (stamp or 0) * (packet.time_base or Fraction(0))
+def _decoding_time(packet: Any) -> Fraction:
+    """Decoding time of a packet in seconds; some files have only the presentation time."""
+    timestamp = packet.dts if packet.dts is not None else packet.pts
+    return (timestamp or 0) * (packet.time_base or Fraction(0))
 
 
-class _Sound:
-    """A sound stream that is fed in step with the picture."""
+class _AudioEncoder:
+    """An audio stream that is encoded in step with the video packets."""
 
-    def __init__(self, container: Any, waveform: npt.ArrayLike, rate: int, codec: str) -> None:
+    def __init__(self, container: Any, waveform: npt.ArrayLike, sample_rate: int, codec: str) -> None:
         samples = np.atleast_2d(np.asarray(waveform, dtype=np.float32))
         if samples.ndim != 2 or samples.shape[0] not in _LAYOUTS:
             raise DataError(f"a sound of shape {samples.shape}; (samples,) or (1 or 2 channels, samples) is needed")
         self.samples: Samples = np.ascontiguousarray(samples.clip(-1.0, 1.0))
-        self.container, self.rate, self.position = container, rate, 0
+        self.container, self.sample_rate, self.position = container, sample_rate, 0
         self.layout = _LAYOUTS[samples.shape[0]]
-        encoded = 48_000 if codec == "libopus" and rate not in _OPUS_RATES else rate
-        self.stream = container.add_stream(codec, rate=encoded, layout=self.layout, bit_rate=96_000 * samples.shape[0])
+        encoder_rate = 48_000 if codec == "libopus" and sample_rate not in _OPUS_RATES else sample_rate
+        bit_rate = 96_000 * samples.shape[0]
+        self.stream = container.add_stream(codec, rate=encoder_rate, layout=self.layout, bit_rate=bit_rate)
 
     def write_until(self, seconds: Fraction) -> None:
         """Encode the samples before `seconds`, in whole blocks."""
-        while self.position < min(self.samples.shape[1], seconds * self.rate):
-            block = np.ascontiguousarray(self.samples[:, self.position : self.position + _BLOCK])
+        while self.position < min(self.samples.shape[1], seconds * self.sample_rate):
+            block = np.ascontiguousarray(self.samples[:, self.position : self.position + _BLOCK_SAMPLES])
             frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=self.layout)
-            frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
+            frame.sample_rate, frame.time_base = self.sample_rate, Fraction(1, self.sample_rate)
             frame.pts = self.position
             self.container.mux(self.stream.encode(frame))
             self.position += block.shape[1]
 
     def finish(self) -> None:
-        """Encode what is left."""
-        self.write_until(Fraction(self.samples.shape[1], self.rate))
+        """Encode the remaining samples."""
+        self.write_until(Fraction(self.samples.shape[1], self.sample_rate))
         self.container.mux(self.stream.encode(None))

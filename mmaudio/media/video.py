@@ -1,8 +1,8 @@
-"""Reading videos: what a file is, and its decoded frames one after the other.
+"""Video files: properties of the file, its packets and its decoded frames.
 
-Times are seconds from the first picture. The frame of an instant is the first one that is shown at it or later; past
-the last frame's time, that frame stands for instants less than one frame after it. Sound is read by `data.audio`,
-windows of the picture by `data.windows`.
+Times are seconds from the first frame. The frame of an instant is the first one that is presented at it or later; past
+the last frame's time, that frame stands for instants less than one frame after it. `media.audio` reads the audio,
+`media.frame_windows` windows of frames.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import av
 from av.stream import Disposition
 
 from mmaudio.errors import DataError
-from mmaudio.media.frames import SQUARE, Deinterlacer
+from mmaudio.media.frames import SQUARE_PIXEL, Deinterlacer
 
-TOLERANCE = 1e-6
+TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
 FALLBACK_FPS = 25.0
-"""Frame rate of a stream that states none."""
-LACKING = 0.5
-"""Seconds that the end of a file may lack of what its header states before it counts as cut off."""
-STATED = ("mov", "matroska", "avi", "flv")
-"""Formats whose header states the length, so that a file that ends earlier is cut off."""
+"""Frame rate of a stream whose header has none."""
+MAX_MISSING_SECONDS = 0.5
+"""Seconds by which a file may be shorter than its header states before it counts as truncated."""
+FORMATS_STATING_LENGTH = ("mov", "matroska", "avi", "flv")
+"""Formats whose header states the length, so that a file that ends earlier is truncated."""
 
 
 @dataclass(frozen=True)
 class AudioTrack:
-    """What the header says of one sound track."""
+    """One audio track by the file's header."""
 
-    rate: int
-    """Samples per second; 0 where the header does not say or the codec is unknown."""
+    sample_rate: int
+    """In hertz; 0 where the header has none or the codec is unknown."""
     channels: int
     codec: str
     language: str
@@ -44,145 +44,152 @@ class AudioTrack:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the header and the first frame of a file say."""
+    """Properties of a video file, from its header and its first frame."""
 
     path: Path
     duration: float
-    """Stated length in seconds; 0 where the file does not state it."""
-    stated: str
-    """What `duration` is of: `picture`, `file` (from time stamp 0 on), or empty where it is no more than a guess."""
-    origin: float
-    """Time stamp of the first frame in seconds; what is called time elsewhere is counted from it."""
+    """Length in seconds by the header; 0 where it has none."""
+    duration_scope: str
+    """`video` where it is the video stream's, `file` where it counts from time stamp 0, empty where it is a guess."""
+    start_time: float
+    """Time stamp of the first frame in seconds; all other times are counted from it."""
     fps: float
     """Average frames per second."""
     width: int
     height: int
-    """Of the stored picture: before it is stretched and turned."""
+    """Of the stored frames: before they are scaled to square pixels and rotated."""
     codec: str
-    audio_rate: int | None
-    """Samples per second of the chosen track; None without sound."""
+    audio_sample_rate: int | None
+    """Of the selected track, in hertz; None without audio."""
     audio_channels: int
     audio_codec: str
-    track: int = 0
-    """Number of the chosen sound track, from 0 on."""
-    tracks: tuple[AudioTrack, ...] = ()
-    """All sound tracks."""
+    audio_track: int = 0
+    """Number of the selected audio track, from 0 on."""
+    audio_tracks: tuple[AudioTrack, ...] = ()
+    """All audio tracks."""
     rotation: int = 0
-    """Degrees by which the picture has to be turned counterclockwise."""
-    pixel: Fraction = SQUARE
+    """Degrees by which the frames have to be rotated counterclockwise."""
+    pixel_aspect: Fraction = SQUARE_PIXEL
     """A pixel's width over its height."""
     interlaced: bool = False
-    """Whether the first frame is."""
+    """Whether the first frame is interlaced."""
     pixel_format: str = ""
     """FFmpeg's name, such as yuv420p or yuv420p10le."""
-    transfer: int = 2
+    color_transfer: int = 2
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The open container; DataError with the reason where it is no video that can be opened."""
+def open_container(path: Path) -> Iterator[Any]:
+    """Open the container of a video file; DataError with the reason where that fails."""
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise DataError(f"{path.name}: {_why_closed(path)}") from error
+        raise DataError(f"{path.name}: {_unopenable_reason(path)}") from error
     with container:
         yield container
 
 
-def probe(path: Path | str, track: int = 0) -> VideoInfo:
-    """Open `path`, decode its first frame, and choose the sound track number `track`.
+def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
+    """Open `path`, decode its first frame, and select an audio track by its number.
 
-    Raises DataError where it is no video, its picture cannot be decoded, or it has sound but no such track.
+    Raises DataError where it is no video, its frames cannot be decoded, or it has audio but no such track.
     """
-    place = Path(path)
-    with opened(place) as container:
-        stream = picture_stream(container, place)
-        first = next(decoded(container, stream, whole_lines=False), None)
-        if first is None:
-            raise DataError(f"{place.name}: its picture ({stream.codec_context.name}) cannot be decoded")
-        tracks = tuple(_track(sound) for sound in container.streams.audio)
-        if tracks and not 0 <= track < len(tracks):
-            raise DataError(f"{place.name}: no sound track {track}: it has {len(tracks)}, counted from 0")
-        chosen = tracks[track] if tracks else None
-        rate = stream.average_rate or stream.guessed_rate
-        length, stated = _stated_length(container, stream)
+    video_path = Path(path)
+    with open_container(video_path) as container:
+        stream = video_stream(container, video_path)
+        first_frame = next(decode_frames(container, stream, deinterlace=False), None)
+        if first_frame is None:
+            raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        audio_tracks = tuple(_describe_track(audio_stream) for audio_stream in container.streams.audio)
+        track = _select_track(audio_tracks, audio_track, video_path)
+        frame_rate = stream.average_rate or stream.guessed_rate
+        duration, duration_scope = _stated_duration(container, stream)
         return VideoInfo(
-            path=place,
-            duration=length,
-            stated=stated,
-            origin=frame_time(first),
-            fps=float(rate) if rate else FALLBACK_FPS,
-            width=first.width,
-            height=first.height,
+            path=video_path,
+            duration=duration,
+            duration_scope=duration_scope,
+            start_time=frame_time(first_frame),
+            fps=float(frame_rate) if frame_rate else FALLBACK_FPS,
+            width=first_frame.width,
+            height=first_frame.height,
             codec=stream.codec_context.name,
-            audio_rate=chosen.rate if chosen is not None else None,
-            audio_channels=chosen.channels if chosen is not None else 0,
-            audio_codec=chosen.codec if chosen is not None else "",
-            track=track,
-            tracks=tracks,
-            rotation=round(first.rotation / 90) % 4 * 90,
-            pixel=stream.sample_aspect_ratio or SQUARE,
-            interlaced=bool(first.interlaced_frame),
-            pixel_format=first.format.name,
-            transfer=int(first.color_trc),
+            audio_sample_rate=track.sample_rate if track is not None else None,
+            audio_channels=track.channels if track is not None else 0,
+            audio_codec=track.codec if track is not None else "",
+            audio_track=audio_track,
+            audio_tracks=audio_tracks,
+            rotation=round(first_frame.rotation / 90) % 4 * 90,
+            pixel_aspect=stream.sample_aspect_ratio or SQUARE_PIXEL,
+            interlaced=bool(first_frame.interlaced_frame),
+            pixel_format=first_frame.format.name,
+            color_transfer=int(first_frame.color_trc),
         )
 
 
-def _track(sound: Any) -> AudioTrack:
-    context, tags = sound.codec_context, sound.metadata
+def _describe_track(stream: Any) -> AudioTrack:
+    codec_context, tags = stream.codec_context, stream.metadata
     language, title = tags.get("language", ""), tags.get("title", "")
-    if context is None:
+    if codec_context is None:
         return AudioTrack(0, 0, "unknown codec", language, title)
-    return AudioTrack(context.sample_rate or 0, context.channels or 0, context.name, language, title)
+    return AudioTrack(codec_context.sample_rate or 0, codec_context.channels or 0, codec_context.name, language, title)
 
 
-def picture_end(info: VideoInfo) -> float:
-    """Where the picture really ends in seconds, one frame after the last packet; nothing is decoded."""
-    last = info.origin
-    with opened(info.path) as container:
-        for packet in packets(container, picture_stream(container, info.path)):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None and not packet.is_corrupt and not packet.is_discard:
-                last = max(last, float(stamp * packet.time_base))
-    return last - info.origin + 1 / info.fps
+def _select_track(tracks: tuple[AudioTrack, ...], number: int, path: Path) -> AudioTrack | None:
+    """The track of that number, None where there is no audio; DataError where there is no such track."""
+    if tracks and not 0 <= number < len(tracks):
+        raise DataError(f"{path.name}: no sound track {number}: it has {len(tracks)}, counted from 0")
+    return tracks[number] if tracks else None
 
 
-def check_whole(info: VideoInfo, end: float) -> None:
-    """DataError for a file that is cut off: `end`, where its picture really ends, is well before its stated length."""
-    if not info.stated or info.duration - end <= LACKING:
+def find_video_end(info: VideoInfo) -> float:
+    """The actual end of the video stream in seconds, one frame after the last packet; nothing is decoded."""
+    last_time = info.start_time
+    with open_container(info.path) as container:
+        for packet in read_packets(container, video_stream(container, info.path)):
+            timestamp = packet.pts if packet.pts is not None else packet.dts
+            if timestamp is not None and not packet.is_corrupt and not packet.is_discard:
+                last_time = max(last_time, float(timestamp * packet.time_base))
+    return last_time - info.start_time + 1 / info.fps
+
+
+def check_not_truncated(info: VideoInfo, end: float) -> None:
+    """DataError for a truncated file: `end`, the actual end of its video stream, is well before its stated length."""
+    if not info.duration_scope or info.duration - end <= MAX_MISSING_SECONDS:
         return
-    reached = _reached(info, end)
-    if info.duration - reached > LACKING:
+    actual_end = _find_actual_end(info, end)
+    if info.duration - actual_end > MAX_MISSING_SECONDS:
         raise DataError(
-            f"{info.path.name}: cut off: {info.duration:.2f} s are stated, it ends after {reached:.2f} s; "
+            f"{info.path.name}: cut off: {info.duration:.2f} s are stated, it ends after {actual_end:.2f} s; "
             "copy or download it again"
         )
 
 
-def _reached(info: VideoInfo, end: float) -> float:
-    """Where a file really ends whose last frame counts until `end`, in the time that its length is stated in."""
-    with opened(info.path) as container:
-        if info.stated == "file":  # which another stream may have made longer than the picture
-            stamps = [float(packet.pts * packet.time_base) for packet in packets(container) if packet.pts is not None]
-            return max([info.origin + end, *stamps])
-        last = info.origin + end - 1 / info.fps + TOLERANCE
-        picture = packets(container, picture_stream(container, info.path))
-        shown = [  # a screen recording's last frame may stay for long
-            float((packet.pts + (packet.duration or 0)) * packet.time_base) - info.origin
-            for packet in picture
-            if packet.pts is not None and packet.pts * packet.time_base <= last
+def _find_actual_end(info: VideoInfo, end: float) -> float:
+    """The actual end of a file whose last frame lasts until `end`, on the time axis of its stated length."""
+    with open_container(info.path) as container:
+        if info.duration_scope == "file":  # another stream may be longer than the video stream
+            timestamps = [
+                float(packet.pts * packet.time_base) for packet in read_packets(container) if packet.pts is not None
+            ]
+            return max([info.start_time + end, *timestamps])
+        last_time = info.start_time + end - 1 / info.fps + TIME_TOLERANCE
+        video_packets = read_packets(container, video_stream(container, info.path))
+        frame_ends = [  # a screen recording's last frame may be long
+            float((packet.pts + (packet.duration or 0)) * packet.time_base) - info.start_time
+            for packet in video_packets
+            if packet.pts is not None and packet.pts * packet.time_base <= last_time
         ]
-        return max([end, *shown])
+        return max([end, *frame_ends])
 
 
-def covered(end: float, instant: float) -> bool:
-    """Whether a picture that ends at `end` has a frame for `instant`."""
-    return instant < end - TOLERANCE
+def has_frame_at(end: float, instant: float) -> bool:
+    """Whether a video stream that ends at `end` has a frame for `instant`."""
+    return instant < end - TIME_TOLERANCE
 
 
-def picture_stream(container: Any, path: Path) -> Any:
-    """The first video stream that is no cover picture, decoding on all cores; DataError where there is none."""
+def video_stream(container: Any, path: Path) -> Any:
+    """The first video stream that is no cover image, decoded on all cores; DataError where there is none."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             if stream.codec_context is None:
@@ -192,12 +199,12 @@ def picture_stream(container: Any, path: Path) -> Any:
     raise DataError(f"{path.name}: no picture in it")
 
 
-def packets(container: Any, *streams: Any) -> Iterator[Any]:
-    """The packets of the streams, of all where none is named; reading ends quietly where the file is cut off."""
-    read = container.demux(*streams)
+def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of the streams, of all where none is passed; a truncated file ends without an error."""
+    demuxer = container.demux(*streams)
     while True:
         try:
-            packet = next(read, None)
+            packet = next(demuxer, None)
         except av.FFmpegError:
             return
         if packet is None:
@@ -205,50 +212,50 @@ def packets(container: Any, *streams: Any) -> Iterator[Any]:
         yield packet
 
 
-def decoded(container: Any, stream: Any, whole_lines: bool = True) -> Iterator[Any]:
-    """The stream's frames; a packet that cannot be decoded is passed over.
+def decode_frames(container: Any, stream: Any, deinterlace: bool = True) -> Iterator[Any]:
+    """Decode the stream's frames; a packet that cannot be decoded is skipped.
 
-    `whole_lines=False`: interlaced pictures stay as they are, which is faster.
+    `deinterlace=False`: interlaced frames stay as they are, which is faster.
     """
-    lines = Deinterlacer() if whole_lines and stream.type == "video" else None
-    for packet in packets(container, stream):
+    deinterlacer = Deinterlacer() if deinterlace and stream.type == "video" else None
+    for packet in read_packets(container, stream):
         try:
             frames = packet.decode()
         except av.FFmpegError:
             continue
         for frame in frames:
-            yield from [frame] if lines is None else lines.push(frame)
-    if lines is not None:
-        yield from lines.flush()
+            yield from [frame] if deinterlacer is None else deinterlacer.push(frame)
+    if deinterlacer is not None:
+        yield from deinterlacer.flush()
 
 
 def frame_time(frame: Any) -> float:
     """Time stamp of a frame in seconds."""
-    stamp = frame.pts if frame.pts is not None else frame.dts
-    return float((stamp or 0) * frame.time_base)
+    timestamp = frame.pts if frame.pts is not None else frame.dts
+    return float((timestamp or 0) * frame.time_base)
 
 
-def _stated_length(container: Any, stream: Any) -> tuple[float, str]:
-    """Length in seconds and what it is of, as in `VideoInfo`."""
-    states = any(name in STATED for name in container.format.name.split(","))
+def _stated_duration(container: Any, stream: Any) -> tuple[float, str]:
+    """`duration` and `duration_scope` of `VideoInfo`."""
+    states_length = any(name in FORMATS_STATING_LENGTH for name in container.format.name.split(","))
     if stream.duration:
-        return float(stream.duration * stream.time_base), "picture" if states else ""
+        return float(stream.duration * stream.time_base), "video" if states_length else ""
     if container.duration:
-        return container.duration / av.time_base, "file" if states else ""
+        return container.duration / av.time_base, "file" if states_length else ""
     return 0.0, ""
 
 
-def _why_closed(path: Path) -> str:
-    """Why a file cannot be opened, in words."""
+def _unopenable_reason(path: Path) -> str:
+    """Why a file cannot be opened."""
     try:
         with path.open("rb") as file:
-            head = file.read(12)
+            header = file.read(12)
     except FileNotFoundError:
         return "a link to a file that is not there" if path.is_symlink() else "not there"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if not head:
+    if not header:
         return "an empty file"
-    if head[4:8] == b"ftyp":
+    if header[4:8] == b"ftyp":
         return "cut off: the index that its end should hold is missing"
     return "no video"

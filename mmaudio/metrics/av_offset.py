@@ -1,9 +1,10 @@
-"""By how much a clip's sound comes before or after its picture, from onsets and sudden motion. No models.
+"""Time offset of a clip's sound from its video, from onsets and sudden motion. No models.
 
-Motion that changes suddenly is when things hit, start or stop: what tends to be heard. Its envelope is correlated with
-the onsets' at every shift; what chance alone would give is seen from sounds put to the pictures of other videos.
+Motion that changes suddenly is when things hit, start or stop, which tends to be audible. Its envelope is correlated
+with the onset envelope at every offset; the correlations that chance alone gives come from sounds paired with the
+videos of other files.
 
-T picture frames.
+T video frames, L offsets to one side.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from torch import Tensor
 
 from mmaudio.model.spec import SYNC_FPS as FPS
 
-SIDE, CELL = 48, 4
-"""Pixels of the small picture, and of a cell of it, in which motion is seen on its own."""
-LONGEST = 2.0
-"""Seconds to both sides within which the shift is looked for."""
-TOGETHER = 0.16
-"""Seconds up to which sound and picture count as together: a frame's and an analysis window's doubt."""
-NOTICEABLE = 0.25
-"""Seconds below which no shift is reported."""
-CHANCE = 0.99
-"""Quantile of wrong pairs above which a shift is more than chance."""
-MOST_PAIRS = 20
-"""Wrong pairs that each clip is in."""
+FRAME_SIZE, CELL_SIZE = 48, 4
+"""Pixels of the small frame, and of a cell of it, in which motion is measured on its own."""
+MAX_OFFSET = 2.0
+"""Seconds to both sides within which the offset is searched."""
+IN_SYNC_SECONDS = 0.16
+"""Seconds up to which sound and video count as in sync: the uncertainty of a frame and of an analysis window."""
+MIN_OFFSET = 0.25
+"""Seconds below which no offset is reported."""
+SIGNIFICANCE_QUANTILE = 0.99
+"""Quantile of mismatched pairs above which an offset is more than chance."""
+MAX_MISMATCHED = 20
+"""Mismatched pairs per clip."""
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Envelopes:
-    """One clip: how suddenly things move and how sounds start, both (T,) at `FPS`."""
+class ClipEnvelopes:
+    """Envelopes of one clip's sudden motion and of its onsets, both (T,) at `FPS`."""
 
     video: str
     motion: Array
@@ -45,134 +46,142 @@ class Envelopes:
 
 
 @dataclass(frozen=True)
-class Shift:
-    """What sound and picture of a clip say of each other."""
+class OffsetEstimate:
+    """Estimated offset of a clip's sound from its video."""
 
     seconds: float | None
-    """By how much the sound is late (early where negative); None where it is not told from chance."""
-    together: bool
-    """Whether they clearly agree without a shift."""
+    """Positive where the sound is late, negative where it is early; None where it is no more than chance."""
+    in_sync: bool
+    """Whether sound and video clearly agree without an offset."""
     by_video: bool = False
-    """True: only all clips of the video together told it."""
+    """Whether the estimate needed all clips of the video together."""
 
 
 def motion_envelope(frames: Tensor) -> Array:
-    """How suddenly motion changes: grey frames (T, SIDE, SIDE) at `FPS` -> (T,), 0 at both ends.
+    """Sudden changes of motion: grey frames (T, FRAME_SIZE, FRAME_SIZE) at `FPS` -> (T,), 0 at both ends.
 
-    The size of each pixel's second difference over time, mean by cell, without what a cell has at most times (noise,
+    The size of each pixel's second difference over time, mean by cell, minus the cell's median over time (noise,
     turning wheels), mean over the cells.
     """
-    sudden = (frames[2:] - 2 * frames[1:-1] + frames[:-2]).abs()
-    cells = reduce(sudden.double(), "t (y h) (x w) -> t (y x)", "mean", h=CELL, w=CELL)
-    above = (cells - cells.median(0).values).clamp(min=0).mean(1)
-    return np.pad(above.numpy(), 1)
+    second_difference = (frames[2:] - 2 * frames[1:-1] + frames[:-2]).abs()
+    cells = reduce(second_difference.double(), "t (y h) (x w) -> t (y x)", "mean", h=CELL_SIZE, w=CELL_SIZE)
+    envelope = (cells - cells.median(0).values).clamp(min=0).mean(1)
+    return np.pad(envelope.numpy(), 1)
 
 
-def at_frames(envelope: Tensor, frame_seconds: float, count: int) -> Array:
-    """An onset envelope (mel frames,) -> (`count`,) at `FPS`: the highest of each picture frame's time."""
-    frame = ((np.arange(len(envelope)) + 0.5) * frame_seconds * FPS).astype(int)
-    out = np.zeros(count)
-    inside = frame < count
-    np.maximum.at(out, frame[inside], envelope.double().cpu().numpy()[inside])
-    return out
+def envelope_at_frames(envelope: Tensor, frame_seconds: float, num_frames: int) -> Array:
+    """Resample an onset envelope (mel frames,) to (`num_frames`,) at `FPS`: the maximum within each video frame."""
+    frame_indices = ((np.arange(len(envelope)) + 0.5) * frame_seconds * FPS).astype(int)
+    resampled = np.zeros(num_frames)
+    inside = frame_indices < num_frames
+    np.maximum.at(resampled, frame_indices[inside], envelope.double().cpu().numpy()[inside])
+    return resampled
 
 
-def correlation(onsets: Array, motion: Array) -> Array:
-    """Correlation of two envelopes (T,) at every shift of the sound, from -LONGEST to +LONGEST (late), (2 L + 1,).
+def cross_correlation(onsets: Array, motion: Array) -> Array:
+    """Correlation of two envelopes (T,) at every offset of the sound, -MAX_OFFSET to +MAX_OFFSET (late), (2 L + 1,).
 
     Of their square roots, smoothed by a frame; zero where one of them is constant.
     """
-    longest = min(round(LONGEST * FPS), len(motion) - 1)
-    sound, seen = (_prepared(part) for part in (onsets, motion))
-    whole = np.correlate(sound, seen, "full")
-    middle = len(seen) - 1
-    return whole[middle - longest : middle + longest + 1]
+    max_lag = min(round(MAX_OFFSET * FPS), len(motion) - 1)
+    onsets, motion = _smooth_and_normalize(onsets), _smooth_and_normalize(motion)
+    correlations = np.correlate(onsets, motion, "full")
+    center = len(motion) - 1
+    return correlations[center - max_lag : center + max_lag + 1]
 
 
-def shifts(clips: Sequence[Envelopes]) -> list[Shift]:
-    """By how much each clip's sound is shifted, from the clip alone or from all clips of its video together.
+def estimate_offsets(clips: Sequence[ClipEnvelopes]) -> list[OffsetEstimate]:
+    """Estimate the offset of each clip's sound, from the clip alone or from all clips of its video together.
 
-    Told where the best correlation, and what it gains over the best without a shift, are both above `CHANCE` of those
-    of wrong pairs. Clips of one video alone have no wrong pairs: nothing is told.
+    An offset is reported where the best correlation, and its gain over the best in sync, are both above the
+    `SIGNIFICANCE_QUANTILE` of mismatched pairs. Clips of a single video have no mismatched pairs, and no estimate.
     """
-    own = [correlation(clip.onsets, clip.motion) for clip in clips]
-    chance = _Chance([correlation(a.onsets, b.motion) for a, b in wrong_pairs(clips)])
-    rows: dict[str, list[int]] = {}
+    correlations = [cross_correlation(clip.onsets, clip.motion) for clip in clips]
+    chance = _ChanceLevel([cross_correlation(a.onsets, b.motion) for a, b in mismatched_pairs(clips)])
+    rows_by_video: dict[str, list[int]] = {}
     for row, clip in enumerate(clips):
-        rows.setdefault(clip.video, []).append(row)
-    pooled = {video: _pooled([own[row] for row in mine]) for video, mine in rows.items()}
-    by_video = _Chance(list(_wrong_videos(clips, rows)))
-    told = {video: by_video.shift(values) for video, values in pooled.items()}
-    return [_joined(chance.shift(values), told[clip.video], values) for clip, values in zip(clips, own, strict=True)]
+        rows_by_video.setdefault(clip.video, []).append(row)
+    pooled = {video: _pool([correlations[row] for row in rows]) for video, rows in rows_by_video.items()}
+    chance_by_video = _ChanceLevel(list(_mismatched_videos(clips, rows_by_video)))
+    video_estimates = {video: chance_by_video.estimate(values) for video, values in pooled.items()}
+    return [
+        _combine(chance.estimate(values), video_estimates[clip.video], values)
+        for clip, values in zip(clips, correlations, strict=True)
+    ]
 
 
-def wrong_pairs(clips: Sequence[Envelopes]) -> Iterator[tuple[Envelopes, Envelopes]]:
-    """Sounds with pictures of other videos: each clip's with up to `MOST_PAIRS`, the same ones every time."""
+def mismatched_pairs(clips: Sequence[ClipEnvelopes]) -> Iterator[tuple[ClipEnvelopes, ClipEnvelopes]]:
+    """Pair each clip's sound with up to `MAX_MISMATCHED` clips of other videos, the same ones every time."""
     generator = np.random.default_rng(0)
     for clip in clips:
-        others = [other for other in clips if other.video != clip.video and len(other.motion) == len(clip.motion)]
-        for index in generator.permutation(len(others))[:MOST_PAIRS]:
-            yield clip, others[index]
+        candidates = [other for other in clips if other.video != clip.video and len(other.motion) == len(clip.motion)]
+        for index in generator.permutation(len(candidates))[:MAX_MISMATCHED]:
+            yield clip, candidates[index]
 
 
-def _wrong_videos(clips: Sequence[Envelopes], rows: dict[str, list[int]]) -> Iterator[Array]:
-    """The pooled correlations of one video's sounds with another's pictures."""
-    generator, names = np.random.default_rng(0), list(rows)
-    for video in names:
-        others = [other for other in names if other != video]
-        for index in generator.permutation(len(others))[:MOST_PAIRS]:
-            pairs = [(clips[a], clips[b]) for a, b in zip(rows[video], rows[others[index]], strict=False)]
-            whole = [correlation(a.onsets, b.motion) for a, b in pairs if len(a.motion) == len(b.motion)]
-            if whole:
-                yield _pooled(whole)
+def _mismatched_videos(clips: Sequence[ClipEnvelopes], rows_by_video: dict[str, list[int]]) -> Iterator[Array]:
+    """The pooled correlations of one video's sounds with another's frames."""
+    generator, videos = np.random.default_rng(0), list(rows_by_video)
+    for video in videos:
+        candidates = [other for other in videos if other != video]
+        for index in generator.permutation(len(candidates))[:MAX_MISMATCHED]:
+            rows = zip(rows_by_video[video], rows_by_video[candidates[index]], strict=False)
+            pairs = [(clips[a], clips[b]) for a, b in rows]
+            correlations = [cross_correlation(a.onsets, b.motion) for a, b in pairs if len(a.motion) == len(b.motion)]
+            if correlations:
+                yield _pool(correlations)
 
 
-class _Chance:
-    """What correlations of wrong pairs come to: how high they get, and how much a shift gains."""
+class _ChanceLevel:
+    """Quantiles of the correlations of mismatched pairs: the best one, its gain, and the best in sync."""
 
-    def __init__(self, wrong: Sequence[Array]) -> None:
-        self.known = bool(wrong)
-        if self.known:
-            found = np.array([_best(values) for values in wrong])
-            self.height, self.gain = np.quantile(found[:, :2], CHANCE, axis=0)
-            self.agreed = float(np.quantile(found[:, 3], CHANCE))
+    def __init__(self, mismatched: Sequence[Array]) -> None:
+        self.has_pairs = bool(mismatched)
+        if self.has_pairs:
+            peaks = np.array([_find_peak(values) for values in mismatched])
+            self.height, self.gain = np.quantile(peaks[:, :2], SIGNIFICANCE_QUANTILE, axis=0)
+            self.in_sync = float(np.quantile(peaks[:, 3], SIGNIFICANCE_QUANTILE))
 
-    def shift(self, values: Array) -> Shift:
-        """What a right pair's correlations say beyond that."""
-        if not self.known:
-            return Shift(None, together=False)
-        height, gain, seconds, agreed = _best(values)
-        told = height > self.height and gain > self.gain and abs(seconds) >= NOTICEABLE
-        return Shift(seconds if told else None, together=not told and agreed > self.agreed)
-
-
-def _best(values: Array) -> tuple[float, float, float, float]:
-    """The highest correlation, its gain over the best without a shift, its shift in seconds, and that best."""
-    longest, near = len(values) // 2, round(TOGETHER * FPS)
-    best = int(values.argmax())
-    agreed = float(values[longest - near : longest + near + 1].max())
-    return float(values[best]), float(values[best]) - agreed, (best - longest) / FPS, agreed
+    def estimate(self, correlations: Array) -> OffsetEstimate:
+        """Estimate the offset from a matching pair's correlations (2 L + 1,)."""
+        if not self.has_pairs:
+            return OffsetEstimate(None, in_sync=False)
+        height, gain, seconds, in_sync = _find_peak(correlations)
+        significant = height > self.height and gain > self.gain and abs(seconds) >= MIN_OFFSET
+        return OffsetEstimate(seconds if significant else None, in_sync=not significant and in_sync > self.in_sync)
 
 
-def _joined(own: Shift, video: Shift, values: Array) -> Shift:
-    """A clip's own shift where it is told, else its video's where the clip does not speak against it."""
-    if own.seconds is not None or own.together or video.seconds is None:
-        return own if own.seconds is not None or own.together else Shift(None, video.together, by_video=True)
-    longest, at = len(values) // 2, len(values) // 2 + round(video.seconds * FPS)
-    near = round(TOGETHER * FPS)
-    agrees = values[max(0, at - near) : at + near + 1].max() > values[longest - near : longest + near + 1].max()
-    return Shift(video.seconds, together=False, by_video=True) if agrees else own
+def _find_peak(correlations: Array) -> tuple[float, float, float, float]:
+    """The highest correlation, its gain over the highest in sync, its offset in seconds, and the highest in sync."""
+    center, tolerance = len(correlations) // 2, round(IN_SYNC_SECONDS * FPS)
+    best = int(correlations.argmax())
+    in_sync = float(correlations[center - tolerance : center + tolerance + 1].max())
+    return float(correlations[best]), float(correlations[best]) - in_sync, (best - center) / FPS, in_sync
 
 
-def _pooled(rows: Sequence[Array]) -> Array:
-    """Correlations of several clips as one: their sum has the spread of a single one's after this division."""
-    total: Array = np.sum(rows, axis=0) / math.sqrt(len(rows))
-    return total
+def _combine(clip: OffsetEstimate, video: OffsetEstimate, correlations: Array) -> OffsetEstimate:
+    """The clip's own estimate where there is one, else its video's where the clip's correlations do not contradict."""
+    if clip.seconds is not None or clip.in_sync:
+        return clip
+    if video.seconds is None:
+        return OffsetEstimate(None, video.in_sync, by_video=True)
+    center, tolerance = len(correlations) // 2, round(IN_SYNC_SECONDS * FPS)
+    lag = center + round(video.seconds * FPS)
+    near_lag = correlations[max(0, lag - tolerance) : lag + tolerance + 1].max()
+    agrees = near_lag > correlations[center - tolerance : center + tolerance + 1].max()
+    return OffsetEstimate(video.seconds, in_sync=False, by_video=True) if agrees else clip
 
 
-def _prepared(envelope: Array) -> Array:
+def _pool(rows: Sequence[Array]) -> Array:
+    """Correlations of several clips as one, scaled so that their sum has the spread of a single clip's."""
+    pooled: Array = np.sum(rows, axis=0) / math.sqrt(len(rows))
+    return pooled
+
+
+def _smooth_and_normalize(envelope: Array) -> Array:
+    """The square root of an envelope (T,), smoothed, with zero mean and unit norm; zeros where it is constant."""
     kernel = np.exp(-0.5 * np.arange(-4, 5) ** 2)
     smooth = np.convolve(np.sqrt(envelope), kernel / kernel.sum(), "same")
-    centred: Array = smooth - smooth.mean()
-    size = float(np.linalg.norm(centred))
-    return centred / size if size > 1e-9 else np.zeros_like(centred)
+    centered: Array = smooth - smooth.mean()
+    norm = float(np.linalg.norm(centered))
+    return centered / norm if norm > 1e-9 else np.zeros_like(centered)

@@ -1,4 +1,4 @@
-"""CLAP as a judge: how well each sound of a clip fits its caption. transformers' ClapModel computes it.
+"""CLAP as a metric: similarity of each sound of a clip to its caption, by transformers' ClapModel.
 
 A local copy of the model is the folder `clap` in a folder of weights, as transformers saves it; otherwise it lies in
 the hub's cache.
@@ -21,8 +21,8 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from mmaudio.errors import MMAudioError, WeightsError
-from mmaudio.metrics.pretrained_metrics import Candidate, Opinion, Played
-from mmaudio.metrics.search import Search
+from mmaudio.metrics.metric_inputs import ClipAudio
+from mmaudio.metrics.pretrained_metrics import ClipScores, ModelSearch, PretrainedSource
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
 
@@ -30,106 +30,106 @@ NAME = "clap"
 FOLDER = "clap"
 REPOSITORY = "laion/clap-htsat-unfused"
 """On the hub: the general-purpose model, 10 s at 48 kHz."""
-VALUES = ("model.safetensors", "pytorch_model.bin")
-"""The weights, whichever is there."""
-SIZE = 615 * 10**6
-"""Bytes of the weights."""
-SMALL = 2 * 10**6
-"""Bytes, at most about, of each file beside them."""
-SETTINGS = ("config.json", "preprocessor_config.json")
-WORDS = ("tokenizer.json", "tokenizer_config.json")
-EXTRA = "transformers, which is not installed (pip install -e '.[clap]')"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The weights, whichever exists."""
+WEIGHTS_BYTES = 615 * 10**6
+SMALL_FILE_BYTES = 2 * 10**6
+"""Upper estimate for each of the other files."""
+CONFIG_FILES = ("config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+MISSING_EXTRA = "transformers, which is not installed (pip install -e '.[clap]')"
 
 
-class ClapJudge:
-    """A CLAP model with what prepares its inputs, all of transformers."""
+class ClapMetric:
+    """A CLAP model with its tokenizer and feature extractor, all from transformers."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel  # slow to import
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # that of loading, over before it is read
+        logging.disable_progress_bar()  # of loading: over before anybody can read it
         try:
             self.model: Any = ClapModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         finally:
             logging.enable_progress_bar()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.picture: Any = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        self.feature_extractor: Any = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         self.device = device
 
-    def hear(self, played: Played) -> Opinion:
-        """The similarity of each sound to the caption, the mean over its takes; NaN without a caption."""
-        known = bool(played.caption.strip())
-        return Opinion(
-            {
-                name: {NAME: float(self.similarity(waves, played.rate, played.caption).mean()) if known else math.nan}
-                for name, waves in played.waveforms.items()
-            }
-        )
+    def score(self, clip: ClipAudio) -> ClipScores:
+        """Compute the similarity of each sound to the caption, the mean over its samples; NaN without a caption."""
+        if not clip.caption.strip():
+            return ClipScores({name: {NAME: math.nan} for name in clip.waveforms})
+        similarities = {
+            name: self.similarity(waveforms, clip.sample_rate, clip.caption)
+            for name, waveforms in clip.waveforms.items()
+        }
+        return ClipScores({name: {NAME: float(per_sample.mean())} for name, per_sample in similarities.items()})
 
     @torch.inference_mode()
-    def similarity(self, waveforms: Tensor, rate: int, caption: str) -> Tensor:
-        """Cosine, -1 to 1, of sounds (takes, samples) at `rate` and a caption, (takes,); higher is better.
+    def similarity(self, waveforms: Tensor, sample_rate: int, caption: str) -> Tensor:
+        """Cosine, -1 to 1, of sounds (S, T) at `sample_rate` and a caption, (S,); higher is better.
 
-        What is after the model's longest sound (10 s) is not heard: a longer one would be cut at random.
+        Audio after the model's longest input (10 s) is cut off here: the model would cut at random.
         """
         text = self.tokenizer([caption], truncation=True, return_tensors="pt").to(self.device)
-        own = self.picture.sampling_rate
-        sounds = resample(waveforms, rate, own)[:, : self.picture.nb_max_samples].cpu().numpy()
-        found = []
-        for sound in sounds:  # one by one: of several short ones, a fusing model marks one at random as long
-            features = self.picture(sound, sampling_rate=own, return_tensors="pt").to(self.device)
-            out = self.model(**text, **features)
-            found.append(torch.cosine_similarity(out.audio_embeds, out.text_embeds)[0])
-        return torch.stack(found).float().cpu()
+        model_rate = self.feature_extractor.sampling_rate
+        resampled = resample(waveforms, sample_rate, model_rate)[:, : self.feature_extractor.nb_max_samples]
+        similarities = []
+        for audio in resampled.cpu().numpy():  # one by one: in a batch, a fusing model marks one at random as long
+            inputs = self.feature_extractor(audio, sampling_rate=model_rate, return_tensors="pt").to(self.device)
+            output = self.model(**text, **inputs)
+            similarities.append(torch.cosine_similarity(output.audio_embeds, output.text_embeds)[0])
+        return torch.stack(similarities).float().cpu()
 
 
-def find_clap(search: Search) -> Candidate | str:
-    """The judge where its files are there or may be fetched, else why there is none."""
+def find_clap(search: ModelSearch, metrics: tuple[str, ...]) -> PretrainedSource | str:
+    """Find CLAP's folder, downloaded where that is allowed; the reason where it is absent."""
     if importlib.util.find_spec("transformers") is None:
-        return f"needs {EXTRA}"
+        return f"needs {MISSING_EXTRA}"
     try:
-        folder = find_folder(search)
+        folder = find_folder(search, metrics)
     except MMAudioError as error:
         return str(error)
-    return Candidate((NAME,), _identity(folder), lambda: _load(folder, search.device))
+    return PretrainedSource(metrics, _identity(folder), lambda: _load(folder, search.device))
 
 
-def find_folder(search: Search) -> Path:
-    """Where the model lies, fetched where that is allowed; WeightsError where it is nowhere."""
-    for place in _folders(search.weights):
-        if (place / SETTINGS[0]).is_file():
-            return place
-    if search.fetch(NAME):
-        for name in (*SETTINGS, *WORDS):
-            hub.fetch(REPOSITORY, (name,), SMALL)
-        return hub.fetch(REPOSITORY, VALUES, SIZE).parent
-    found = hub.cached(REPOSITORY, VALUES)
-    if found is None:
+def find_folder(search: ModelSearch, metrics: tuple[str, ...]) -> Path:
+    """The folder of the model, downloaded where that is allowed; WeightsError where it is absent."""
+    for folder in _folders(search.weights):
+        if (folder / CONFIG_FILES[0]).is_file():
+            return folder
+    if search.may_download(metrics):
+        for name in (*CONFIG_FILES, *TOKENIZER_FILES):
+            hub.fetch_file(REPOSITORY, (name,), SMALL_FILE_BYTES)
+        return hub.fetch_file(REPOSITORY, WEIGHTS_FILES, WEIGHTS_BYTES).parent
+    cached = hub.find_cached(REPOSITORY, WEIGHTS_FILES)
+    if cached is None:
         raise WeightsError(
             f"needs {REPOSITORY}, which is neither in the hub's cache nor in {', '.join(map(str, _folders(None)))}; "
             f"--metrics {NAME} without --offline fetches it"
         )
-    return found.parent
+    return cached.parent
 
 
-def _folders(own: Path | None) -> list[Path]:
-    return [place / FOLDER for place in ([] if own is None else [own]) + [Path(name) for name in weights.FOLDERS]]
+def _folders(user_folder: Path | None) -> list[Path]:
+    parents = [*([] if user_folder is None else [user_folder]), *map(Path, weights.FOLDERS)]
+    return [parent / FOLDER for parent in parents]
 
 
-def _load(folder: Path, device: torch.device) -> ClapJudge:
+def _load(folder: Path, device: torch.device) -> ClapMetric:
     try:
-        return ClapJudge(folder, device)
+        return ClapMetric(folder, device)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{folder}: cannot be read as a CLAP model ({reason}); copy or fetch it again") from error
 
 
 def _identity(folder: Path) -> str:
-    return hashlib.sha256(" ".join(_hashes(folder)).encode()).hexdigest()
+    return hashlib.sha256(" ".join(_file_hashes(folder)).encode()).hexdigest()
 
 
-def _hashes(folder: Path) -> Iterator[str]:
-    for name in (*SETTINGS, *WORDS, *VALUES):
+def _file_hashes(folder: Path) -> Iterator[str]:
+    for name in (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHTS_FILES):
         if (folder / name).is_file():
-            yield f"{name} {weights.file_hash(folder / name)}"
+            yield f"{name} {weights.file_sha256(folder / name)}"

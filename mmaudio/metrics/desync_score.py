@@ -1,43 +1,48 @@
-"""DeSync as a judge: how far each sound of a clip is from the picture in time."""
+"""DeSync as a metric: time offset between each sound of a clip and its video, as Synchformer estimates it."""
 
 from __future__ import annotations
 
 from mmaudio.errors import MMAudioError
-from mmaudio.features.desync import PART, DeSync, has_classifier, load_desync
-from mmaudio.metrics.pretrained_metrics import Candidate, Opinion, Played
-from mmaudio.metrics.search import Search
+from mmaudio.features.desync import COMPONENT, DeSync, has_classifier, load_desync
+from mmaudio.metrics.metric_inputs import ClipAudio
+from mmaudio.metrics.pretrained_metrics import ClipScores, ModelSearch, PretrainedSource
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import weights_file
 
 NAME = "desync"
 
 
-class SynchronyJudge:
-    """Synchformer's audio branch and classifier, beside the features of the picture that the clip has already."""
+class DeSyncMetric:
+    """Synchformer's audio branch and classifier; the features of the video are those that the clip has already."""
 
     def __init__(self, model: DeSync) -> None:
         self.model = model
 
-    def hear(self, played: Played) -> Opinion:
-        """DeSync of each sound in seconds, the mean over its takes; NaN below 8 s."""
-        seen = played.seen.to(self.model.vproj.weight.device)
-        scores = {name: self.model.score(seen, waves, played.rate) for name, waves in played.waveforms.items()}
-        return Opinion({name: {NAME: float(takes.mean())} for name, takes in scores.items()})
+    def score(self, clip: ClipAudio) -> ClipScores:
+        """Compute DeSync of each sound in seconds, the mean over its samples; NaN below 8 s."""
+        sync_features = clip.sync_features.to(self.model.vproj.weight.device)
+        scores = {
+            name: self.model.score(sync_features, waveforms, clip.sample_rate)
+            for name, waveforms in clip.waveforms.items()
+        }
+        return ClipScores({name: {NAME: float(per_sample.mean())} for name, per_sample in scores.items()})
 
 
-def find_synchrony(search: Search) -> Candidate | str:
-    """The judge where the model's Synchformer file is there and whole, else why there is none."""
+def find_desync(search: ModelSearch, metrics: tuple[str, ...]) -> PretrainedSource | str:
+    """Find the base model's Synchformer file; the reason where it is absent or has no offset classifier."""
     model = search.model
-    file = weights_file(model, PART)
+    file = weights_file(model, COMPONENT)
     assert file is not None  # every model has a Synchformer
     try:
-        if search.fetch(NAME):
-            weights.fetch(model, (PART,), search.weights)
-        if weights.missing(model, search.weights, (PART,)):
+        if search.may_download(metrics):
+            weights.fetch_files(model, (COMPONENT,), search.weights)
+        if weights.missing_files(model, search.weights, (COMPONENT,)):
             return f"needs {file.name}, which is nowhere on disk; --metrics {NAME} without --offline fetches it"
-        found = weights.load_part(model, PART, search.weights)
+        synchformer = weights.load_weights(model, COMPONENT, search.weights)
     except MMAudioError as error:
         return str(error)
-    if not has_classifier(found.state):
+    if not has_classifier(synchformer.state_dict):
         return f"{model}'s Synchformer has no offset classifier"
-    return Candidate((NAME,), found.identity, lambda: SynchronyJudge(load_desync(model, search.weights, search.device)))
+    return PretrainedSource(
+        metrics, synchformer.sha256, lambda: DeSyncMetric(load_desync(model, search.weights, search.device))
+    )

@@ -14,15 +14,14 @@ from scipy.spatial.distance import cdist, pdist
 Array = npt.NDArray[np.float64]
 
 SCALE = 100.0
-"""What the squared MMD is multiplied by."""
-FEWEST_FOR_FD = 513
+"""Factor of the squared MMD."""
+MIN_CLIPS_FOR_FD = 513
 """Below this many clips a Frechet distance is mostly bias, whatever the features."""
-FEWEST_FOR_KAD = 2
-Labels = npt.NDArray[np.intp]
-Which = slice | npt.NDArray[np.bool_]
-EVERY = slice(None)
-"""All rows."""
-LEAST_PROBABILITY = 1e-12
+MIN_ROWS_FOR_KAD = 2
+Indices = npt.NDArray[np.intp]
+RowMask = slice | npt.NDArray[np.bool_]
+ALL_ROWS = slice(None)
+MIN_PROBABILITY = 1e-12
 
 
 def median_distance(reference: Array) -> float:
@@ -30,49 +29,49 @@ def median_distance(reference: Array) -> float:
     return float(np.median(pdist(np.asarray(reference, np.float64))))
 
 
-def kad(features: Array, reference: Array, clips: Labels | None = None) -> float:
+def kad(features: Array, reference: Array, clip_indices: Indices | None = None) -> float:
     """Kernel audio distance of (n, D) from (m, D): 100 x the unbiased squared MMD; lower is better, below 0 by chance.
 
     Gaussian kernel exp(-d^2 / (2 s^2)), s the median pairwise distance of the reference set. Unbiased: no sound is
-    compared with itself, so two samples of one distribution are 0 apart on average. `clips` (n,) are the rows of the
-    reference that the sounds' own originals are; None: the two sets have nothing to do with each other. Given them, no
-    sound is compared with other takes of its clip, nor with its own original, which are alike: the originals are 0 from
-    themselves. NaN below two sounds or clips, or for a reference whose sounds are all the same. Source: arXiv
-    2502.15602; the estimators, for separate and for paired sets: Gretton et al., JMLR 13, 2012, lemma 6.
+    compared with itself, so two samples of one distribution are 0 apart on average. `clip_indices` (n,) are the
+    reference's rows with each sound's own original; None: the two sets are unrelated. With them no sound is compared
+    with other samples of its clip, nor with its own original, which are alike: the originals are 0 from themselves.
+    NaN below two sounds or clips, or for a reference whose sounds are all the same. Source: arXiv 2502.15602; the
+    estimators, for separate and for paired sets: Gretton et al., JMLR 13, 2012, lemma 6.
     """
-    return Kernels(features, reference, clips).kad()
+    return PairwiseKernels(features, reference, clip_indices).kad()
 
 
-class Kernels:
-    """The kernel between all pairs of two sets of sounds, computed once, for `kad` of parts of them."""
+class PairwiseKernels:
+    """The kernel between all pairs of two sets of sounds, computed once for the `kad` of many subsets."""
 
-    def __init__(self, features: Array, reference: Array, clips: Labels | None = None) -> None:
+    def __init__(self, features: Array, reference: Array, clip_indices: Indices | None = None) -> None:
         x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
-        self.known = min(len(x), len(y)) >= FEWEST_FOR_KAD and (bandwidth := median_distance(y)) > 0
-        if self.known:
-            own = np.arange(len(x)) if clips is None else clips
-            theirs = np.full(len(y), -1) if clips is None else np.arange(len(y))
-            pairs = {"own": (x, x), "reference": (y, y), "across": (x, y)}
+        self.has_value = min(len(x), len(y)) >= MIN_ROWS_FOR_KAD and (bandwidth := median_distance(y)) > 0
+        if self.has_value:
+            x_clips = np.arange(len(x)) if clip_indices is None else clip_indices
+            y_clips = np.full(len(y), -1) if clip_indices is None else np.arange(len(y))
+            pairs = {"features": (x, x), "reference": (y, y), "cross": (x, y)}
             self.values = {
                 name: np.exp(cdist(*pair, "sqeuclidean") / (-2 * bandwidth**2)) for name, pair in pairs.items()
             }
-            self.apart = {
-                "own": own[:, None] != own,
+            self.different_clips = {
+                "features": x_clips[:, None] != x_clips,
                 "reference": ~np.eye(len(y), dtype=np.bool_),
-                "across": own[:, None] != theirs,
+                "cross": x_clips[:, None] != y_clips,
             }
 
-    def kad(self, rows: Which = EVERY, reference: Which = EVERY) -> float:
+    def kad(self, rows: RowMask = ALL_ROWS, reference: RowMask = ALL_ROWS) -> float:
         """`kad` of the features' `rows` from the reference's, both masks; the kernel's bandwidth is that of all."""
-        if not self.known:
+        if not self.has_value:
             return math.nan
-        own, other = self._mean("own", rows, rows), self._mean("reference", reference, reference)
-        return SCALE * (own + other - 2 * self._mean("across", rows, reference))
+        xx, yy = self._mean("features", rows, rows), self._mean("reference", reference, reference)
+        return SCALE * (xx + yy - 2 * self._mean("cross", rows, reference))
 
-    def _mean(self, name: str, first: Which, second: Which) -> float:
+    def _mean(self, name: str, rows: RowMask, columns: RowMask) -> float:
         """The mean over the pairs of different clips; NaN where there is none."""
-        values, apart = (table[name][first][:, second] for table in (self.values, self.apart))
-        return float(values[apart].mean()) if apart.any() else math.nan
+        values, different = (table[name][rows][:, columns] for table in (self.values, self.different_clips))
+        return float(values[different].mean()) if different.any() else math.nan
 
 
 def frechet_distance(features: Array, reference: Array) -> float:
@@ -82,12 +81,12 @@ def frechet_distance(features: Array, reference: Array) -> float:
     `too_few_for_fd`. Source: Dowson and Landau, 1982; for sounds arXiv 1812.08466.
     """
     x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
-    a, b = (np.atleast_2d(np.cov(part, rowvar=False)) for part in (x, y))
+    a, b = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (x, y))
     root = _square_root(a)
     eigenvalues = np.linalg.eigvalsh(root @ b @ root)  # those of A B, which is similar to it
-    shared = np.sqrt(eigenvalues.clip(min=0)).sum()
+    trace_of_root = np.sqrt(eigenvalues.clip(min=0)).sum()
     difference = x.mean(0) - y.mean(0)
-    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * shared)
+    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * trace_of_root)
 
 
 def _square_root(matrix: Array) -> Array:
@@ -97,10 +96,10 @@ def _square_root(matrix: Array) -> Array:
     return root
 
 
-def too_few_for_fd(clips: int, dimension: int) -> str:
-    """Why there is no Frechet distance with so many clips and features; empty where there is one."""
-    fewest = max(FEWEST_FOR_FD, dimension + 1)
-    return "" if clips >= fewest else f"{clips} clips: below {fewest} a Frechet distance is mostly bias"
+def too_few_for_fd(num_clips: int, width: int) -> str:
+    """Reason why so many clips and features give no Frechet distance; empty where they give one."""
+    minimum = max(MIN_CLIPS_FOR_FD, width + 1)
+    return "" if num_clips >= minimum else f"{num_clips} clips: below {minimum} a Frechet distance is mostly bias"
 
 
 def kl_divergence(probabilities: Array, reference: Array) -> Array:
@@ -109,7 +108,7 @@ def kl_divergence(probabilities: Array, reference: Array) -> Array:
     sum of r ln(r / p) over the classes, r the reference's. The classes' own probabilities (each 0 to 1, several may be
     present) are first divided by their sum. Source: Kullback and Leibler, 1951; for sounds arXiv 2209.15352.
     """
-    p, r = (_normalised(part) for part in (probabilities, reference))
+    p, r = (_normalize(x) for x in (probabilities, reference))
     divergence: Array = (r * (np.log(r) - np.log(p))).sum(1)
     return divergence
 
@@ -119,12 +118,12 @@ def inception_score(probabilities: Array) -> float:
 
     Source: arXiv 1606.03498; one split.
     """
-    p = _normalised(probabilities)
+    p = _normalize(probabilities)
     mean = p.mean(0, keepdims=True)
     return float(np.exp((p * (np.log(p) - np.log(mean))).sum(1).mean()))
 
 
-def _normalised(probabilities: Array) -> Array:
-    given = np.asarray(probabilities, np.float64).clip(min=LEAST_PROBABILITY)
-    shares: Array = given / given.sum(1, keepdims=True)
-    return shares
+def _normalize(probabilities: Array) -> Array:
+    clipped = np.asarray(probabilities, np.float64).clip(min=MIN_PROBABILITY)
+    normalized: Array = clipped / clipped.sum(1, keepdims=True)
+    return normalized

@@ -1,105 +1,79 @@
-"""Metrics that need a model which listens: what such a judge is given, what it says, and which judges are at hand.
+"""Metrics that a pretrained model computes: the interface of such a model, its scores, and the search for its files.
 
-    judges = find_judges(search, names)    # nothing is loaded yet; `missing` says which metrics have none, and why
-    opinions = [judge.hear(played) for judge in judges.load(names).judges]
+    sources = find_pretrained_metrics(search, names)    # pretrained_search.py; loads nothing, says what is missing
+    selected = load_metric_models(sources, names)
+    scores = [metric.score(clip_audio) for metric in selected.pretrained]
 
-Only small rows of numbers are kept of a sound, so that memory does not grow with the length of sounds.
+Only small rows of numbers are kept of a sound, so that memory does not grow with its length.
 
-D width of what is kept.
+S samples of a clip, D width of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
 
-from mmaudio.errors import MMAudioError
-from mmaudio.metrics.registry import METRICS
+from mmaudio.metrics.metric_inputs import ClipAudio
 
 Array = npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Played:
-    """One clip as a judge gets it."""
-
-    waveforms: Mapping[str, Tensor]
-    """(takes, samples) by the names of the sounds: original, codec, base, adapted."""
-    rate: int
-    """Samples per second."""
-    seen: Tensor
-    """Synchformer's features of the picture (tokens, width), as the network reads them."""
-    caption: str = ""
+EMBEDDINGS, PROBABILITIES = "embeddings", "class probabilities"
+"""Kinds of rows that a model may give for the metrics of whole sets."""
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What a judge says of one clip."""
+class ClipScores:
+    """Scores of one clip's sounds by one pretrained model."""
 
     values: Mapping[str, Mapping[str, float]]
-    """By sound, then by metric; means over takes, NaN where there is none."""
-    rows: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    """By sound, then by what it is: (takes, D), kept for metrics of the whole set."""
+    """By sound, then by metric: means over the samples, NaN where there is no value."""
+    model_outputs: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    """By sound, then by kind: rows (S, D) for the metrics of whole sets."""
 
 
-class Judge(Protocol):
-    """A model that listens to the sounds of one clip after the other."""
+class PretrainedMetric(Protocol):
+    """A pretrained model that scores the sounds of one clip at a time."""
 
-    def hear(self, played: Played) -> Opinion:
-        """What it says of one clip."""
+    def score(self, clip: ClipAudio) -> ClipScores:
+        """Score every sound of the clip."""
         ...
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A judge whose files are there."""
+class PretrainedSource:
+    """A pretrained model whose files are on disk."""
 
     metrics: tuple[str, ...]
-    """Names in METRICS that it gives."""
+    """Names in METRICS that it computes."""
     identity: str
-    """Changes whenever its files do."""
-    load: Callable[[], Judge]
+    """Hash of its files."""
+    load: Callable[[], PretrainedMetric]
 
 
 @dataclass(frozen=True)
-class Judges:
-    """The judges that are at hand, and why others are not."""
+class ModelSearch:
+    """Where the files of pretrained models are searched, and which may be downloaded."""
 
-    candidates: Sequence[Candidate] = ()
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Why a metric has no judge, by its name."""
+    model: str
+    """Name of the base model."""
+    weights: Path | None = None
+    """The user's folder of weights, searched before the usual ones."""
+    offline: bool = True
+    requested_metrics: Collection[str] = ()
+    """Metrics that the user asked for by name: only these are worth a download."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What results depend on, by metric; one that has no judge is not in it."""
-        return {name: candidate.identity for candidate in self.candidates for name in candidate.metrics}
-
-    def load(self, names: Sequence[str] = tuple(METRICS)) -> Wanted:
-        """All of them with their weights, to compute the metrics called `names`; what cannot be read is missing."""
-        loaded, missing = [], dict(self.missing)
-        for candidate in self.candidates:
-            try:
-                loaded.append(candidate.load())
-            except MMAudioError as error:
-                missing |= dict.fromkeys(candidate.metrics, str(error))
-        return Wanted(tuple(names), loaded, missing)
+    def may_download(self, metrics: Sequence[str]) -> bool:
+        """Whether absent files of a model that computes `metrics` may be downloaded."""
+        return not self.offline and any(name in self.requested_metrics for name in metrics)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be computed, and by whom."""
-
-    names: Sequence[str] = tuple(METRICS)
-    """Of metrics."""
-    judges: Sequence[Judge] = ()
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-
-def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean over the takes of each metric of a sound; NaN where a take has none."""
-    return {name: float(np.mean(np.asarray(column, np.float64))) for name, column in values.items()}
+FindModel = Callable[[ModelSearch, tuple[str, ...]], PretrainedSource | str]
+"""Finds the model that computes some metrics: its source, or the reason why there is none."""

@@ -1,4 +1,4 @@
-"""How far a generated sound's spectrum is from the original's. Pure functions; no files, no models.
+"""Spectral distances of a sound from the original: mel, STFT, centroid and bandwidth. Pure functions; no models.
 
 B batch, M mel bands, T mel frames. Mel values are logarithms in the codec's own base (`CodecSpec.log_base`).
 """
@@ -25,7 +25,7 @@ def loud_threshold(log_base: float) -> float:
 def mel_l1(mel: Tensor, reference: Tensor) -> Tensor:
     """Mean absolute difference over all cells, in the codec's own logarithm; (B, M, T) twice -> (B,). Lower is better.
 
-    It says how close the spectrum is over time; most cells of quiet recordings are noise floor, which dominates it.
+    It measures how close the spectrum is over time; most cells of quiet recordings are noise floor, which dominates it.
     """
     return (mel - reference).abs().mean((1, 2))
 
@@ -43,17 +43,17 @@ def mel_l1_loud(mel: Tensor, reference: Tensor, log_base: float) -> Tensor:
 
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 """FFT size, hop and window of each resolution of the STFT distance, in samples."""
-LEAST_POWER = 1e-8
+MIN_POWER = 1e-8
 """Power below which an STFT cell counts as this."""
-FRAME, STEP = 2048, 512
-"""Window and hop, in samples, of the spectrum whose centroid and bandwidth are taken."""
+N_FFT, HOP_LENGTH = 2048, 512
+"""Window and hop, in samples, of the spectrum whose centroid and bandwidth are computed."""
 
 
-def magnitudes(waveforms: Tensor, n_fft: int, hop: int, window: int, least_power: float = 0.0) -> Tensor:
-    """STFT magnitudes with a Hann window and mirrored ends: (B, samples) -> (B, n_fft / 2 + 1, frames)."""
-    shape = torch.hann_window(window, dtype=waveforms.dtype, device=waveforms.device)
-    cells = torch.stft(waveforms, n_fft, hop, window, shape, center=True, return_complex=True)
-    return cells.abs() if not least_power else (cells.real**2 + cells.imag**2).clamp(min=least_power).sqrt()
+def magnitudes(waveforms: Tensor, n_fft: int, hop_length: int, win_length: int, min_power: float = 0.0) -> Tensor:
+    """STFT magnitudes with a Hann window and reflect padding: (B, samples) -> (B, n_fft / 2 + 1, frames)."""
+    window = torch.hann_window(win_length, dtype=waveforms.dtype, device=waveforms.device)
+    cells = torch.stft(waveforms, n_fft, hop_length, win_length, window, center=True, return_complex=True)
+    return cells.abs() if not min_power else (cells.real**2 + cells.imag**2).clamp(min=min_power).sqrt()
 
 
 def stft_distance(waveforms: Tensor, reference: Tensor) -> Tensor:
@@ -64,23 +64,23 @@ def stft_distance(waveforms: Tensor, reference: Tensor) -> Tensor:
     |R| to divide by: one such clip, at 10^4 and more, would be all that a mean says. Source: arXiv 1910.11480.
     """
     total = torch.zeros(len(waveforms), device=waveforms.device)
-    for n_fft, hop, window in RESOLUTIONS:
-        own, wanted = (magnitudes(part, n_fft, hop, window, LEAST_POWER) for part in (waveforms, reference))
-        convergence = (wanted - own).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))
-        total += convergence + (own.log() - wanted.log()).abs().mean((1, 2))
+    for n_fft, hop_length, win_length in RESOLUTIONS:
+        stft, reference_stft = (magnitudes(x, n_fft, hop_length, win_length, MIN_POWER) for x in (waveforms, reference))
+        convergence = (reference_stft - stft).norm(dim=(1, 2)) / reference_stft.norm(dim=(1, 2))
+        total += convergence + (stft.log() - reference_stft.log()).abs().mean((1, 2))
     return (total / len(RESOLUTIONS)).where(reference.abs().amax(1) >= SILENT_PEAK, torch.nan)
 
 
-def centroid_and_bandwidth(waveforms: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+def centroid_and_bandwidth(waveforms: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     """Spectral centroid and bandwidth of whole sounds in hertz, (B, samples) -> (B,) twice; NaN for digital silence.
 
     The spectrum is the STFT magnitude summed over time, so that quiet moments weigh little; the centroid is its mean
     frequency, the bandwidth its standard deviation around that. Source: the MPEG-7 spectral centroid and spread, as
     librosa computes them on magnitudes.
     """
-    spectrum = magnitudes(waveforms.double(), FRAME, STEP, FRAME).sum(2)  # (B, bins)
-    share = spectrum / spectrum.sum(1, keepdim=True)  # 0 / 0 is NaN: silence has no centroid
-    bins = torch.linspace(0, rate / 2, spectrum.shape[1], dtype=torch.float64, device=spectrum.device)
-    centroid = share @ bins
-    spread = (share * (bins - centroid[:, None]).square()).sum(1)
-    return centroid, spread.sqrt()
+    spectrum = magnitudes(waveforms.double(), N_FFT, HOP_LENGTH, N_FFT).sum(2)  # (B, bins)
+    weights = spectrum / spectrum.sum(1, keepdim=True)  # 0 / 0 is NaN: silence has no centroid
+    frequencies = torch.linspace(0, sample_rate / 2, spectrum.shape[1], dtype=torch.float64, device=spectrum.device)
+    centroid = weights @ frequencies
+    variance = (weights * (frequencies - centroid[:, None]).square()).sum(1)
+    return centroid, variance.sqrt()

@@ -1,8 +1,7 @@
-"""Is the adapted model better, and how sure is that: paired differences, by source video.
+"""Paired comparison of base and adapted model, with confidence intervals over source videos.
 
 Clips of one video are not independent, so the video is the unit: differences (adapted - base) are averaged within each
-video, and the interval is Student's t over the videos' means. It is wide where videos are few, as it has to be; a
-bootstrap over three to ten videos would be too narrow.
+video, and the interval is Student's t over the videos' means. A bootstrap over three to ten videos would be too narrow.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mmaudio.metrics.registry import METRICS
-from mmaudio.metrics.registry import PRIMARY as PRIMARY
+from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Coverage of the interval."""
-FEWEST_VIDEOS = 3
+MIN_VIDEOS = 3
 """Below this many held-out videos no verdict is given."""
 BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
 
@@ -44,9 +42,9 @@ class Comparison:
     share_better: float | None
     """Share of the clips whose value is better with the adapter, 0 to 1; None for a value of the whole set."""
     original: float | None = None
-    """What the original sound itself scores: the ceiling; a distance to itself is 0."""
+    """The original sound's own value: the ceiling; a distance to itself is 0."""
     codec: float | None = None
-    """What the original scores after the codec's round trip: the best that any model of this codec can reach."""
+    """The original's value after the codec's round trip: the best that any model of this codec can reach."""
 
 
 def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:
@@ -69,7 +67,7 @@ def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[st
     )
     difference = means[:, 1] - means[:, 0]
     interval = t_interval(difference)
-    sign = -1 if better == "lower" else 1
+    sign = -1 if better == LOWER else 1
     return Comparison(
         base=float(means[:, 0].mean()),
         adapted=float(means[:, 1].mean()),
@@ -89,7 +87,7 @@ def video_means(values: Sequence[float], videos: Sequence[str]) -> dict[str, flo
     for video, value in zip(videos, values, strict=True):
         if math.isfinite(value):
             by_video.setdefault(video, []).append(value)
-    return {video: float(np.mean(own)) for video, own in by_video.items()}
+    return {video: float(np.mean(clip_values)) for video, clip_values in by_video.items()}
 
 
 def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | None:
@@ -98,30 +96,30 @@ def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | Non
     return float(np.mean(list(means.values()))) if means else None
 
 
-def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float] | np.ndarray, level: float = CONFIDENCE_LEVEL) -> tuple[float, float] | None:
     """Student's t interval of the mean of independent `values`; None for fewer than two."""
     sample = np.asarray(values, np.float64)
     if len(sample) < 2:
         return None
-    half = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
-    return float(sample.mean() - half), float(sample.mean() + half)
+    half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    return float(sample.mean() - half_width), float(sample.mean() + half_width)
 
 
 def verdict(interval: tuple[float, float] | None, videos: int, better: str) -> str:
     """`better` or `worse` where the interval excludes zero and there are enough videos, else `cannot tell`."""
-    if interval is None or videos < FEWEST_VIDEOS or interval[0] <= 0 <= interval[1]:
+    if interval is None or videos < MIN_VIDEOS or interval[0] <= 0 <= interval[1]:
         return UNSURE
-    return BETTER if (interval[1] < 0) == (better == "lower") else WORSE
+    return BETTER if (interval[1] < 0) == (better == LOWER) else WORSE
 
 
-def overall(metrics: Mapping[str, Comparison]) -> str:
-    """One word for all metrics: what `PRIMARY` says, `mixed` where a metric that counts says the opposite.
+def overall_verdict(metrics: Mapping[str, Comparison]) -> str:
+    """One verdict for all metrics: that of `PRIMARY`, `mixed` where another metric of the verdict has the opposite.
 
-    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric;
-    and only few count (`Metric.counts`), so that chance in one of many does not turn a clear result into a mixed one.
+    A single metric decides, so that identical models are called different in 5 % of cases and not in 5 % per metric.
+    Few are in the verdict (`Metric.in_verdict`), so that chance in one of many does not make a clear result mixed.
     """
     if PRIMARY not in metrics:
         return UNSURE
-    first = metrics[PRIMARY].verdict
-    opposite = {BETTER: WORSE, WORSE: BETTER}.get(first)
-    return MIXED if opposite in {metrics[name].verdict for name in metrics if METRICS[name].counts} else first
+    primary = metrics[PRIMARY].verdict
+    opposite = {BETTER: WORSE, WORSE: BETTER}.get(primary)
+    return MIXED if opposite in {metrics[name].verdict for name in metrics if METRICS[name].in_verdict} else primary

@@ -1,35 +1,43 @@
-"""The network's transformer blocks: one stream, three streams attended jointly, and the final layer.
+"""Transformer blocks of the network: single stream, joint attention over three streams, and the final layer.
 
 B batch, N latent tokens, V CLIP tokens, L text tokens, D width, H heads, d head width, C latent channels.
 """
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
-from mmaudio.model.layers import MLP, Conv1d, SelfAttention, attend, modulated_norm, token_layer
+from mmaudio.model.layers import MLP, Conv1d, SelfAttention, attend_heads, modulated_norm, token_layer
+
+
+def block_name(name: str) -> str:
+    """Block of a parameter or module by its dotted name: `joint_blocks.0`, ..., or `other` outside of the blocks."""
+    match = re.search(r"(joint|fused)_blocks\.\d+", name)
+    return match.group() if match else "other"
 
 
 class TransformerBlock(nn.Module):
-    """One stream's block, modulated by a condition of shape (B, 1 or N, D).
+    """Transformer block of one stream, modulated by a condition of shape (B, 1 or N, D).
 
-    `kernel` 3 for the latent and CLIP streams, 1 for text. `inputs_only`: a stream that ends here, and only gives
-    its q, k, v to the others.
+    `kernel_size` is 3 for the latent and CLIP streams, 1 for text. A block with `inputs_only` computes q, k, v for the
+    other streams, and its own stream ends there.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, kernel: int, inputs_only: bool = False) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, kernel_size: int, inputs_only: bool = False) -> None:
         super().__init__()
-        self.attn = SelfAttention(width, heads)
+        self.attn = SelfAttention(width, num_heads)
         if not inputs_only:
-            self.linear1 = token_layer(width, width, kernel)
-            self.ffn = MLP(width, hidden, kernel)
+            self.linear1 = token_layer(width, width, kernel_size)
+            self.ffn = MLP(width, hidden, kernel_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (2 if inputs_only else 6) * width))
 
     def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Shift and scale of the attention, then (in a whole block) its gate, and shift, scale, gate of the MLP."""
-        both: Tensor = self.adaLN_modulation(condition)
-        return both.chunk(both.shape[-1] // condition.shape[-1], dim=-1)
+        """Shift and scale of the attention; without `inputs_only` also its gate, and shift, scale, gate of the MLP."""
+        modulation: Tensor = self.adaLN_modulation(condition)
+        return modulation.chunk(modulation.shape[-1] // condition.shape[-1], dim=-1)
 
     def attention_inputs(
         self, x: Tensor, modulation: tuple[Tensor, ...], table: Tensor | None
@@ -40,7 +48,7 @@ class TransformerBlock(nn.Module):
         return queries, keys, values
 
     def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
-        """The stream after its attention output and its MLP: (B, N, D)."""
+        """Add the attention output and the MLP to the stream: (B, N, D)."""
         gate, shift_mlp, scale_mlp, gate_mlp = modulation[2:]
         x = torch.addcmul(x, gate, self.linear1(attended))
         return torch.addcmul(x, gate_mlp, self.ffn(modulated_norm(x, shift_mlp, scale_mlp)))
@@ -48,34 +56,34 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, table: Tensor | None) -> Tensor:
         """Self-attention and MLP on one stream: (B, N, D)."""
         modulation = self.modulation(condition)
-        return self.update(x, attend(*self.attention_inputs(x, modulation, table)), modulation)
+        return self.update(x, attend_heads(*self.attention_inputs(x, modulation, table)), modulation)
 
 
 class JointBlock(nn.Module):
-    """Latent, CLIP and text streams, attended jointly. The `last` one updates the latent stream only."""
+    """Joint attention over latent, CLIP and text streams. The `last` block updates only the latent stream."""
 
-    def __init__(self, width: int, heads: int, hidden: int, last: bool) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: int, last: bool) -> None:
         super().__init__()
         self.last = last
-        self.latent_block = TransformerBlock(width, heads, hidden, kernel=3)
-        self.clip_block = TransformerBlock(width, heads, hidden, kernel=3, inputs_only=last)
-        self.text_block = TransformerBlock(width, heads, hidden, kernel=1, inputs_only=last)
+        self.latent_block = TransformerBlock(width, num_heads, hidden, kernel_size=3)
+        self.clip_block = TransformerBlock(width, num_heads, hidden, kernel_size=3, inputs_only=last)
+        self.text_block = TransformerBlock(width, num_heads, hidden, kernel_size=1, inputs_only=last)
 
     def forward(
         self,
         latent: Tensor,  # (B, N, D)
         clip: Tensor,  # (B, V, D)
         text: Tensor,  # (B, L, D)
-        shared: Tensor,  # (B, 1, D)
-        per_token: Tensor,  # (B, N, D)
+        global_cond: Tensor,  # (B, 1, D)
+        token_cond: Tensor,  # (B, N, D)
         latent_table: Tensor,
         clip_table: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The three streams after the block; the last block returns CLIP and text as they came."""
+        """The three streams after the block; the last block returns CLIP and text unchanged."""
         modulations = (
-            self.latent_block.modulation(per_token),
-            self.clip_block.modulation(shared),
-            self.text_block.modulation(shared),
+            self.latent_block.modulation(token_cond),
+            self.clip_block.modulation(global_cond),
+            self.text_block.modulation(global_cond),
         )
         inputs = (
             self.latent_block.attention_inputs(latent, modulations[0], latent_table),
@@ -84,10 +92,10 @@ class JointBlock(nn.Module):
         )
         queries, keys, values = zip(*inputs, strict=True)
         keys_all, values_all = torch.cat(keys, dim=2), torch.cat(values, dim=2)  # (B, H, N + V + L, d)
-        if self.last:  # nobody reads the attention of the other streams' queries
-            attended = attend(queries[0], keys_all, values_all)
+        if self.last:  # the attention of the other streams' queries is not used
+            attended = attend_heads(queries[0], keys_all, values_all)
             return self.latent_block.update(latent, attended, modulations[0]), clip, text
-        attended = attend(torch.cat(queries, dim=2), keys_all, values_all)
+        attended = attend_heads(torch.cat(queries, dim=2), keys_all, values_all)
         latent_a, clip_a, text_a = torch.split(attended, [latent.shape[1], clip.shape[1], text.shape[1]], dim=1)
         return (
             self.latent_block.update(latent, latent_a, modulations[0]),
@@ -97,7 +105,7 @@ class JointBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a convolution to the latent's channels, modulated by the shared condition (B, 1, D)."""
+    """Norm modulated by the global condition (B, 1, D), then a convolution to the latent channels."""
 
     def __init__(self, width: int, latent_dim: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmaudio.model import fused_ops as by_hand
+from mmaudio.model import fused_ops
 
 THETA = 10_000.0
 
@@ -20,15 +20,15 @@ class Conv1d(nn.Conv1d):
 
     Computed as a 2-D convolution of height 1: (B, N, channels) is its channels-last layout, so no activation is
     copied. Against transposing for a 1-D convolution that saves a sixth to two thirds of the time of forward and
-    backward on a CPU (widths 20 to 256, k 3 and 7, float32 and bf16). Weights laid out tap by tap (`by_taps`) take
-    three quarters of that time again; where no gradients are wanted, as in sampling, they are multiplied with the
-    tokens' windows in one matrix product.
+    backward on a CPU (widths 20 to 256, k 3 and 7, float32 and bf16). Weights laid out tap by tap (`tap_major`) take
+    three quarters of that time again; without gradients, as in sampling, they are multiplied with the token windows in
+    one matrix product.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        if _lies_by_taps(self) and not torch.is_grad_enabled():
-            rows = windows(x, self.kernel_size[0])
+        if _is_tap_major(self) and not torch.is_grad_enabled():
+            rows = token_windows(x, self.kernel_size[0])
             return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias).view(*x.shape[:2], -1)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
@@ -36,50 +36,50 @@ class Conv1d(nn.Conv1d):
         return out.squeeze(2).transpose(1, 2)
 
 
-def windows(x: Tensor, kernel: int) -> Tensor:
-    """Every token of x (B, N, C) with its neighbours, zeros beyond the ends: (B * N, kernel * C); `kernel` is odd."""
-    if kernel == 1:
+def token_windows(x: Tensor, kernel_size: int) -> Tensor:
+    """Every token of x (B, N, C) with its neighbours, zero-padded: (B * N, kernel_size * C), for an odd kernel size."""
+    if kernel_size == 1:
         return x.reshape(-1, x.shape[-1])
-    reach = kernel // 2
-    seen = F.pad(x, (0, 0, reach, reach)).unfold(1, kernel, 1)  # (B, N, C, kernel), no copy yet
-    return seen.transpose(2, 3).reshape(-1, kernel * x.shape[2])
+    padding = kernel_size // 2
+    windows = F.pad(x, (0, 0, padding, padding)).unfold(1, kernel_size, 1)  # (B, N, C, kernel_size), no copy yet
+    return windows.transpose(2, 3).reshape(-1, kernel_size * x.shape[2])
 
 
-def by_taps(weight: Tensor) -> Tensor:
-    """A copy of a convolution's weight (out, in, k) that lies in memory as (out, k, in)."""
+def tap_major(weight: Tensor) -> Tensor:
+    """Copy of a convolution's weight (out, in, k) with the memory layout (out, k, in)."""
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _lies_by_taps(layer: nn.Conv1d) -> bool:
-    plain = isinstance(layer.padding, tuple) and layer.stride == layer.dilation == (1,) and layer.groups == 1
-    return plain and layer.weight.shape[2] > 1 and layer.weight.transpose(1, 2).is_contiguous()
+def _is_tap_major(layer: nn.Conv1d) -> bool:
+    is_supported = isinstance(layer.padding, tuple) and layer.stride == layer.dilation == (1,) and layer.groups == 1
+    return is_supported and layer.weight.shape[2] > 1 and layer.weight.transpose(1, 2).is_contiguous()
 
 
-def token_layer(width_in: int, width_out: int, kernel: int, bias: bool = True) -> nn.Module:
-    """A linear for kernel 1, else a convolution along the tokens that keeps their number."""
-    if kernel == 1:
+def token_layer(width_in: int, width_out: int, kernel_size: int, bias: bool = True) -> nn.Module:
+    """A linear for kernel size 1, else a convolution along the tokens that preserves their number."""
+    if kernel_size == 1:
         return nn.Linear(width_in, width_out, bias=bias)
-    return Conv1d(width_in, width_out, kernel, padding=kernel // 2, bias=bias)
+    return Conv1d(width_in, width_out, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
 class MLP(nn.Module):
-    """Gated SiLU, w2(silu(w1 x) * w3 x), without biases; `kernel` 1 for linears, else convolutions."""
+    """SwiGLU, w2(silu(w1 x) * w3 x), without biases: linears for kernel size 1, else convolutions."""
 
-    def __init__(self, width: int, hidden: int, kernel: int = 1) -> None:
+    def __init__(self, width: int, hidden: int, kernel_size: int = 1) -> None:
         super().__init__()
         inner = -(-(2 * hidden // 3) // 256) * 256  # rounded up to a multiple of 256
-        self.w1 = token_layer(width, inner, kernel, bias=False)
-        self.w2 = token_layer(inner, width, kernel, bias=False)
-        self.w3 = token_layer(width, inner, kernel, bias=False)
+        self.w1 = token_layer(width, inner, kernel_size, bias=False)
+        self.w2 = token_layer(inner, width, kernel_size, bias=False)
+        self.w3 = token_layer(width, inner, kernel_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> the same."""
+        """(B, N, D) -> (B, N, D)."""
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
         return out
 
 
 class TimeEmbedding(nn.Module):
-    """Cosines and sines of the flow time, then two linears: (B,) -> (B, D)."""
+    """Sinusoidal embedding of the flow time, then two linears: (B,) -> (B, D)."""
 
     def __init__(self, width: int, features: int, period: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def sinusoid(self, t: Tensor) -> Tensor:
-        """(B,) -> (B, features), float32: the angles of v2 reach 10 000, where bf16 keeps nothing of t."""
+        """(B,) -> (B, features), float32: the angles of v2 reach 10 000, too large for the precision of bf16."""
         steps = torch.arange(0, self.features, 2, dtype=torch.float32, device=t.device)
         frequencies = (THETA / self.period) * (1.0 / THETA ** (steps / self.features))
         angles = t.float()[:, None] * frequencies
@@ -108,11 +108,11 @@ def rotary_table(tokens: int, width: int, scale: float, device: torch.device) ->
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotates the channel pairs (2i, 2i+1) of x (B, H, N, d) in float32; returns x's dtype."""
+    """Rotate the channel pairs (2i, 2i+1) of x (B, H, N, d) in float32; returns the dtype of x."""
     cos, sin = table
     even, odd = rearrange(x.float(), "b h n (i two) -> two b h n i", two=2)
-    turned = torch.addcmul(even * cos, odd, sin, value=-1), torch.addcmul(even * sin, odd, cos)
-    return torch.stack(turned, dim=-1).flatten(-2).to(x.dtype)
+    rotated = torch.addcmul(even * cos, odd, sin, value=-1), torch.addcmul(even * sin, odd, cos)
+    return torch.stack(rotated, dim=-1).flatten(-2).to(x.dtype)
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -124,37 +124,37 @@ class HeadNorm(nn.RMSNorm):
     """RMSNorm over a head's channels, in float32, with the machine epsilon of the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> the same, float32."""
+        """(..., d) -> (..., d), float32."""
         eps = torch.finfo(x.dtype).eps
         return F.rms_norm(x.float(), tuple(self.normalized_shape), self.weight.float(), eps)
 
 
 class SelfAttention(nn.Module):
-    """The input side of attention: q, k, v of one stream; there is no output projection."""
+    """Queries, keys and values of one stream; there is no output projection."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = HeadNorm(width // heads)
-        self.k_norm = HeadNorm(width // heads)
+        self.q_norm = HeadNorm(width // num_heads)
+        self.k_norm = HeadNorm(width // num_heads)
 
     def forward(self, x: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> q, k, v, each (B, H, N, d); q and k normalised, and rotated where there is a table."""
+        """(B, N, D) -> q, k, v, each (B, H, N, d); q and k are normalised, and rotated if a table is given."""
         qkv = self.qkv(x)
-        if by_hand.applies(qkv, self.q_norm.weight, self.k_norm.weight):
+        if fused_ops.can_fuse(qkv, self.q_norm.weight, self.k_norm.weight):
             weights = torch.stack([self.q_norm.weight, self.k_norm.weight])
-            return by_hand.head_inputs(qkv, weights, table, self.heads)
-        q, k, v = rearrange(qkv, "b n (h d three) -> three b h n d", h=self.heads, three=3)
+            return fused_ops.fused_head_inputs(qkv, weights, table, self.num_heads)
+        q, k, v = rearrange(qkv, "b n (h d three) -> three b h n d", h=self.num_heads, three=3)
         q, k = self.q_norm(q), self.k_norm(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         return q.to(v.dtype), k.to(v.dtype), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention with scale 1/sqrt(d); heads merged: (B, H, N, d) -> (B, N, D)."""
-    if v.dtype == torch.bfloat16 and by_hand.applies(v):
-        return rearrange(by_hand.attention(q, k, v), "b h n d -> b n (h d)")
-    # v comes strided from the qkv layout, and the fused kernels want its channels side by side
+def attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention with scale 1/sqrt(d) and merged heads: (B, H, N, d) -> (B, N, D)."""
+    if v.dtype == torch.bfloat16 and fused_ops.can_fuse(v):
+        return rearrange(fused_ops.cpu_attention(q, k, v), "b h n d -> b n (h d)")
+    # v is strided in the qkv layout, and the fused kernels need contiguous channels
     return rearrange(F.scaled_dot_product_attention(q, k, v.contiguous()), "b h n d -> b n (h d)")

@@ -1,7 +1,7 @@
-"""Putting a released state dict into a module: keys are reconciled by name, and nothing is left unsaid.
+"""Strict loading of released state dicts, with errors that name missing, unexpected and mismatched keys.
 
-A module on the meta device takes the given tensors themselves (memory-mapped ones stay so, and are read when they are
-first needed); a module with values of its own gets copies.
+A module on the meta device takes the tensors themselves, so memory-mapped ones are read on first use; any other module
+gets copies.
 """
 
 from __future__ import annotations
@@ -14,96 +14,96 @@ from torch import Tensor, nn
 
 from mmaudio.errors import WeightsError
 
-SHOWN = 3
-"""How many keys an error lists of each kind."""
-ALIKE = 0.5
-"""Share of keys that have to fit for a file to be called most like a variant."""
+MAX_KEYS_SHOWN = 3
+"""Number of keys of each kind that an error lists."""
+MIN_MATCH = 0.5
+"""Share of keys that has to match for an error to name a variant."""
 
 
-def why_not(error: Exception) -> str:
-    """Why torch or safetensors could not read a file, in one line, without torch's advice to trust it."""
+def read_failure(error: Exception) -> str:
+    """Reason why torch or safetensors could not read a file, in one line, without torch's advice on trust."""
     if isinstance(error, pickle.UnpicklingError):
-        return "no file of weights, or one that holds other things too"
+        return "not a file of weights, or one with other objects in it"
     return str(error).split("\n")[0] or type(error).__name__
 
 
-class Released(nn.Module):
-    """A module that loads a released file."""
+class ReleasedModule(nn.Module):
+    """Base class of modules that load a released file."""
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
-        """Load `state`; on the meta device its tensors become the module's own. WeightsError where it does not fit."""
+        """Load `state`; a module on the meta device takes its tensors. WeightsError if it does not fit."""
         raise NotImplementedError
 
 
 Variants = Mapping[str, Callable[[], nn.Module]]
-"""What else a file might be for, by name; built on the meta device where a file does not fit."""
+"""Other modules that a file may belong to, by name; built on the meta device for an error message."""
 
 
 def is_meta(module: nn.Module) -> bool:
-    """Whether the module still waits for its values."""
+    """Whether any parameter is on the meta device."""
     return any(parameter.is_meta for parameter in module.parameters())
 
 
-def load_reconciled(
+def load_strict(
     module: nn.Module,
     state: Mapping[str, Tensor],
-    what: str,
-    ignored: Iterable[str] = (),
+    label: str,
+    ignored_prefixes: Iterable[str] = (),
     variants: Variants | None = None,
 ) -> None:
-    """Load `state`, in the module's types; keys that begin with a prefix in `ignored` are left out.
+    """Load `state` in the module's dtypes, without the keys that start with one of `ignored_prefixes`.
 
-    Raises WeightsError that lists the first missing, unexpected or ill-shaped keys, and which of the `variants` they
-    are likely for; the module is untouched then.
+    Raises WeightsError with the first missing, unexpected or mismatched keys and the most similar of the `variants`;
+    the module is unchanged then.
     """
-    prefixes = tuple(ignored)
-    given = {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
-    own = module.state_dict()
-    check_keys(own, given, what, variants)
+    prefixes = tuple(ignored_prefixes)
+    state = {key: value for key, value in state.items() if not (prefixes and key.startswith(prefixes))}
+    expected = module.state_dict()
+    check_keys(expected, state, label, variants)
     if not is_meta(module):
-        module.load_state_dict(given)
+        module.load_state_dict(state)
         return
-    values = {key: value.detach().to(own[key].dtype).contiguous() for key, value in given.items()}
+    values = {key: value.detach().to(expected[key].dtype).contiguous() for key, value in state.items()}
     module.load_state_dict(values, assign=True)
 
 
 def check_keys(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str, variants: Variants | None = None
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str, variants: Variants | None = None
 ) -> None:
-    """Raises WeightsError naming the first few keys that are missing, unexpected or of another shape."""
-    found = {
-        "missing": [key for key in own if key not in given],
-        "unexpected": [key for key in given if key not in own],
+    """Raise WeightsError with the first keys that are missing, unexpected or of another shape."""
+    differences = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
         "of another shape": [
-            f"{key} {tuple(given[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own
-            if key in given and given[key].shape != own[key].shape
+            f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
         ],
     }
-    faults = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in found.items() if keys]
-    if faults:
-        likely = likely_variant(own, given, variants or {})
-        end = likely or "check the model's name and the file"
-        raise WeightsError(f"{what} weights of another model: {'; '.join(faults)}; {end}")
+    problems = [f"{len(keys)} {kind} ({_list_first(keys)})" for kind, keys in differences.items() if keys]
+    if problems:
+        hint = describe_closest_variant(expected, state, variants or {}) or "check the model's name and the file"
+        raise WeightsError(f"{label} weights of another model: {'; '.join(problems)}; {hint}")
 
 
-def likely_variant(own: Mapping[str, Tensor], given: Mapping[str, Tensor], variants: Variants) -> str:
-    """Which variant has the shapes of `given`, in words; empty where none fits better than `own`."""
-    best, name = max(ALIKE, _alike(own, given)), ""
+def describe_closest_variant(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], variants: Variants) -> str:
+    """Name the variant whose shapes match `state` best; empty if none matches better than `expected`."""
+    best_match, name = max(MIN_MATCH, _match(expected, state)), ""
     for variant, build in variants.items():
         with torch.device("meta"):
-            alike = _alike(build().state_dict(), given)
-        if alike > best:
-            best, name = alike, variant
+            match = _match(build().state_dict(), state)
+        if match > best_match:
+            best_match, name = match, variant
     if not name:
         return ""
-    return f"these are the shapes of {name}" if best == 1 else f"most of its shapes are those of {name}"
+    return f"these are the shapes of {name}" if best_match == 1 else f"most of its shapes are those of {name}"
 
 
-def _alike(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> float:
-    fitting = sum(key in own and own[key].shape == value.shape for key, value in given.items())
-    return fitting / max(1, len(own.keys() | given.keys()))
+def _match(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
+    """Share of the keys of both that agree in name and shape."""
+    matches = sum(key in expected and expected[key].shape == value.shape for key, value in state.items())
+    return matches / max(1, len(expected.keys() | state.keys()))
 
 
-def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+def _list_first(keys: list[str]) -> str:
+    return ", ".join(keys[:MAX_KEYS_SHOWN]) + (", ..." if len(keys) > MAX_KEYS_SHOWN else "")

@@ -1,4 +1,4 @@
-"""Weights made once as autocast and the matrix products want them, instead of at every call: types and layouts."""
+"""Casting of weights to the compute dtype once, instead of by autocast in every call, with fast memory layouts."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmaudio.model.layers import Conv1d, by_taps
+from mmaudio.model.layers import Conv1d, tap_major
 
 
-def cast_weights(network: nn.Module, dtype: torch.dtype, frozen_alone: bool = False) -> None:
-    """Cast the weights of all linears and convolutions, in place: what autocast would cast, and nothing else.
+def cast_weights(network: nn.Module, dtype: torch.dtype, only_frozen: bool = False) -> None:
+    """Cast the weights of all linears and convolutions in place: those that autocast would cast.
 
-    Norms, learned rows, tables and statistics keep their types, and `frozen_alone` leaves what is trained. On a CPU the
-    convolutions' weights are laid out tap by tap, too: sampling multiplies them as matrices, and training takes three
-    quarters of the time for a convolution (`benchmarks.generation`, `benchmarks.training`).
+    Norms, learned embeddings, tables and statistics keep their dtypes, and with `only_frozen` so do trained weights. On
+    a CPU, convolution weights also get a tap-major layout: sampling multiplies them as matrices, and a convolution in
+    training takes three quarters of the time (`benchmarks.generation`, `benchmarks.training`).
     """
     if dtype == torch.float32:
         return
     for module, parameter in _castable(network):
-        if frozen_alone and parameter.requires_grad:
+        if only_frozen and parameter.requires_grad:
             continue
         values = parameter.data.to(dtype)
-        lies_by_taps = isinstance(module, Conv1d) and values.ndim == 3 and values.device.type == "cpu"
-        parameter.data = by_taps(values) if lies_by_taps else values
+        use_tap_major = isinstance(module, Conv1d) and values.ndim == 3 and values.device.type == "cpu"
+        parameter.data = tap_major(values) if use_tap_major else values
 
 
 @contextmanager
-def weights_in(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """`cast_weights` for as long as the block lasts; afterwards the weights are what they were."""
-    kept: list[tuple[nn.Parameter, Tensor]] = [(parameter, parameter.data) for _, parameter in _castable(network)]
+def weights_cast_to(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Context with weights cast by `cast_weights`; the original weights are restored afterwards."""
+    originals: list[tuple[nn.Parameter, Tensor]] = [(parameter, parameter.data) for _, parameter in _castable(network)]
     try:
         cast_weights(network, dtype)
         yield
     finally:
-        for parameter, values in kept:
+        for parameter, values in originals:
             parameter.data = values
 
 
 def _castable(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """The float32 parameters of linears and convolutions, adapters' included, with their modules."""
+    """Float32 parameters of linears and convolutions, including adapters, with their modules."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             for weight in module.parameters(recurse=False):

@@ -1,1 +1,1 @@
-"""The whole job, from a folder of videos to a report: plan, stages and comparisons of settings."""
+"""The pipeline from a folder of videos to a report, and comparisons of training settings."""

@@ -1,4 +1,4 @@
-"""`python -m mmaudio.pipeline`: the whole job, see `mmaudio.pipeline.run`."""
+"""`python -m mmaudio.pipeline`: the whole pipeline, see `mmaudio.pipeline.run`."""
 
 from mmaudio import cli
 from mmaudio.pipeline.run import main

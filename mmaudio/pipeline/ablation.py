@@ -1,11 +1,11 @@
-"""What the settings for small sets do: the same training with each of them changed, on the same features.
+"""Ablation of the settings for small sets: the same training with one setting changed at a time.
 
     python training/compare_settings.py --clips demo_output/lora_data/clips.tsv \\
         --features demo_output/lora_data/features --output demo_output/settings
 
-Every run starts from the same seed, and its best adapter is compared with the first run's, clip by clip: by the
-velocity loss of the held-out (test) clips, by which nothing was chosen, and of clips of the base model's own domain,
-which shows what was forgotten.
+Every run uses the same seed and features. Its best adapter is compared with that of the first run, clip by clip: by the
+velocity loss on the test clips, which no selection has used, and on clips of the base model's own domain, where a
+higher loss means forgetting.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ import torch
 
 from mmaudio import cli
 from mmaudio.config import TrainConfig, compose
-from mmaudio.data.feature_store import FeatureSet, load_features
+from mmaudio.data.feature_set import FeatureSet
+from mmaudio.data.feature_store import load_features
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.evaluation.general_domain import general_set
-from mmaudio.evaluation.inference import Draws, velocity_losses
-from mmaudio.finetune.early_stopping import change
-from mmaudio.finetune.loop import Outcome
-from mmaudio.finetune.tracker import JSONL
+from mmaudio.evaluation.config import SamplingConfig
+from mmaudio.evaluation.general_domain import load_general_domain
+from mmaudio.evaluation.inference import velocity_losses
+from mmaudio.finetune.early_stopping import compute_paired_change
+from mmaudio.finetune.loop import TrainingResult
+from mmaudio.finetune.metrics_log import METRICS_FILE
 from mmaudio.finetune.trainer import load_network, train
 from mmaudio.generation.sampler import fast_dtype, load_sampler
-from mmaudio.lora.checkpoint import attach, read_adapter
+from mmaudio.lora.checkpoint import attach_adapter, read_adapter
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.report.sections import VALIDATION, read_history
-from mmaudio.utils.hydra_quote import quoted
+from mmaudio.utils.hydra_quote import quote_value
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: its name in the table, and what it changes."""
+    """One training run: its name in the table and its overrides."""
 
     name: str
     overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
-        """Its name as a folder's."""
+        """Folder name."""
         return "-".join("".join(letter if letter.isalnum() else " " for letter in self.name).split())
 
 
@@ -57,12 +59,12 @@ TRIALS = (
     Trial("preserve_base=0.5", ("preserve_base=0.5",)),
     Trial("latent_noise=0.1", ("latent_noise=0.1",)),
 )
-"""The first is what the others are compared with; the second says what is chance."""
+"""The first is the baseline of the comparison; the second shows the variation by chance."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the data and weights are, and where the runs go."""
+class ComparisonInputs:
+    """Data, model, device and output folder of all runs."""
 
     clips: Path
     features: Path
@@ -74,146 +76,150 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A run that has ended."""
+class TrialResult:
+    """Measurements of a finished run."""
 
     trial: Trial
-    outcome: Outcome
-    last: float
-    """Validation loss of the adapter that training ended with."""
+    training: TrainingResult
+    last_loss: float
+    """Validation loss of the last adapter."""
     losses: dict[str, list[float]]
-    """Velocity losses of the best adapter's clips, by set."""
+    """Velocity loss of every clip with the best adapter, by set."""
 
 
-def settings_of(trial: Trial, place: Place, overrides: Sequence[str]) -> list[str]:
-    """What training is told in one run: Hydra overrides."""
+def trial_overrides(trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str]) -> list[str]:
+    """Hydra overrides of one run."""
     return [
         f"exp_id={trial.folder}",
-        f"model={place.model}",
-        f"clips_tsv={quoted(place.clips)}",
-        f"features_dir={quoted(place.features)}",
-        f"output_dir={quoted(place.output)}",
-        f"device={place.device}",
+        f"model={inputs.model}",
+        f"clips_tsv={quote_value(inputs.clips)}",
+        f"features_dir={quote_value(inputs.features)}",
+        f"output_dir={quote_value(inputs.output)}",
+        f"device={inputs.device}",
         "preset=quick",
         "early_stopping.enabled=false",
         "logging.sample_every=0",
-        *([] if place.weights is None else [f"weights={quoted(place.weights)}"]),
-        *(["offline=true"] if place.offline else []),
+        *([] if inputs.weights is None else [f"weights={quote_value(inputs.weights)}"]),
+        *(["offline=true"] if inputs.offline else []),
         *overrides,
         *trial.overrides,
     ]
 
 
-def run_trial(trial: Trial, place: Place, overrides: Sequence[str], sets: Mapping[str, FeatureSet]) -> Result | Outcome:
-    """Train, or find trained, and measure; the outcome alone where a signal ended it. Raises what training raises."""
-    config = compose(settings_of(trial, place, overrides))
-    outcome = train(config, place.device)
-    if outcome.signal is not None:
-        return outcome
-    adapter = outcome.folder / "lora_checkpoints" / "best_lora.pt"
-    return Result(trial, outcome, last_validation(outcome.folder), losses_of(adapter, config, place, sets))
+def run_trial(
+    trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str], sets: Mapping[str, FeatureSet]
+) -> TrialResult | TrainingResult:
+    """Train, unless done before, and measure; only the training result if a signal ended it."""
+    config = compose(trial_overrides(trial, inputs, overrides))
+    result = train(config, inputs.device)
+    if result.signal is not None:
+        return result
+    adapter = result.folder / "lora_checkpoints" / "best_lora.pt"
+    last_loss = read_last_validation_loss(result.folder)
+    return TrialResult(trial, result, last_loss, compute_losses(adapter, config, inputs, sets))
 
 
-def last_validation(folder: Path) -> float:
-    """The last validation loss that a run wrote; DataError where it wrote none."""
-    found = [row[VALIDATION] for row in read_history(folder / JSONL) if VALIDATION in row]
-    if not found:
-        raise DataError(f"{folder}: no evaluation in it; settings are compared with validation, leave it on")
-    return found[-1]
+def read_last_validation_loss(folder: Path) -> float:
+    """Read the last validation loss of a run; DataError if there is none."""
+    losses = [row[VALIDATION] for row in read_history(folder / METRICS_FILE) if VALIDATION in row]
+    if not losses:
+        raise DataError(f"{folder}: no validation loss; the comparison needs validation.enabled=true")
+    return losses[-1]
 
 
-def losses_of(
-    adapter: Path, config: TrainConfig, place: Place, sets: Mapping[str, FeatureSet]
+def compute_losses(
+    adapter: Path, config: TrainConfig, inputs: ComparisonInputs, sets: Mapping[str, FeatureSet]
 ) -> dict[str, list[float]]:
-    """Velocity losses of every set's clips with the adapter."""
-    network, sha256 = load_network(config, place.device)
-    attach(network, read_adapter(adapter), place.model, sha256)
-    sampler = load_sampler(place.model, place.weights, place.device, network, fast_dtype(place.device))
-    found = {}
+    """Velocity losses of the clips of every set with the adapter."""
+    network, sha256 = load_network(config, inputs.device)
+    attach_adapter(network, read_adapter(adapter), inputs.model, sha256)
+    sampler = load_sampler(inputs.model, inputs.weights, inputs.device, network, fast_dtype(inputs.device))
+    losses = {}
     for name, clips in sets.items():
         network.set_duration(clips.seconds)
-        found[name] = velocity_losses(sampler, clips, Draws(), name)
-    return found
+        losses[name] = velocity_losses(sampler, clips, SamplingConfig(), name)
+    return losses
 
 
-def general_clips(place: Place, folder: Path | None) -> FeatureSet | None:
-    """Clips of the base's own domain: those of an evaluation's `folder`, else the model's; None where it has none."""
-    spec = model_spec(place.model)
+def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> FeatureSet | None:
+    """Load clips of the base model's own domain, from an evaluation's `folder` or shipped with the model, if any."""
+    spec = model_spec(inputs.model)
     if folder is not None:
-        return load_features(folder / "clips.tsv", folder, "test", place.model)
-    found, why = general_set(spec, None, place.output / "general", place.weights, place.device)
-    if found is None:
-        print(f"forgetting: not measured, {why}")
+        return load_features(folder / "clips.tsv", folder, "test", inputs.model)
+    general, reason = load_general_domain(spec, None, inputs.output / "general", inputs.weights, inputs.device)
+    if general is None:
+        print(f"forgetting: not measured, {reason}")
         return None
-    return found.features
+    return general.features
 
 
-def table(results: Sequence[Result], sets: Mapping[str, FeatureSet]) -> list[str]:
-    """Lines of a table in Markdown: every run beside the first."""
+def format_table(results: Sequence[TrialResult], sets: Mapping[str, FeatureSet]) -> list[str]:
+    """Lines of a Markdown table that compares every run with the first."""
     first = results[0]
     head = ["setting", "validation", "at step", "at the end"]
     head += [cell for name in sets for cell in (name, "change, 95 % interval")]
     rows = []
     for run in results:
-        row = [run.trial.name, f"{run.outcome.best:.4f}", str(run.outcome.best_step), f"{run.last:.4f}"]
+        row = [run.trial.name, f"{run.training.best_loss:.4f}", str(run.training.best_step), f"{run.last_loss:.4f}"]
         for name, clips in sets.items():
-            own = run.losses[name]
-            row += [f"{sum(own) / len(own):.4f}", "" if run is first else beside(first.losses[name], own, clips.videos)]
+            losses = run.losses[name]
+            change = "" if run is first else format_change(first.losses[name], losses, clips.videos)
+            row += [f"{sum(losses) / len(losses):.4f}", change]
         rows.append(row)
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def beside(before: list[float], after: list[float], videos: list[str]) -> str:
-    """The mean change of the clips' losses, with its interval over `videos` where there are several."""
-    found = change(before, after, videos)
-    if found.interval is None:
-        return f"{found.mean:+.4f}"
-    return f"{found.mean:+.4f} ({found.interval[0]:+.4f} to {found.interval[1]:+.4f})"
+def format_change(before: list[float], after: list[float], videos: list[str]) -> str:
+    """Format the mean change of the clips' losses, with its confidence interval over several `videos`."""
+    change = compute_paired_change(before, after, videos)
+    if change.interval is None:
+        return f"{change.mean:+.4f}"
+    return f"{change.mean:+.4f} ({change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
 
 
-def parser() -> cli.Parser:
-    """The command line."""
-    made = cli.Parser("Train once for each setting and compare validation and forgetting.")
-    made.usage = "compare_settings.py [flags] [-- HYDRA_OVERRIDE ...]"
-    made.add_argument("--clips", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
-    made.add_argument("--features", type=Path, default=Path("lora_data/features"), help="their features")
-    made.add_argument("--output", type=Path, default=Path("output/settings"), help="the runs' folders and the table")
-    made.add_argument("--model", default="tiny_16k", choices=list(MODELS), help="the base model")
-    made.add_argument("--general", type=Path, help="an evaluation's folder `general`; else the model's own videos")
-    made.add_argument(
-        "--only", nargs="+", metavar="SETTING", help="these of the settings; the first run is always there"
+def build_parser() -> cli.Parser:
+    """Parser of the command line."""
+    parser = cli.Parser("Train once for each setting and compare validation and forgetting.")
+    parser.usage = "compare_settings.py [flags] [-- HYDRA_OVERRIDE ...]"
+    parser.add_argument("--clips", type=Path, default=Path("lora_data/clips.tsv"), help="the table of clips")
+    parser.add_argument("--features", type=Path, default=Path("lora_data/features"), help="their features")
+    parser.add_argument("--output", type=Path, default=Path("output/settings"), help="the runs' folders and the table")
+    parser.add_argument("--model", default="tiny_16k", choices=list(MODELS), help="the base model")
+    parser.add_argument("--general", type=Path, help="an evaluation's folder `general`; else the model's own videos")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SETTING", help="only these settings; the first run is always included"
     )
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    made.add_weights_flags()
-    return made
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_weights_flags()
+    return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is missing and print the table, which is also written to OUTPUT/settings.md."""
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    args, overrides = parser().parse_args(arguments[:cut]), arguments[cut + 1 :]
+    """Run the missing trials, then print the table and write it to OUTPUT/settings.md."""
+    flags, overrides = cli.split_overrides(arguments)
+    args = build_parser().parse_args(flags)
     offline, device = cli.is_offline(args.offline), cli.pick_device(args.device)
-    place = Place(args.clips, args.features, args.output, args.model, args.weights, offline, device)
-    trials = chosen(args.only)
-    sets = {"held out": load_features(place.clips, place.features, "test", place.model)}
-    general = general_clips(place, args.general)
+    inputs = ComparisonInputs(args.clips, args.features, args.output, args.model, args.weights, offline, device)
+    trials = select_trials(args.only)
+    sets = {"held out": load_features(inputs.clips, inputs.features, "test", inputs.model)}
+    general = load_general_clips(inputs, args.general)
     if general is not None:
         sets["base's own domain"] = general
     results = []
     for trial in trials:
         print(f"\n== {trial.name}", flush=True)
-        result = run_trial(trial, place, overrides, sets)
-        if isinstance(result, Outcome):
+        result = run_trial(trial, inputs, overrides, sets)
+        if isinstance(result, TrainingResult):
             return 128 + (result.signal or 0)
         results.append(result)
-    lines = table(results, sets)
-    (place.output / "settings.md").write_text("\n".join(lines) + "\n")
+    lines = format_table(results, sets)
+    (inputs.output / "settings.md").write_text("\n".join(lines) + "\n")
     print("", *lines, sep="\n")
     return 0
 
 
-def chosen(names: Sequence[str] | None) -> list[Trial]:
-    """The first trial and those of the names, all without any; ConfigError for a name that is none."""
+def select_trials(names: Sequence[str] | None) -> list[Trial]:
+    """The first trial and those called `names`, or all for None; ConfigError for an unknown name."""
     known = {trial.name: trial for trial in TRIALS}
     for name in names or []:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Is this machine fit for the job, and what will it cost: the check and plan stage of the pipeline."""
+"""Checks of settings and machine, and the plan with time estimates, before the pipeline runs."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ import torch
 
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.captions import read_captions
-from mmaudio.data.clips import find_videos, video_below
-from mmaudio.data.config import SplitConfig, compose_split
+from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
-from mmaudio.data.shots import check_scenes
-from mmaudio.data.speech import check_flags
+from mmaudio.data.shots import check_scenes_extra
+from mmaudio.data.speech import check_flags_extra
+from mmaudio.data.video_files import find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.lora.targets import fresh_targets
+from mmaudio.lora.targets import select_targets
 from mmaudio.media.video import probe
-from mmaudio.model import cost_model as planning
+from mmaudio.model import cost_model
 from mmaudio.model.networks import build_network
-from mmaudio.model.spec import SECONDS, model_spec
+from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
-from mmaudio.utils.matmul_speed import matmul_speed
-from mmaudio.utils.progress import amount
+from mmaudio.utils.matmul_speed import measure_matmul_speed
+from mmaudio.utils.progress import format_bytes
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
-from mmaudio.weights.registry import PARTS
+from mmaudio.weights.registry import COMPONENTS
 
-DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
-"""What most users' files need."""
-LONG = 2 * 3600.0
-"""Seconds above which a plan without a GPU stops and asks."""
+COMMON_DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
+"""Codecs of most users' videos."""
+LONG_SECONDS = 2 * 3600.0
+"""Estimated duration from which on a job without a GPU needs --yes."""
 CLIP_BYTES = 1.3e6
-"""Disk space of one clip's features, released sizes, float32."""
+"""Disk space of the features of one clip, released sizes, float32."""
 SPARE_BYTES = 2e9
 """Disk space for results and the media of the report."""
 
 
 def check_settings(job: Job) -> None:
-    """The error that splitting or training would end with, before anything is fetched or looked at.
+    """Raise the errors that splitting or training would raise, before anything is fetched or read.
 
     ConfigError for settings, an extra that is not installed, an adapter that does not fit; DataError for captions.
     """
-    if "--scenes" in job.split:
-        check_scenes()
-    if "--flags" in job.split:
-        check_flags()
-    if "--captions" in job.split:
-        read_captions(Path(job.split[job.split.index("--captions") + 1]))
+    if "--scenes" in job.split_arguments:
+        check_scenes_extra()
+    if "--flags" in job.split_arguments:
+        check_flags_extra()
+    if "--captions" in job.split_arguments:
+        read_captions(Path(job.split_arguments[job.split_arguments.index("--captions") + 1]))
     check_splitting(job)
     if torch.cuda.is_available() and job.gpus > torch.cuda.device_count():
         raise ConfigError(f"--gpus {job.gpus}: there are {torch.cuda.device_count()} here")
@@ -62,141 +62,146 @@ def check_settings(job: Job) -> None:
     config = compose(training_overrides(job))
     with torch.device("meta"):
         network = build_network(config.model)
-    fresh_targets(network, config.lora)
+    select_targets(network, config.lora)
 
 
-def cutting(job: Job) -> SplitConfig:
-    """How the videos will be cut; ConfigError for unknown settings."""
-    return compose_split([text for text in job.split if text.startswith(SPLIT_KEYS)])
+def read_split_config(job: Job) -> SplitConfig:
+    """Settings of splitting; ConfigError for unknown settings."""
+    return compose_split_config([text for text in job.split_arguments if text.startswith(SPLIT_KEYS)])
 
 
 def check_splitting(job: Job) -> None:
-    """ConfigError for settings of splitting that make no sense."""
-    cut = cutting(job)
-    given = dict(zip(job.split, job.split[1:], strict=False))
-    track, timeout = int(given.get("--audio-track", 0)), given.get("--timeout-per-video")
-    scan = ScanSettings(cut.seconds, cut.stride, cut.silence_db, cut.max_gap, track, False, cut.scene_tolerance)
-    SplitSettings(scan, cut.rules, cut.val_ratio, cut.test_ratio, timeout=None if timeout is None else float(timeout))
+    """Raise ConfigError for invalid settings of splitting."""
+    split = read_split_config(job)
+    flags = dict(zip(job.split_arguments, job.split_arguments[1:], strict=False))
+    track, timeout = int(flags.get("--audio-track", 0)), flags.get("--timeout-per-video")
+    scan = ScanSettings(
+        split.seconds, split.stride, split.silence_db, split.max_gap, track, False, split.scene_tolerance
+    )
+    timeout_seconds = None if timeout is None else float(timeout)
+    SplitSettings(scan, split.rules, split.val_ratio, split.test_ratio, timeout=timeout_seconds)
 
 
-def plan(job: Job, go_on: bool) -> bool:
-    """Check the machine and the settings, print the plan; whether the job should go on.
+def confirm_plan(job: Job, accept_long: bool) -> bool:
+    """Print the plan with time estimates; False if the job takes long and `accept_long` is not set.
 
-    Raises ConfigError for settings that make no sense, DataError where no video is there, WeightsError for absent
-    weights.
+    Raises ConfigError for invalid settings, DataError without videos, WeightsError for absent weights with --offline.
     """
     model = model_spec(job.model)
     config = compose(training_overrides(job))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"== plan\nmodel:    {model.name} ({model.licence})\nmachine:  {machine(device)}")
-    print(f"decoder:  PyAV {av.__version__}, {missing_decoders() or 'all common codecs'}")
-    seconds, videos = usable_seconds(job)
-    cut = cutting(job)
-    clips = round(max(0.0, seconds - videos * (cut.seconds - cut.stride)) / cut.stride)
-    check_disk(job.base, clips * cut.seconds / SECONDS)
-    costs = estimates(job, config, clips, device, cut.seconds)
-    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {cut.seconds:g} s")
-    if (below := other_video(job)) is not None:
-        print(f"          more in sub-folders, such as {below}: --recursive takes them")
-    print(f"training: at most {config.steps} steps of {config.effective_batch} clips, rank {config.lora.rank}")
-    stated = ", ".join(f"{name} {planning.readable(cost)}" for name, cost in costs.items())
-    print(f"time:     about {stated}; besides, reading the videos and the report")
-    print(f"weights:  {weights_line(job)}")
+    print(f"== plan\nmodel:    {model.name} ({model.licence})\nmachine:  {describe_machine(device)}")
+    print(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
+    seconds, videos = measure_videos(job)
+    split = read_split_config(job)
+    clips = round(max(0.0, seconds - videos * (split.seconds - split.stride)) / split.stride)
+    check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
+    stage_seconds = estimate_seconds(job, config, clips, device, split.seconds)
+    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s")
+    if (example := find_video_in_subfolder(job)) is not None:
+        print(f"          more in sub-folders, such as {example}: --recursive takes them")
+    print(
+        f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
+    )
+    durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
+    print(f"time:     about {durations}; besides, reading the videos and the report")
+    print(f"weights:  {describe_weights(job)}")
     print(f"results:  {job.experiment}", flush=True)
-    total = sum(costs.values())
-    if device.type == "cpu" and total > LONG and not go_on:
-        print(f"\nThis takes about {planning.readable(total)} here: {model.name} wants a GPU. Two ways on:")
+    total = sum(stage_seconds.values())
+    if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
+        print(f"\nThis takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:")
         print("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
         print("  --yes              start all the same", flush=True)
         return False
     if job.offline:
-        weights.require(model.name, job.weights)
+        weights.require_files(model.name, job.weights)
     return True
 
 
-def weights_line(job: Job) -> str:
-    """Which weights are here, and which would be fetched from where: how large they are, and where they go."""
-    absent = weights.missing(job.model, job.weights)
+def describe_weights(job: Job) -> str:
+    """List the absent weights with their sizes, and the folders into which they would be fetched."""
+    absent = weights.missing_files(job.model, job.weights)
     if not absent:
         return "all here"
-    listed = ", ".join(f"{file.name} {amount(file.size)}" for file in absent)
+    names = ", ".join(f"{file.name} {format_bytes(file.size)}" for file in absent)
     if job.offline:
-        return f"not here: {listed}"
-    total = amount(sum(file.size for file in absent))
-    places = {str(hub.cache() if file.repository else weights.cache()) for file in absent}
-    return f"{total} to fetch into {' and '.join(sorted(places))}: {listed}"
+        return f"not here: {names}"
+    total = format_bytes(sum(file.size for file in absent))
+    folders = {str(hub.cache_folder() if file.repository else weights.cache_folder()) for file in absent}
+    return f"{total} to fetch into {' and '.join(sorted(folders))}: {names}"
 
 
 def fetch_weights(job: Job) -> None:
-    """Fetch what is absent, and check what is here; WeightsError where that fails."""
-    weights.fetch(job.model, PARTS, job.weights, job.offline)
+    """Fetch absent weights and check the present ones; WeightsError on failure."""
+    weights.fetch_files(job.model, COMPONENTS, job.weights, job.offline)
 
 
-def machine(device: torch.device) -> str:
-    """The device that will compute, in words."""
+def describe_machine(device: torch.device) -> str:
+    """Describe the device."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return f"{torch.cuda.get_device_name(device)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     return f"no GPU; {os.cpu_count()} processor cores, torch {torch.__version__.split('+')[0]}"
 
 
-def missing_decoders() -> str:
-    """The common codecs that this PyAV cannot decode, empty where there is none."""
-    absent = [name for name in DECODERS if name not in av.codecs_available]
+def describe_missing_decoders() -> str:
+    """Name the common codecs that this PyAV cannot decode; empty if there are none."""
+    absent = [name for name in COMMON_DECODERS if name not in av.codecs_available]
     return f"cannot decode {', '.join(absent)}" if absent else ""
 
 
-def usable_seconds(job: Job) -> tuple[float, int]:
-    """Duration of all videos that open, in seconds, and their count; a dry run of the demo has none yet."""
+def measure_videos(job: Job) -> tuple[float, int]:
+    """Total duration in seconds and count of the readable videos; a dry run of the demo has none yet."""
     if job.demo and not job.videos.is_dir():
         return 0.0, 0
     seconds, count = 0.0, 0
-    for path in find_videos(job.videos, recursive="--recursive" in job.split):
+    for path in find_videos(job.videos, recursive="--recursive" in job.split_arguments):
         try:
             seconds += probe(path).duration
         except DataError:
-            continue  # splitting names it, with the reason
+            continue  # splitting reports it with the reason
         count += 1
     return seconds, count
 
 
-def other_video(job: Job) -> str | None:
-    """A video in a sub-folder, where none of them is asked for."""
-    if "--recursive" in job.split or not job.videos.is_dir():
+def find_video_in_subfolder(job: Job) -> str | None:
+    """A video in a sub-folder that the job leaves out without --recursive."""
+    if "--recursive" in job.split_arguments or not job.videos.is_dir():
         return None
-    return video_below(job.videos, (job.clips.parent,))
+    return find_video_below(job.videos, (job.clips.parent,))
 
 
-def check_disk(base: Path, clips: float) -> None:
-    """ConfigError where nothing can be written, or the disk has no room for `clips` of the usual length."""
-    place = next(folder for folder in [base.resolve(), *base.resolve().parents] if folder.exists())
-    if not place.is_dir():
-        raise ConfigError(f"{base}: {place} is a file; --output takes a folder")
-    if not os.access(place, os.W_OK):
-        raise ConfigError(f"{place}: cannot be written; take --output with a folder of yours")
-    free, wanted = shutil.disk_usage(place).free, clips * CLIP_BYTES + SPARE_BYTES
-    print(f"disk:     {free / 1e9:.0f} GB free in {place}, about {wanted / 1e9:.1f} GB needed")
-    if free < wanted:
+def check_disk(root: Path, clips: float) -> None:
+    """Raise ConfigError if `root` cannot be written, or if the disk has no room for `clips` of the usual length."""
+    parent = next(folder for folder in [root.resolve(), *root.resolve().parents] if folder.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"{root}: {parent} is a file; --output takes a folder")
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"{parent}: cannot be written; take --output with a folder of yours")
+    free, needed = shutil.disk_usage(parent).free, clips * CLIP_BYTES + SPARE_BYTES
+    print(f"disk:     {free / 1e9:.0f} GB free in {parent}, about {needed / 1e9:.1f} GB needed")
+    if free < needed:
         raise ConfigError(
-            f"{place}: {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB needed; make room or take --output"
+            f"{parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; make room or take --output"
         )
 
 
-def estimates(
-    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = SECONDS
+def estimate_seconds(
+    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = CLIP_SECONDS
 ) -> dict[str, float]:
-    """Seconds for extraction and training, of clips of `seconds`, at this machine's measured speed."""
-    model, fast = model_spec(job.model), fast_dtype(device)
-    low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
-    encoding, training = fast if low else torch.float32, fast if config.amp else torch.float32
-    speed = {dtype: matmul_speed(device, dtype) for dtype in {encoding, training}}
-    encoders = speed[encoding] * planning.efficiency("encoders", device, encoding)
-    network = speed[training] * planning.efficiency("training", device, training)
-    computing = planning.training_flops(model, config.steps * config.effective_batch) / network
-    share = seconds / SECONDS  # of the computing of a clip of the usual length, about
-    batches = config.steps * config.gradient_accumulation_steps
-    starting = 0.0 if device.type == "cpu" else planning.launching(model.network, batches, config.cuda_graph)
+    """Estimate the seconds of extraction and training, with clips of `seconds`, from the measured matmul speed."""
+    model, low_dtype = model_spec(job.model), fast_dtype(device)
+    encode_low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
+    encoder_dtype = low_dtype if encode_low else torch.float32
+    training_dtype = low_dtype if config.amp else torch.float32
+    speed = {dtype: measure_matmul_speed(device, dtype) for dtype in {encoder_dtype, training_dtype}}
+    encoder_speed = speed[encoder_dtype] * cost_model.expected_efficiency("encoders", device, encoder_dtype)
+    training_speed = speed[training_dtype] * cost_model.expected_efficiency("training", device, training_dtype)
+    training_flops = cost_model.training_flops(model, config.total_steps * config.effective_batch_size)
+    scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
+    batches = config.total_steps * config.gradient_accumulation_steps
+    launching = 0.0 if device.type == "cpu" else cost_model.launch_seconds(model.network, batches, config.cuda_graph)
     return {
-        "extract": planning.extraction_flops(model) * clips * share / encoders,
-        "train": max(computing * share, starting),
+        "extract": cost_model.extraction_flops(model) * clips * scale / encoder_speed,
+        "train": max(training_flops / training_speed * scale, launching),
     }

@@ -1,11 +1,11 @@
-"""The whole job, from a folder of videos to a report: check, plan, split, extract, train, evaluate.
+"""The whole pipeline from a folder of videos to a report: check, plan, split, extract, train, evaluate.
 
-    ./run_lora_pipeline.sh my_videos            # makes the environment first, then runs this module
+    ./run_lora_pipeline.sh my_videos            # creates the environment first, then runs this module
     python -m mmaudio.pipeline my_videos
 
-Every stage is a command of its own, printed before it runs; each skips what is still valid. Before an environment
-exists the shell script calls this module with `--parse-only`, so nothing outside the standard library is imported
-until the plan is made.
+Every stage is a separate command, printed before it runs; each skips results that are still valid. The shell script
+calls this module with `--parse-only` before an environment exists, so only the standard library is imported up to the
+plan.
 """
 
 from __future__ import annotations
@@ -20,44 +20,48 @@ import sys
 import time
 from pathlib import Path
 
+from mmaudio import cli
 from mmaudio.errors import MMAudioError
-from mmaudio.pipeline.job import STAGES, Job, adapter, commands, parser, read_job, script_path
+from mmaudio.pipeline.flags import build_job, build_parser
+from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
 
-GRACE = 5.0
-"""Seconds after which a stage that goes on in spite of Ctrl-C is asked once more."""
-CRASHES = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
-"""Signals with which nobody asks a stage to stop."""
+GRACE_SECONDS = 5.0
+"""Seconds after Ctrl-C until a stage that is still running is terminated."""
+CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
+"""Signals of a crash, as opposed to a request to stop."""
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage and wait for it; the pipeline exits with its status where it fails.
+    """Run one stage; if it fails, the pipeline exits with its status.
 
-    KeyboardInterrupt where it was asked to stop, MMAudioError where it was killed or crashed.
+    Raises KeyboardInterrupt if it was asked to stop, MMAudioError if it was killed or crashed.
     """
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
-    status = wait_for(command)
+    status = run_command(command)
     if (number := -status if status < 0 else status - 128) > 0:
-        if number not in CRASHES:
+        if number not in CRASH_SIGNALS:
             raise KeyboardInterrupt
-        why = "the system does that to what takes too much memory" if number == signal.SIGKILL else "it crashed"
-        raise MMAudioError(f"{name}: ended by {signal.Signals(number).name}; {why}. The same command goes on from here")
+        reason = "the system kills a process that takes too much memory" if number == signal.SIGKILL else "it crashed"
+        signal_name = signal.Signals(number).name
+        raise MMAudioError(f"{name}: ended by {signal_name}; {reason}. The same command continues from here")
     if status:
-        sys.exit(status)  # the stage has said why
+        sys.exit(status)  # the stage has printed the reason
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def wait_for(command: list[str]) -> int:
-    """Run a command: its status. After Ctrl-C it may end what it does, as a training its step; a second one kills it.
+def run_command(command: list[str]) -> int:
+    """Run a command and return its status. After Ctrl-C it may finish its step; a second Ctrl-C kills it.
 
-    KeyboardInterrupt once it has ended. Where it had no Ctrl-C of its own it is asked to stop after GRACE seconds.
+    Raises KeyboardInterrupt once it has ended. A process that did not receive the Ctrl-C is terminated after
+    GRACE_SECONDS.
     """
     process = subprocess.Popen(command)
     try:
         return process.wait()
     except KeyboardInterrupt:
         try:
-            process.wait(GRACE)
+            process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.terminate()
             process.wait()
@@ -67,41 +71,41 @@ def wait_for(command: list[str]) -> int:
             process.kill()
 
 
-def set_aside(job: Job) -> None:
-    """Make `job.first` and what follows begin anew: data is removed (it is made again), an old experiment is kept."""
-    if job.first is None:
+def reset_stages(job: Job) -> None:
+    """Reset `job.first_stage` and all later stages: remove their data, and rename an old experiment."""
+    if job.first_stage is None:
         return
-    later = STAGES[STAGES.index(job.first) :]
-    if "split" in later:
+    stages = STAGES[STAGES.index(job.first_stage) :]
+    if "split" in stages:
         for table in job.clips.parent.glob("clips.*"):
             table.unlink()
-    if "extract" in later:
+    if "extract" in stages:
         for shard in job.features.glob("*.safetensors"):
             shard.unlink()
-    if "train" in later and job.experiment.exists():
+    if "train" in stages and job.experiment.exists():
         number = next(n for n in range(1, 10_000) if not Path(f"{job.experiment}.{n}").exists())
-        kept = job.experiment.rename(f"{job.experiment}.{number}")
-        print(f"the earlier experiment is kept in {kept}")
-    if "evaluate" in later:
+        renamed = job.experiment.rename(f"{job.experiment}.{number}")
+        print(f"the earlier experiment is kept in {renamed}")
+    if "evaluate" in stages:
         (job.experiment / "metrics.json").unlink(missing_ok=True)
 
 
-def demo_videos(job: Job) -> None:
-    """Make the sample videos that are not there yet."""
+def make_demo_videos(job: Job) -> None:
+    """Create the missing sample videos."""
     run_stage("demo", [sys.executable, script_path("training/make_demo_videos.py"), "--output_dir", str(job.videos)])
 
 
-def finish(job: Job, start: float) -> None:
-    """The last lines: how long it took, the report, the adapter and the command that uses it, on a held-out video."""
-    from mmaudio.data.clips import read_clips
+def print_summary(job: Job, start: float) -> None:
+    """Print duration, memory, report, adapter, and the command that applies the adapter to a held-out video."""
+    from mmaudio.data.clip_table import read_clips
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes of what the system counts in
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     clips = read_clips(job.clips)
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
-    use = [
-        python(),
+    command = [
+        python_command(),
         "-m",
         "mmaudio.generation",
         "--video",
@@ -109,57 +113,54 @@ def finish(job: Job, start: float) -> None:
         "--model",
         job.model,
         "--adapter",
-        str(adapter(job)),
+        str(best_adapter_path(job)),
         "--output",
         "sound",
         *weights,
     ]
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory.")
     print(f"Report:   {job.experiment / 'report' / 'index.html'}")
-    print(f"Adapter:  {adapter(job)}")
-    print(f"Generate: {shlex.join(use)}", flush=True)
+    print(f"Adapter:  {best_adapter_path(job)}")
+    print(f"Generate: {shlex.join(command)}", flush=True)
 
 
-def python() -> str:
-    """This interpreter as a command: short where its environment is active, else a path."""
-    here = Path(sys.executable)
-    if shutil.which("python") == str(here):
+def python_command() -> str:
+    """This interpreter as a command: `python` if its environment is active, else a path."""
+    executable = Path(sys.executable)
+    if shutil.which("python") == str(executable):
         return "python"
-    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    return os.path.relpath(executable) if executable.is_relative_to(Path.cwd()) else str(executable)
 
 
-def ready() -> int:
-    """What is said where only the environment was asked for; the exit status."""
+def report_ready() -> int:
+    """Print that the environment is ready, for --setup-only; returns the exit status."""
     print("The environment is ready.")
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """Run the job that `arguments` ask for; the exit status."""
-    before, overrides = arguments, []
-    if "--" in arguments:
-        cut = arguments.index("--")
-        before, overrides = arguments[:cut], arguments[cut + 1 :]
-    parsed = parser().parse_args(before)
+    """Run the pipeline; returns the exit status."""
+    flags, overrides = cli.split_overrides(arguments)
+    parsed = build_parser().parse_args(flags)
     if parsed.setup_only and not (parsed.folder or parsed.demo):
-        return ready()
-    job = read_job(parsed, overrides)
+        return report_ready()
+    job = build_job(parsed, overrides)
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    from mmaudio.pipeline.preflight import check_settings, fetch_weights, plan
+    from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
 
     check_settings(job)
     if parsed.setup_only:
-        return ready()
+        return report_ready()
     if job.demo and not parsed.dry_run:
-        demo_videos(job)
-    if not plan(job, go_on=parsed.yes) or parsed.dry_run:
+        make_demo_videos(job)
+    if not confirm_plan(job, accept_long=parsed.yes) or parsed.dry_run:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)
-    set_aside(job)
-    stages = commands(job)
+    reset_stages(job)
+    stages = stage_commands(job)
     for name in STAGES:
         run_stage(name, stages[name])
-    finish(job, start)
+    print_summary(job, start)
     return 0

@@ -1,8 +1,8 @@
-"""torchrun, without its own account of a process that has said by itself why it failed.
+"""torchrun without its own report of a failed process, which has printed its error itself.
 
     python -m mmaudio.pipeline.torchrun --standalone --nproc-per-node=2 train_lora.py ...
 
-takes torchrun's flags. The exit status is that of the process that failed first, or says which signal ended them.
+The flags are those of torchrun. The exit status is that of the process that failed first, or 128 plus the signal.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(arguments: list[str]) -> int:
-    """Start the processes and wait for them: the exit status, 128 and the number of a signal that ended them."""
-    logging.disable(logging.ERROR)  # of torchrun alone: the processes are others
+    """Start the processes and wait for them; returns the exit status, 128 plus the number of a signal."""
+    logging.disable(logging.ERROR)  # only of torchrun, not of the processes that it starts
     try:
         run.main(arguments)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

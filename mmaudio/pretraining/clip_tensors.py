@@ -1,4 +1,4 @@
-"""Reading a clip back from its file, the way the product reads a user's video."""
+"""Frames, stills and audio of a clip, read from its video file the way the product reads a user's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
-from mmaudio.media.audio import audio_window, read_audio, resample_audio
-from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.video import probe
-from mmaudio.model.spec import CLIP_FPS, MODELS, SYNC_FPS, lengths
+from mmaudio.model.spec import CLIP_FPS, MODELS, SYNC_FPS, compute_lengths
 
 
 class ClipTensors(NamedTuple):
-    """One clip as the encoders take it."""
+    """One clip for the encoders; the fields are keys of a shard's file."""
 
     frames: Tensor
     """(200, 64, 64, 3) uint8 at 25 fps."""
@@ -31,17 +31,18 @@ class ClipTensors(NamedTuple):
 def read_clip(path: Path) -> ClipTensors:
     """The first 8 s of a video file; raises DataError where it holds less."""
     model = MODELS["tiny_16k"]
-    size = lengths(model.codec)
+    size, sample_rate = compute_lengths(model.codec), model.codec.sample_rate
+    image_size = [model.sync.image_size] * 2
 
     def resize(frames: Tensor) -> Tensor:
-        side = [model.sync.size] * 2
-        small: Tensor = vision.resize(frames, side, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        return small
+        resized: Tensor = vision.resize(frames, image_size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return resized
 
     info = probe(path)
-    grids = (Grid(SYNC_FPS, size.sync_frames, resize), Grid(CLIP_FPS, size.clip, resize))
-    window = next(read_windows(info, [0.0], grids))
-    waveform, rate = read_audio(path, info)
-    sound = audio_window(resample_audio(waveform, rate, model.codec.rate), model.codec.rate, 0.0, size.samples)
+    grids = (FrameGrid(SYNC_FPS, size.sync_frames, resize), FrameGrid(CLIP_FPS, size.clip_tokens, resize))
+    window = next(read_frame_windows(info, [0.0], grids))
+    waveform, native_rate = read_audio(path, info)
+    waveform = resample_audio(waveform, native_rate, sample_rate)
+    audio = cut_audio_window(waveform, sample_rate, 0.0, size.audio_samples)
     frames, stills = (rearrange(torch.stack(rows), "t c h w -> t h w c").contiguous() for rows in window.frames)
-    return ClipTensors(frames, stills, sound.half())
+    return ClipTensors(frames, stills, audio.half())

@@ -1,134 +1,99 @@
-"""Training steps on a GPU: nothing in a step waits for the device, and the step is recorded once and replayed.
+"""Training steps on a GPU: no step waits for the device, and one captured step is replayed as a CUDA graph.
 
-These models are so small that starting their kernels one by one takes longer than computing them. The first steps are
-computed as they are, on a stream of their own (libraries set themselves up in them); then forward, backward, clipping,
-optimizers and average are recorded as one CUDA graph, which reads its inputs from fixed tensors.
+The first steps are plain calls on a side stream; then forward, backward, clipping, optimizers and EMA are captured as
+one graph, which reads its inputs from fixed tensors.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from mmaudio.errors import TrainingError
-from mmaudio.pretraining.muon import Optimizers
-from mmaudio.utils.memory import free_memory
-
-if TYPE_CHECKING:
-    from mmaudio.pretraining.training_loop import Recipe
-
-CPU = torch.device("cpu")
-WARM_UP = 3
-"""Steps before the recording."""
-Draws = tuple[Tensor, ...]
+from mmaudio.pretraining.muon import MuonAdamW
+from mmaudio.pretraining.objective import Draws, Objective
+from mmaudio.pretraining.recipe import Recipe
+from mmaudio.utils.graph_capture import WARM_UP_CALLS, GraphCapture
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss in two halves: called with a generator it is the loss itself."""
-
-    draw: Callable[[torch.Generator], Draws]
-    """What is random in a step, drawn on the CPU, so that it is the same on every device."""
-    loss: Callable[..., Tensor]
-    """The loss of these on the module's device, of the same operations in every step."""
-
-    def __call__(self, generator: torch.Generator) -> Tensor:
-        """The loss where the draws are already on the module's device: the CPU."""
-        return self.loss(*self.draw(generator))
-
-
-def hold(parts: Sequence[Tensor], device: torch.device) -> Tensor | None:
-    """The parts as one tensor on a GPU; None on a CPU, whose files are mapped, and where half its memory is too little.
-
-    (n, ...) each -> (sum of n, ...).
-    """
-    size = sum(part.numel() * part.element_size() for part in parts)
-    if device.type == "cpu" or size > free_memory(device) // 2:
-        return None
-    held = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
-    start = 0
-    for part in parts:
-        held[start : start + len(part)].copy_(part)
-        start += len(part)
-    return held
-
-
-class HeldSteps:
-    """Steps of `train` whose losses stay on the device until `mean_loss` asks for them."""
+class GpuSteps:
+    """Optimizer steps whose losses stay on the device until `mean_loss` reads them; on a CPU they run uncaptured."""
 
     def __init__(
         self,
         module: nn.Module,
-        optimizer: Optimizers,
-        average: dict[str, Tensor],
+        optimizer: MuonAdamW,
+        ema: dict[str, Tensor],
         objective: Objective,
         recipe: Recipe,
-        generator_of: Callable[[int, int], torch.Generator],
+        generator_for: Callable[[int, int], torch.Generator],
     ) -> None:
-        """`generator_of(step, part)`; `optimizer` is recordable."""
+        """`generator_for(step, micro_batch)` gives the random numbers; `optimizer` is capturable."""
         self.module, self.optimizer, self.objective, self.recipe = module.train(), optimizer, objective, recipe
-        self.generator_of = generator_of
+        self.generator_for = generator_for
         self.parameters = [value for value in module.parameters() if value.requires_grad]
         self.device = self.parameters[0].device
-        values = module.state_dict()
-        floating = [name for name, value in values.items() if value.is_floating_point()]
-        self.averages, self.values = [average[name] for name in floating], [values[name] for name in floating]
-        self.share = torch.zeros((), device=self.device)
-        """How far the average moves."""
-        self.total = torch.zeros(2, device=self.device)
-        """Sums of the losses and the gradient norms since the last look."""
-        self.count, self.taken = 0, 0
+        state = module.state_dict()
+        float_names = [name for name, value in state.items() if value.is_floating_point()]
+        self.ema_values, self.values = [ema[name] for name in float_names], [state[name] for name in float_names]
+        self.ema_rate = torch.zeros((), device=self.device)
+        """1 minus the EMA's decay."""
+        self.totals = torch.zeros(2, device=self.device)
+        """Sums of the losses and of the gradient norms since the last `mean_loss`."""
+        self.steps_since_mean, self.steps_run = 0, 0
         self.inputs: list[Draws] = []
-        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        """Fixed tensors that a step reads, for each micro-batch."""
+        use_graph = self.device.type == "cuda" and recipe.cuda_graph
+        self.graph_capture = GraphCapture(self.device) if use_graph else None
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def step(self, step: int) -> None:
-        """Start step 0, 1, ..."""
-        self._fill(step)
-        self.optimizer.set_rates(step)
-        self.share.fill_(1 - self.recipe.ema * min(1.0, (step + 1) / (step + 10)))
-        if self.device.type != "cuda" or not self.recipe.record:
+    def run(self, step: int) -> None:
+        """Launch step 0, 1, ..."""
+        self._fill_inputs(step)
+        self.optimizer.set_learning_rates(step)
+        self.ema_rate.fill_(1 - self.recipe.ema_decay_at(step))
+        if self.graph_capture is None:
             self._compute()
-        elif self.taken < WARM_UP:
-            self._warm_up()
+        elif self.steps_run < WARM_UP_CALLS:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*capturable")  # about calls outside of a capture
+                self.graph_capture.warm_up(self._compute)
         else:
             if self.graph is None:
-                self.graph = self._record()
+                self.graph = self._capture(self.graph_capture)
             self.graph.replay()
-        self.taken, self.count = self.taken + 1, self.count + 1
+        self.steps_run, self.steps_since_mean = self.steps_run + 1, self.steps_since_mean + 1
 
     def mean_loss(self, step: int) -> float:
         """The mean loss since the last call; TrainingError where a loss or gradient since then is not finite."""
-        loss, norm = self.total.tolist()  # waits for the device
-        count, self.count = self.count, 0
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        loss, grad_norm = self.totals.tolist()  # waits for the device
+        count, self.steps_since_mean = self.steps_since_mean, 0
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
                 f"step {step}, or one of the {count - 1} before it: the loss or the gradient is not finite "
-                f"(sums {loss}, {norm}); lower the learning rate"
+                f"(sums {loss}, {grad_norm}); lower the learning rate"
             )
-        self.total.zero_()
+        self.totals.zero_()
         return float(loss / max(1, count))
 
-    def _fill(self, step: int) -> None:
-        """Draw the step's random numbers and put them where the step reads them."""
-        for part in range(self.recipe.parts):
-            draws = self.objective.draw(self.generator_of(step, part))
-            if len(self.inputs) <= part:
+    def _fill_inputs(self, step: int) -> None:
+        """Draw the step's random numbers and copy them to the tensors that the step reads."""
+        for micro_batch in range(self.recipe.micro_batches):
+            draws = self.objective.draw(self.generator_for(step, micro_batch))
+            if len(self.inputs) <= micro_batch:
                 self.inputs.append(tuple(torch.empty_like(drawn, device=self.device) for drawn in draws))
-            for into, drawn in zip(self.inputs[part], draws, strict=True):
+            for target, drawn in zip(self.inputs[micro_batch], draws, strict=True):
                 if not drawn.numel():
                     continue
                 # pinned memory is not given out again before its copy is done
-                into.copy_(drawn.pin_memory() if into.is_cuda else drawn, non_blocking=True)
+                target.copy_(drawn.pin_memory() if target.is_cuda else drawn, non_blocking=True)
 
     def _compute(self) -> None:
-        """One step on the inputs."""
+        """Forward, backward, clipping, optimizers and EMA on the inputs."""
         losses = []
         for inputs in self.inputs:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
@@ -139,30 +104,18 @@ class HeldSteps:
             parameter.grad = gradient
             if gradient is not None and gradient.stride() != parameter.stride():  # the fused optimizer wants them alike
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.move()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.apply_gradients()
         with torch.no_grad():
-            self.total.add_(torch.stack([loss.detach().float(), norm.float()]))
-            away = torch._foreach_sub(self.values, self.averages)
-            torch._foreach_mul_(away, self.share)
-            torch._foreach_add_(self.averages, away)
+            self.totals.add_(torch.stack([loss.detach().float(), grad_norm.float()]))
+            differences = torch._foreach_sub(self.values, self.ema_values)
+            torch._foreach_mul_(differences, self.ema_rate)
+            torch._foreach_add_(self.ema_values, differences)
 
-    def _warm_up(self) -> None:
-        """One step on a stream of its own."""
-        own, current = self.stream, torch.cuda.current_stream(self.device)
-        assert own is not None
-        own.wait_stream(current)
-        with torch.cuda.stream(own), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*capturable")  # not recorded yet, and meant so
-            self._compute()
-        current.wait_stream(own)
-
-    def _record(self) -> torch.cuda.CUDAGraph:
-        """The step, recorded but not computed."""
+    def _capture(self, graph_capture: GraphCapture) -> torch.cuda.CUDAGraph:
+        """The graph of a step, which is not computed."""
         torch.cuda.synchronize(self.device)
         for parameter in self.parameters:
             parameter.grad = None
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            self._compute()
+        graph, _ = graph_capture.capture(self._compute, "Take --eager: it trains the same, slower")
         return graph

@@ -1,1 +1,1 @@
-"""The HTML report of an evaluation: text, charts, clips and templates."""
+"""HTML report of an evaluation: verdict, clips, numbers, provenance."""

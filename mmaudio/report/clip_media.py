@@ -1,7 +1,9 @@
-"""What a report plays of each clip: a small video, the picture before it plays, and the sounds."""
+"""Media of a report's clips: small videos with a poster, audio files, mel spectrograms."""
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,64 +13,93 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.clips import Clip
-from mmaudio.media.audio_file import write_sound
-from mmaudio.media.audio_windows import read_sounds
-from mmaudio.media.frame_windows import Grid, read_windows
+from mmaudio.evaluation.results import ClipMedia
+from mmaudio.media.audio_file import write_audio
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
-from mmaudio.model.spec import ModelSpec
-from mmaudio.report.charts import image_uri
+from mmaudio.metrics.metric_inputs import ORIGINAL
+from mmaudio.model.spec import CodecSpec
+from mmaudio.report.images import image_uri, mel_image
 
+MEDIA_FOLDER = "media"
+"""Folder of the videos and audio files, beside the report."""
 FPS = 25
-SIDE = 480
-"""Longest side of a report's video in pixels; smaller videos keep their size."""
+MAX_SIDE = 480
+"""Longest side of a video in pixels; smaller videos keep their size."""
 CRF = 27
-"""Its quality: x264's, lower is better."""
-STILL = 55
-"""Quality of a still, WebP's, higher is better."""
+"""Quality of a video: x264's, lower is better."""
+POSTER_QUALITY = 55
+"""Quality of a poster: WebP's, higher is better."""
 
 
-def original_sounds(root: Path, clips: Sequence[Clip], rate: int, samples: int) -> list[Tensor]:
-    """The original sound (samples,) of each clip of one video as training hears it: mono, at `rate`, peak 0.95."""
-    order = sorted(range(len(clips)), key=lambda index: clips[index].start)
-    info = probe(root / clips[0].video, clips[0].track)
-    sounds = read_sounds(info, [clips[index].start for index in order], rate, samples)
-    return [sound for _, sound in sorted(zip(order, sounds, strict=True), key=lambda pair: pair[0])]
+class ClipMediaWriter:
+    """Writes the media of a report's clips while they are decoded; implements `evaluation.clip_writer.ClipWriter`."""
+
+    def __init__(self, report_path: Path) -> None:
+        self.folder = report_path.parent / MEDIA_FOLDER
+
+    def clear(self) -> None:
+        """Remove the media of an earlier report."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write_audio(
+        self, row: int, waveforms: Mapping[str, Tensor], mels: Mapping[str, Tensor], codec: CodecSpec
+    ) -> ClipMedia:
+        """Write waveforms (T,) as FLAC and draw mel spectrograms (M, F), all with the original's range of colours."""
+        stem = clip_stem(row)
+        files = {name: f"{stem}_{name}.flac" for name in waveforms}
+        for name, waveform in waveforms.items():
+            write_audio(self.folder / files[name], waveform.cpu().numpy(), codec.sample_rate)
+        log10_max = float(mels[ORIGINAL].max()) * (math.log(codec.log_base) / math.log(10))
+        return ClipMedia(
+            files={name: f"{MEDIA_FOLDER}/{file}" for name, file in {**files, "video": f"{stem}.mp4"}.items()},
+            mel_images={name: mel_image(mel, codec.log_base, log10_max) for name, mel in mels.items()},
+        )
+
+    def write_videos(
+        self,
+        video_root: Path,
+        clips: Sequence[Clip],
+        rows: Sequence[int],
+        originals: Sequence[Tensor],
+        codec: CodecSpec,
+    ) -> list[str]:
+        """Write each clip of one video with its original audio (T,) as a small MP4; the first frames as data URIs."""
+        paths = [self.folder / f"{clip_stem(row)}.mp4" for row in rows]
+        return write_videos(video_root, clips, originals, codec.sample_rate, paths)
 
 
-def write_pictures(
-    root: Path, clips: Sequence[Clip], sounds: Sequence[Tensor], rate: int, paths: Sequence[Path]
+def clip_stem(row: int) -> str:
+    """The stem of a clip's files."""
+    return f"{row + 1:03d}"
+
+
+def write_videos(
+    video_root: Path, clips: Sequence[Clip], waveforms: Sequence[Tensor], sample_rate: int, paths: Sequence[Path]
 ) -> list[str]:
-    """Write each clip of one video, with the sound given for it, as a small MP4; their first frames as data URIs."""
-    info = probe(root / clips[0].video)
-    grid = Grid(FPS, round((clips[0].end - clips[0].start) * FPS), _shrink)
+    """Write each clip of one video with an audio track (T,) as a small MP4; the first frames as data URIs."""
+    info = probe(video_root / clips[0].video)
+    grid = FrameGrid(FPS, round((clips[0].end - clips[0].start) * FPS), _shrink)
     order = sorted(range(len(clips)), key=lambda index: clips[index].start)
-    windows = read_windows(info, [clips[index].start for index in order], [grid])
+    windows = read_frame_windows(info, [clips[index].start for index in order], [grid])
     posters = [""] * len(clips)
     for index, window in zip(order, windows, strict=True):
-        posters[index] = still(window.frames[0][0])
+        posters[index] = frame_uri(window.frames[0][0])
         frames = (frame.permute(1, 2, 0).contiguous().numpy() for frame in window.frames[0])
-        write_video(paths[index], frames, FPS, sounds[index].numpy(), rate, CRF)
+        write_video(paths[index], frames, FPS, waveforms[index].numpy(), sample_rate, CRF)
     return posters
 
 
-def still(frame: Tensor) -> str:
+def frame_uri(frame: Tensor) -> str:
     """An RGB frame (3, H, W), uint8, as a data URI."""
-    return image_uri(Image.fromarray(frame.permute(1, 2, 0).numpy()), STILL)
-
-
-def write_sounds(folder: Path, stem: str, sounds: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, str]:
-    """Write each sound (samples,) as FLAC; their file names by the sounds' names."""
-    names = {name: f"{stem}_{name}.flac" for name in sounds}
-    for name, waveform in sounds.items():
-        write_sound(folder / names[name], waveform.cpu().numpy(), spec.codec.rate)
-    return names
+    return image_uri(Image.fromarray(frame.permute(1, 2, 0).numpy()), POSTER_QUALITY)
 
 
 def _shrink(frames: Tensor) -> Tensor:
-    """RGB uint8 (1, 3, H, W) with no side above SIDE, both even."""
+    """RGB uint8 (1, 3, H, W) with no side above MAX_SIDE, both even."""
     height, width = frames.shape[-2:]
-    scale = min(1.0, SIDE / max(height, width))
+    scale = min(1.0, MAX_SIDE / max(height, width))
     size = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
     if size == [height, width]:
         return frames

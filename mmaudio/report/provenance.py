@@ -1,216 +1,120 @@
-"""What a report tells besides results: the data, the settings, the versions, how to do it again."""
+"""Provenance of an evaluation's results: the data, the settings, the versions, the commands that repeat it."""
 
 from __future__ import annotations
 
 import platform
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-from mmaudio.config import TrainConfig
-from mmaudio.data.clips import left_out_path, read_clips, read_left_out
-from mmaudio.data.feature_store import left_out
-from mmaudio.evaluation.config import Request
-from mmaudio.evaluation.general_domain import General
+from mmaudio.config import flatten
+from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
+from mmaudio.data.clips import Clip, LeftOut
+from mmaudio.data.feature_store import read_left_out_videos
+from mmaudio.evaluation.config import EvaluationConfig
+from mmaudio.evaluation.evaluate import Evaluation
+from mmaudio.evaluation.sync_report import SyncReport
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.model.spec import ModelSpec
-from mmaudio.report.render import Background
+from mmaudio.report.commands import build_commands
 from mmaudio.report.sections import read_history
-from mmaudio.utils.hydra_quote import quoted
 
 PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")
-SHOWN = 8
+MAX_TARGETS = 8
 """Targets of an adapter that are listed by name."""
 
 
-def about(
-    request: Request,
-    adapter: AdapterFile,
-    spec: ModelSpec,
-    general: General | None,
-    why_none: str,
-    times: Mapping[str, float],
-) -> Background:
-    """Everything about the adapter, its training and its data that stands in its files; `times` in seconds."""
-    experiment = request.checkpoint.parent.parent
-    unused = read_left_out(left_out_path(request.clips)) + left_out(request.clips, request.features)
-    return Background(
+@dataclass(frozen=True)
+class Provenance:
+    """Where the results of an evaluation come from."""
+
+    model: str
+    licence: str
+    history: Sequence[Mapping[str, float]]
+    """Lines of training's log: step and any of train/loss, validation/loss."""
+    step: int | None
+    """Of the adapter; None where its file does not have it."""
+    clips: Sequence[Clip]
+    """Every clip of every split."""
+    left_out: Sequence[LeftOut]
+    settings: Sequence[tuple[str, Mapping[str, object]]]
+    """Titles and name-value pairs."""
+    commands: Sequence[tuple[str, str]]
+    """Titles and command lines."""
+    no_general_reason: str
+    """Why forgetting was not measured, where it was not."""
+    general_description: str
+    """Which videos stand for the base's domain."""
+    sync_report: SyncReport | None = None
+    """Outcome of the sync check, where there was one."""
+
+
+def collect_provenance(evaluation: Evaluation) -> Provenance:
+    """Read the provenance from the files of the adapter, its training and its data."""
+    inputs = evaluation.inputs
+    config, adapter, spec, general = inputs.config, inputs.adapter, inputs.spec, inputs.general
+    left_out = read_left_out(left_out_path(config.clips_tsv))
+    return Provenance(
         model=spec.name,
         licence=spec.licence,
-        history=read_history(experiment / "metrics.jsonl"),
-        step=adapter.step if adapter.data else None,  # a foreign file says nothing
-        clips=read_clips(request.clips),
-        left_out=unused,
+        history=read_history(config.checkpoint.parent.parent / "metrics.jsonl"),
+        step=adapter.step if adapter.data else None,  # files of other programs have no step
+        clips=read_clips(config.clips_tsv),
+        left_out=left_out + read_left_out_videos(config.clips_tsv, config.features_dir),
         settings=[
-            ("This evaluation", _evaluation(request, spec)),
-            ("The adapter", _adapter(request.checkpoint, adapter)),
-            ("Its training", flat(adapter.config)),
-            ("Versions", versions()),
-            ("Times", {what: f"{seconds:.0f} s" for what, seconds in times.items()}),
+            ("This evaluation", _evaluation_settings(config, spec)),
+            ("The adapter", _adapter_settings(config, adapter)),
+            ("Its training", flatten(dict(adapter.config))),
+            ("Versions", collect_versions()),
+            ("Times", {phase: f"{seconds:.0f} s" for phase, seconds in evaluation.times.items()}),
         ],
-        commands=commands(request, spec, adapter),
-        no_forgetting=why_none,
-        general="" if general is None else general.what,
+        commands=build_commands(config, spec, adapter),
+        no_general_reason=inputs.no_general_reason,
+        general_description="" if general is None else general.description,
+        sync_report=evaluation.sync_report,
     )
 
 
-def _evaluation(request: Request, spec: ModelSpec) -> dict[str, object]:
-    draws = request.draws
+def _evaluation_settings(config: EvaluationConfig, spec: ModelSpec) -> dict[str, object]:
+    sampling = config.sampling
     return {
-        "seed": draws.seed,
-        "sounds per clip": draws.samples,
-        "solver steps": spec.steps if draws.steps is None else draws.steps,
-        "guidance": spec.guidance if draws.guidance is None else draws.guidance,
-        "device": f"{request.device}, {str(request.dtype).removeprefix('torch.')}",
-        "strengths tried": ", ".join(f"{strength:g}" for strength in request.strengths) or "none but 0 and 1",
-        "clips": "all held out" if request.max_clips is None else f"at most {request.max_clips}",
-        "table of clips": request.clips,
-        "features": request.features,
+        "seed": sampling.seed,
+        "samples per clip": sampling.samples,
+        "solver steps": spec.num_steps if sampling.num_steps is None else sampling.num_steps,
+        "guidance scale": spec.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale,
+        "device": f"{config.device}, {str(config.dtype).removeprefix('torch.')}",
+        "strengths tried": ", ".join(f"{strength:g}" for strength in config.strengths) or "none but 0 and 1",
+        "clips": "all held out" if config.max_clips is None else f"at most {config.max_clips}",
+        "table of clips": config.clips_tsv,
+        "features": config.features_dir,
     }
 
 
-def _adapter(path: Path, adapter: AdapterFile) -> dict[str, object]:
-    targets, seen = adapter.targets, adapter.data.get("train")
-    more = f" and {len(targets) - SHOWN} more" if len(targets) > SHOWN else ""
+def _adapter_settings(config: EvaluationConfig, adapter: AdapterFile) -> dict[str, object]:
+    targets, training_data = adapter.targets, adapter.data.get("train")
+    remaining = f" and {len(targets) - MAX_TARGETS} more" if len(targets) > MAX_TARGETS else ""
+    trained_on = "not in the file"
+    if training_data:
+        trained_on = f"{training_data['clips']} clips of {len(training_data['videos'])} videos"
     return {
-        "file": path,
+        "file": config.checkpoint,
         "base model": adapter.base_model,
         "base's SHA-256": adapter.base_sha256,
         "step": adapter.step,
         "rank": adapter.lora.rank,
         "alpha": adapter.lora.alpha,
         "dropout": adapter.lora.dropout,
-        "adapted layers": ", ".join(targets[:SHOWN]) + more,
-        "trained on": f"{seen['clips']} clips of {len(seen['videos'])} videos" if seen else "not said in the file",
+        "adapted layers": ", ".join(targets[:MAX_TARGETS]) + remaining,
+        "trained on": trained_on,
     }
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested settings as one level of dotted names."""
-    found: dict[str, object] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
-
-
-def versions() -> dict[str, object]:
-    """Python's and the main packages' versions, and the machine's kind."""
-    found: dict[str, object] = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
+def collect_versions() -> dict[str, object]:
+    """Versions of Python and the main packages, and the kind of machine."""
+    versions: dict[str, object] = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
-
-
-def commands(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[tuple[str, str]]:
-    """What can be run again, titles and command lines: this report, the features, the training, and the use."""
-    draws = request.draws
-    weights = [] if request.weights is None else ["--weights", str(request.weights)]
-    again = [
-        "python",
-        "evaluate_lora.py",
-        "--lora_checkpoint",
-        str(request.checkpoint),
-        "--test_videos",
-        str(request.videos),
-        "--compare_original",
-        "--clips",
-        str(request.clips),
-        "--features",
-        str(request.features),
-        "--output",
-        str(request.output),
-        "--strengths",
-        ",".join(map(str, request.strengths)),
-        "--samples",
-        str(draws.samples),
-        "--seed",
-        str(draws.seed),
-        "--batch_size",
-        str(draws.batch),
-    ]
-    optional = {
-        "--steps": draws.steps,
-        "--guidance": draws.guidance,
-        "--max_clips": request.max_clips,
-        "--metrics": None if request.metrics is None else ",".join(request.metrics),
-        "--model": request.model,
-        "--general_videos": request.general_videos,
-    }
-    for flag, value in optional.items():
-        again += [] if value is None else [flag, str(value)]
-    again += weights
-    again += ["--include-training"] if request.include_training else []
-    again += ["--check-data"] if request.check_data else []
-    use = [
-        "python",
-        "-m",
-        "mmaudio.generation",
-        "--video",
-        "VIDEO.mp4",
-        "--prompt",
-        "what is heard",
-        "--model",
-        spec.name,
-        "--adapter",
-        str(request.checkpoint),
-        "--output",
-        "sound",
-        *weights,
-    ]
-    extract = [
-        "python",
-        "training/extract_features_finetuning.py",
-        "--input_tsv",
-        str(request.clips),
-        "--video_root",
-        str(request.videos),
-        "--output_dir",
-        str(request.features),
-        "--model",
-        spec.name,
-        *weights,
-    ]
-    return [
-        ("Make this report again", shlex.join(again)),
-        ("Extract the features again", shlex.join(extract)),
-        *([("Train again", shlex.join(_training(request, spec, adapter)))] if adapter.config else []),
-        ("Make a sound for a video with the adapter", shlex.join(use)),
-    ]
-
-
-def _training(request: Request, spec: ModelSpec, adapter: AdapterFile) -> list[str]:
-    """The command that trains such an adapter: every setting that is not the default's."""
-    places = {"exp_id": "again", "model": spec.name, "clips_tsv": request.clips, "features_dir": request.features}
-    stated = {name: quoted(value) for name, value in places.items()}
-    given = {name: value for name, value in adapter.config.items() if name not in places}
-    own = _differing(given, TrainConfig().plain())
-    return ["python", "train_lora.py", *(f"{name}={value}" for name, value in {**stated, **own}.items())]
-
-
-def _differing(config: Mapping[str, Any], usual: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Overrides, by dotted name, for the settings in `config` that `usual` has otherwise; groups are gone into."""
-    found: dict[str, str] = {}
-    for name, value in config.items():
-        default = usual.get(name)
-        if isinstance(value, Mapping) and isinstance(default, Mapping) and default:
-            found |= _differing(value, default, f"{prefix}{name}.")
-        elif name in usual and value != default:
-            found[f"{prefix}{name}"] = _override(value)
-    return found
-
-
-def _override(value: object, inside: bool = False) -> str:
-    """A value in Hydra's grammar; texts within lists are always quoted, keys never."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_override(own, True)}" for key, own in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_override(own, True) for own in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = quoted(value)
-    return f"'{text}'" if inside and isinstance(value, str) and text == value else text
+            versions[package] = "not installed as a package"
+    return versions

@@ -1,4 +1,4 @@
-"""How things sound: struck sounds at their events, and hums that follow a motion."""
+"""Audio synthesis: strikes at events, and hums that follow a motion."""
 
 from __future__ import annotations
 
@@ -9,49 +9,61 @@ from mmaudio.synthetic.domains import Timbre
 
 Array = npt.NDArray[np.float64]
 
-FLOOR = 2e-3
-"""Standard deviation of the noise that is always there."""
-ATTACK = 0.002
-"""Seconds in which a struck sound rises."""
+NOISE_FLOOR = 2e-3
+"""Standard deviation of the background noise."""
+ATTACK_SECONDS = 0.002
+"""Rise time of a strike."""
 
 
-def noise_band(samples: int, frequency: float, octaves: float, rate: int, generator: np.random.Generator) -> Array:
+def synthesize_noise_band(
+    num_samples: int, frequency: float, octaves: float, sample_rate: int, generator: np.random.Generator
+) -> Array:
     """Noise (samples,) of standard deviation 1 in a band around `frequency` with Gaussian flanks."""
-    size = max(samples, rate // 4)
+    size = max(num_samples, sample_rate // 4)
     spectrum = np.fft.rfft(generator.standard_normal(size))
     with np.errstate(divide="ignore"):
-        distance = np.log2(np.fft.rfftfreq(size, 1 / rate) / frequency) / (octaves / 2)
-    band: Array = np.fft.irfft(spectrum * np.exp(-0.5 * distance**2), size)[:samples]
+        distance = np.log2(np.fft.rfftfreq(size, 1 / sample_rate) / frequency) / (octaves / 2)
+    band: Array = np.fft.irfft(spectrum * np.exp(-0.5 * distance**2), size)[:num_samples]
     band /= band.std() + 1e-9
     return band
 
 
-def struck(timbre: Timbre, rate: int, generator: np.random.Generator) -> Array:
-    """One struck sound (samples,), peak 1, six decays long."""
-    times = np.arange(int(rate * (6 * timbre.decay + ATTACK))) / rate
-    sound = np.zeros_like(times)
+def synthesize_strike(timbre: Timbre, sample_rate: int, generator: np.random.Generator) -> Array:
+    """One strike (samples,), peak 1, six decays long."""
+    times = np.arange(int(sample_rate * (6 * timbre.decay + ATTACK_SECONDS))) / sample_rate
+    waveform = np.zeros_like(times)
     phase = timbre.frequency * times
-    if timbre.sweep:
-        slope = timbre.sweep * np.log(2) / timbre.decay
-        bent = np.minimum(times, 2 * timbre.decay)
-        phase = timbre.frequency * (np.expm1(slope * bent) / slope + (times - bent) * np.exp(slope * bent))
+    if timbre.sweep_octaves:
+        slope = timbre.sweep_octaves * np.log(2) / timbre.decay
+        sweep_times = np.minimum(times, 2 * timbre.decay)
+        phase = timbre.frequency * (
+            np.expm1(slope * sweep_times) / slope + (times - sweep_times) * np.exp(slope * sweep_times)
+        )
     for ratio, amplitude in timbre.partials:
-        if ratio * timbre.frequency < 0.45 * rate:
-            sound += amplitude * np.sin(2 * np.pi * (ratio * phase + generator.random()))
+        if ratio * timbre.frequency < 0.45 * sample_rate:
+            waveform += amplitude * np.sin(2 * np.pi * (ratio * phase + generator.random()))
     if timbre.noise:
-        sound += 0.5 * timbre.noise * noise_band(len(times), timbre.frequency, timbre.octaves, rate, generator)
-    sound *= np.minimum(times / ATTACK, 1.0) * np.exp(-times / timbre.decay)
-    sound /= np.abs(sound).max() + 1e-9
-    return sound
+        waveform += (
+            0.5
+            * timbre.noise
+            * synthesize_noise_band(len(times), timbre.frequency, timbre.noise_octaves, sample_rate, generator)
+        )
+    waveform *= np.minimum(times / ATTACK_SECONDS, 1.0) * np.exp(-times / timbre.decay)
+    waveform /= np.abs(waveform).max() + 1e-9
+    return waveform
 
 
-def hum(timbre: Timbre, loudness: Array, rate: int, generator: np.random.Generator) -> Array:
-    """A sound that goes on: (samples,) with the given amplitude per sample."""
-    times = np.arange(len(loudness)) / rate
-    sound = np.zeros_like(times)
+def synthesize_hum(timbre: Timbre, loudness: Array, sample_rate: int, generator: np.random.Generator) -> Array:
+    """A continuous sound (samples,) with the amplitude `loudness` (samples,)."""
+    times = np.arange(len(loudness)) / sample_rate
+    waveform = np.zeros_like(times)
     for ratio, amplitude in timbre.partials:
-        sound += amplitude * np.sin(2 * np.pi * (ratio * timbre.frequency * times + generator.random()))
+        waveform += amplitude * np.sin(2 * np.pi * (ratio * timbre.frequency * times + generator.random()))
     if timbre.noise:
-        sound += 0.5 * timbre.noise * noise_band(len(times), timbre.frequency, timbre.octaves, rate, generator)
-    sound *= loudness / 1.5
-    return sound
+        waveform += (
+            0.5
+            * timbre.noise
+            * synthesize_noise_band(len(times), timbre.frequency, timbre.noise_octaves, sample_rate, generator)
+        )
+    waveform *= loudness / 1.5
+    return waveform

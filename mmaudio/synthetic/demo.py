@@ -1,4 +1,4 @@
-"""The sample videos: scenes of the demo's domain, every kind of object in several of them."""
+"""Sample videos: scenes of the demo's domain, with every kind of object in several of them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mmaudio.errors import DataError
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 from mmaudio.synthetic.domains import DEMO
-from mmaudio.synthetic.renderer import render
-from mmaudio.synthetic.scenes import actor_of, stage
+from mmaudio.synthetic.renderer import render_scene
+from mmaudio.synthetic.scenes import build_scene, random_actor
 
 CASTS = ((0,), (1, 5), (2, 3), (4, 0), (3, 5), (1, 2), (0, 2), (4, 3), (1,), (0, 5), (2, 4), (3, 1))
-"""Kinds of the demo's domain that appear in video 0, 1, ...; whatever is held out is seen elsewhere too."""
-FPS = (25, 30, 24)
-SIZE = 96
+"""Indices of the kinds in video 0, 1, ...; each kind is in several, so a held-out video has none of its own."""
+FRAME_RATES = (25, 30, 24)
+IMAGE_SIZE = 96
 """Side of a picture in pixels."""
-RATE = 48_000
+SAMPLE_RATE = 48_000
 EVENTS_PER_SECOND = 1.1
 
 
 @dataclass(frozen=True)
 class DemoVideo:
-    """One video to be made."""
+    """One sample video: where it is written, and what determines it."""
 
     path: Path
     number: int
@@ -36,27 +36,27 @@ class DemoVideo:
     seed: int
 
 
-def demo_videos(folder: Path, count: int, seconds: float, seed: int) -> list[DemoVideo]:
-    """The videos of a demo folder; the same numbers give the same files."""
+def plan_demo_videos(folder: Path, count: int, seconds: float, seed: int) -> list[DemoVideo]:
+    """The videos of a demo folder; the same arguments give the same files."""
     return [DemoVideo(folder / f"demo_{seed}_{number:02d}.mp4", number, seconds, seed) for number in range(count)]
 
 
 def write_demo_video(video: DemoVideo) -> DemoVideo:
-    """Draw, sound and write one video, then its caption beside it."""
+    """Render and write one video, and its caption beside it."""
     generator = np.random.default_rng((video.seed, video.number))
     cast = CASTS[video.number % len(CASTS)]
-    rate = EVENTS_PER_SECOND / len(cast) ** 0.5
-    actors = [actor_of(DEMO.kinds[kind], rate, video.seconds, generator) for kind in cast]
-    scene = stage(DEMO, actors, video.seconds, generator)
-    fps = FPS[video.number % len(FPS)]
-    rendered = render(scene, fps, SIZE, RATE, generator)
-    write_video(video.path, rendered.frames, fps, rendered.waveform, RATE)
+    events_per_second = EVENTS_PER_SECOND / len(cast) ** 0.5
+    actors = [random_actor(DEMO.kinds[kind], events_per_second, video.seconds, generator) for kind in cast]
+    scene = build_scene(DEMO, actors, video.seconds, generator)
+    fps = FRAME_RATES[video.number % len(FRAME_RATES)]
+    rendered = render_scene(scene, fps, IMAGE_SIZE, SAMPLE_RATE, generator)
+    write_video(video.path, rendered.frames, fps, rendered.waveform, SAMPLE_RATE)
     video.path.with_suffix(".txt").write_text(rendered.caption + "\n", encoding="utf-8")
     return video
 
 
-def is_made(video: DemoVideo) -> bool:
-    """Whether the file and its caption are there, whole and of the right length."""
+def is_complete(video: DemoVideo) -> bool:
+    """Whether the file and its caption exist, with the right duration."""
     if not (video.path.is_file() and video.path.with_suffix(".txt").is_file()):
         return False
     try:
@@ -65,8 +65,8 @@ def is_made(video: DemoVideo) -> bool:
         return False
 
 
-def make_demo_videos(videos: list[DemoVideo], processes: int) -> Iterator[DemoVideo]:
-    """Write the videos in that many processes and yield each when it is done."""
+def write_demo_videos(videos: list[DemoVideo], processes: int) -> Iterator[DemoVideo]:
+    """Write the videos in that many processes and yield each when it is complete."""
     if processes == 1 or len(videos) < 2:
         yield from map(write_demo_video, videos)
         return

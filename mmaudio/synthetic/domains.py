@@ -1,12 +1,12 @@
-"""The kinds of object of the two domains: what they are called, how they look and how they sound.
+"""Kinds of object of the two domains: names, looks and timbres.
 
 A kind is a colour and a shape. In the base's domain the shape sets the character of the sound and the colour its pitch;
-the demo's domain has other shapes, other colours and other sounds (bands of noise, a low hum): a base knows none.
+the demo's domain has other shapes, other colours and other timbres (noise bands, a low hum), all new to the base.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Colour = tuple[float, float, float]
 """Red, green, blue in 0..1."""
@@ -14,50 +14,50 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Timbre:
-    """The sound of one kind of object: decaying partials, a band of noise, or both."""
+    """Timbre of one kind of object: decaying partials, a noise band, or both."""
 
     frequency: float
     """Hertz: the first partial's, and the centre of the noise band."""
     decay: float
-    """Seconds in which a struck sound falls to 1/e."""
+    """Seconds in which a strike falls to 1/e."""
     partials: tuple[tuple[float, float], ...] = ()
     """(frequency ratio, amplitude) of each partial."""
     noise: float = 0.0
     """Amplitude of the noise band."""
-    octaves: float = 0.3
+    noise_octaves: float = 0.3
     """Width of the noise band."""
-    sweep: float = 0.0
+    sweep_octaves: float = 0.0
     """Octaves by which the pitch of the partials moves during one decay."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of object: a colour and a shape, with the sound it makes."""
+    """One kind of object: a colour and a shape, with a timbre and a motion."""
 
     colour_name: str
     shape: str
     colour: Colour
     timbre: Timbre
-    motion: str
-    """`strike`: it hops and hits; `switch`: it switches on and off; `spin`: it turns and hums."""
+    motion_type: str
+    """`strike`: it hops and hits walls; `switch`: it switches on and off; `spin`: it turns and hums."""
 
     @property
     def name(self) -> str:
-        """The words of a caption, such as `red ball`."""
+        """The name in captions, such as `red ball`."""
         return f"{self.colour_name} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The kinds of a world and the colours of its backgrounds."""
+    """The kinds and background colours that scenes are drawn from."""
 
     name: str
     kinds: tuple[Kind, ...]
     backgrounds: tuple[Colour, ...]
 
-    def of(self, motion: str) -> tuple[Kind, ...]:
-        """The kinds that move in that way."""
-        return tuple(kind for kind in self.kinds if kind.motion == motion)
+    def kinds_with_motion(self, motion_type: str) -> tuple[Kind, ...]:
+        """The kinds of that motion type."""
+        return tuple(kind for kind in self.kinds if kind.motion_type == motion_type)
 
 
 BASE_COLOURS: dict[str, tuple[Colour, float]] = {
@@ -76,46 +76,44 @@ BASE_COLOURS: dict[str, tuple[Colour, float]] = {
 
 BASE_SHAPES: dict[str, tuple[str, Timbre]] = {
     "ball": ("strike", Timbre(1.0, 0.14, ((1.0, 1.0), (2.0, 0.25)))),
-    "box": ("strike", Timbre(1.0, 0.045, ((1.0, 0.7), (2.7, 0.4)), noise=0.5, octaves=1.2)),
+    "box": ("strike", Timbre(1.0, 0.045, ((1.0, 0.7), (2.7, 0.4)), noise=0.5, noise_octaves=1.2)),
     "triangle": ("strike", Timbre(2.0, 0.28, ((1.0, 0.7), (1.51, 0.5), (2.24, 0.35)))),
     "ring": ("strike", Timbre(1.0, 0.20, ((1.0, 0.5), (2.0, 0.4), (3.0, 0.35), (4.0, 0.3), (5.0, 0.2)))),
-    "diamond": ("strike", Timbre(1.5, 0.10, ((1.0, 1.0),), sweep=-0.8)),
-    "cross": ("strike", Timbre(1.8, 0.08, noise=1.0, octaves=0.8)),
-    "pill": ("strike", Timbre(1.0, 0.09, ((1.0, 0.8), (1.5, 0.4)), noise=0.35, octaves=0.4, sweep=0.6)),
-    "lamp": ("switch", Timbre(2.5, 0.03, ((1.0, 0.4),), noise=0.9, octaves=2.0)),
+    "diamond": ("strike", Timbre(1.5, 0.10, ((1.0, 1.0),), sweep_octaves=-0.8)),
+    "cross": ("strike", Timbre(1.8, 0.08, noise=1.0, noise_octaves=0.8)),
+    "pill": ("strike", Timbre(1.0, 0.09, ((1.0, 0.8), (1.5, 0.4)), noise=0.35, noise_octaves=0.4, sweep_octaves=0.6)),
+    "lamp": ("switch", Timbre(2.5, 0.03, ((1.0, 0.4),), noise=0.9, noise_octaves=2.0)),
     "bar": ("spin", Timbre(0.5, 0.2, ((1.0, 0.8), (2.0, 0.5), (3.0, 0.3), (5.0, 0.2)))),
-    "wheel": ("spin", Timbre(1.5, 0.2, noise=1.0, octaves=0.7)),
+    "wheel": ("spin", Timbre(1.5, 0.2, noise=1.0, noise_octaves=0.7)),
 }
-"""Shapes of the base's domain: how they move, and their sound with a frequency that multiplies the colour's pitch."""
+"""Shapes of the base's domain: motion type, and timbre with a frequency that multiplies the colour's pitch."""
 
-DEMO_COLOURS: dict[str, tuple[Colour, float]] = {
-    "pink": ((1.00, 0.66, 0.72), 0.0),
-    "brown": ((0.50, 0.30, 0.12), 0.0),
-    "teal": ((0.05, 0.48, 0.48), 0.0),
-    "lime": ((0.70, 1.00, 0.30), 0.0),
+DEMO_COLOURS: dict[str, Colour] = {
+    "pink": (1.00, 0.66, 0.72),
+    "brown": (0.50, 0.30, 0.12),
+    "teal": (0.05, 0.48, 0.48),
+    "lime": (0.70, 1.00, 0.30),
 }
 
 DEMO_KINDS: tuple[tuple[str, str, str, Timbre], ...] = (
-    ("pink", "star", "strike", Timbre(3400.0, 0.10, noise=1.0, octaves=0.4)),
-    ("brown", "heart", "strike", Timbre(3100.0, 0.12, noise=1.0, octaves=0.5)),
-    ("lime", "hexagon", "strike", Timbre(5600.0, 0.06, noise=1.0, octaves=0.35)),
-    ("teal", "moon", "strike", Timbre(4300.0, 0.12, noise=1.0, octaves=0.3)),
-    ("pink", "lantern", "switch", Timbre(6600.0, 0.06, noise=1.0, octaves=0.5)),
+    ("pink", "star", "strike", Timbre(3400.0, 0.10, noise=1.0, noise_octaves=0.4)),
+    ("brown", "heart", "strike", Timbre(3100.0, 0.12, noise=1.0, noise_octaves=0.5)),
+    ("lime", "hexagon", "strike", Timbre(5600.0, 0.06, noise=1.0, noise_octaves=0.35)),
+    ("teal", "moon", "strike", Timbre(4300.0, 0.12, noise=1.0, noise_octaves=0.3)),
+    ("pink", "lantern", "switch", Timbre(6600.0, 0.06, noise=1.0, noise_octaves=0.5)),
     ("lime", "fan", "spin", Timbre(95.0, 0.2, ((1.0, 0.8), (2.5, 0.6), (6.0, 0.5)))),
 )
-"""Kinds of the demo's domain: struck bands of noise, broad enough in mel for a small codec that never heard them and so
-short that the noise's own swings are not taken for onsets. The fan hums low: in a high hum the codec loses strikes."""
+"""Kinds of the demo's domain: noise bands, broad enough in mel for a small codec that was not trained on them and so
+short that fluctuations of the noise do not count as onsets. The fan hums low: in a high hum the codec loses strikes."""
 
 
 def _base_kinds() -> tuple[Kind, ...]:
     """Every colour with every shape."""
     kinds = []
-    for shape, (motion, sound) in BASE_SHAPES.items():
+    for shape, (motion_type, shape_timbre) in BASE_SHAPES.items():
         for colour_name, (colour, pitch) in BASE_COLOURS.items():
-            timbre = Timbre(
-                sound.frequency * pitch, sound.decay, sound.partials, sound.noise, sound.octaves, sound.sweep
-            )
-            kinds.append(Kind(colour_name, shape, colour, timbre, motion))
+            timbre = replace(shape_timbre, frequency=shape_timbre.frequency * pitch)
+            kinds.append(Kind(colour_name, shape, colour, timbre, motion_type))
     return tuple(kinds)
 
 
@@ -123,18 +121,26 @@ BASE = Domain(
     "base",
     _base_kinds(),
     backgrounds=(
-        (0.05, 0.05, 0.08), (0.10, 0.10, 0.10), (0.16, 0.13, 0.10), (0.10, 0.16, 0.22), (0.22, 0.20, 0.24),
-        (0.30, 0.30, 0.32), (0.14, 0.22, 0.16), (0.70, 0.70, 0.72), (0.80, 0.76, 0.68), (0.62, 0.70, 0.78),
+        (0.05, 0.05, 0.08),
+        (0.10, 0.10, 0.10),
+        (0.16, 0.13, 0.10),
+        (0.10, 0.16, 0.22),
+        (0.22, 0.20, 0.24),
+        (0.30, 0.30, 0.32),
+        (0.14, 0.22, 0.16),
+        (0.70, 0.70, 0.72),
+        (0.80, 0.76, 0.68),
+        (0.62, 0.70, 0.78),
     ),
-)  # fmt: skip
-"""What `tiny_16k` was trained on."""
+)
+"""Domain that `tiny_16k` was trained on."""
 
 DEMO = Domain(
     "demo",
     tuple(
-        Kind(colour_name, shape, DEMO_COLOURS[colour_name][0], timbre, motion)
-        for colour_name, shape, motion, timbre in DEMO_KINDS
+        Kind(colour_name, shape, DEMO_COLOURS[colour_name], timbre, motion_type)
+        for colour_name, shape, motion_type, timbre in DEMO_KINDS
     ),
     backgrounds=((0.12, 0.10, 0.18), (0.20, 0.16, 0.14), (0.10, 0.14, 0.20)),
 )
-"""The sample videos' domain: no shape, colour or sound of it is in the base's."""
+"""Domain of the sample videos: no shape, colour or timbre of it is in the base's."""

@@ -1,6 +1,6 @@
-"""How things move, in closed form: each motion gives the pose at any time, and when it is heard.
+"""Motions in closed form: the pose at any time, the events, and the loudness of a continuous sound.
 
-Places are in units of the picture's side, (0, 0) at the top left. Times are in seconds from the scene's start.
+Positions are in units of the picture's side, (0, 0) at the top left. Times are in seconds from the scene's start.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-BORDER = 0.05
+WALL_THICKNESS = 0.05
 """Thickness of the walls around the picture."""
 GRAVITY = 5.2
 """Sides per second squared."""
-LONGEST_HOP = 0.9
-"""Seconds in the air; whoever has longer until the next landing rests first."""
+MAX_HOP_SECONDS = 0.9
+"""Longest time in the air; where the next landing is further away, the object rests first."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that is heard at one instant."""
+    """A strike or a switch at one instant."""
 
     time: float
-    strength: float
+    amplitude: float
     """Amplitude, 0..1."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where and how something is, at T times: every field is (T,)."""
+    """Position, angle and brightness of an object at T times: every field is (T,)."""
 
     x: Array
     y: Array
     angle: Array
     """Radians."""
     glow: Array
-    """Brightness of its colour, 1 as it is."""
+    """Brightness of its colour, 1 unchanged."""
 
 
 class Motion(Protocol):
-    """What a scene needs to know of a motion."""
+    """Interface of all motions."""
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """What is heard, in order of time."""
+        """The events in order of time."""
         ...
 
     def pose(self, times: Array) -> Pose:
@@ -55,7 +55,7 @@ class Motion(Protocol):
         ...
 
     def loudness(self, times: Array) -> Array | None:
-        """Amplitude (T,) of a sound that goes on, None for motions without one."""
+        """Amplitude (T,) of a continuous sound, None for motions without one."""
         ...
 
 
@@ -66,37 +66,38 @@ class Hop:
     landings: tuple[float, ...]
     wall: int
     """0 floor, 1 right, 2 ceiling, 3 left."""
-    place: float
-    """Where along the wall, 0..1."""
+    wall_position: float
+    """Position along the wall, 0..1."""
     sway: float
-    """How far the place wanders along the wall."""
+    """Amplitude of the movement along the wall."""
     radius: float
 
     def _hops(self) -> tuple[Array, Array, Array]:
         """Take-off times, durations and heights (K,) of the hop before each landing."""
         landings = np.asarray(self.landings)
-        gaps = np.diff(landings, prepend=landings[:1] - LONGEST_HOP)
-        durations = np.minimum(gaps, LONGEST_HOP)
+        gaps = np.diff(landings, prepend=landings[:1] - MAX_HOP_SECONDS)
+        durations = np.minimum(gaps, MAX_HOP_SECONDS)
         return landings - durations, durations, GRAVITY * durations**2 / 8
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """A hit at every landing, louder from higher up."""
+        """A strike at every landing, louder after a longer hop."""
         _, durations, _ = self._hops()
-        return tuple(Event(t, 0.35 + 0.65 * d / LONGEST_HOP) for t, d in zip(self.landings, durations, strict=True))
+        return tuple(Event(t, 0.35 + 0.65 * d / MAX_HOP_SECONDS) for t, d in zip(self.landings, durations, strict=True))
 
     def pose(self, times: Array) -> Pose:
         """The pose at `times` (T,)."""
         starts, durations, heights = self._hops()
-        k = np.minimum(np.searchsorted(np.asarray(self.landings), times), len(starts) - 1)
-        u = np.clip((times - starts[k]) / durations[k], 0.0, 1.0)
-        away = BORDER + self.radius + heights[k] * 4 * u * (1 - u)
-        along = self.place + self.sway * np.sin(1.1 * times + 5 * self.place)
-        x, y = ((along, 1 - away), (1 - away, along), (along, away), (away, along))[self.wall]
+        index = np.minimum(np.searchsorted(np.asarray(self.landings), times), len(starts) - 1)
+        phase = np.clip((times - starts[index]) / durations[index], 0.0, 1.0)
+        distance = WALL_THICKNESS + self.radius + heights[index] * 4 * phase * (1 - phase)
+        position = self.wall_position + self.sway * np.sin(1.1 * times + 5 * self.wall_position)
+        by_wall = ((position, 1 - distance), (1 - distance, position), (position, distance), (distance, position))
+        x, y = by_wall[self.wall]
         return Pose(x, y, np.zeros_like(times), np.ones_like(times))
 
     def loudness(self, times: Array) -> Array | None:
-        """Silent between the hits."""
+        """None: silent between the strikes."""
         return None
 
 
@@ -104,101 +105,102 @@ class Hop:
 class Glide:
     """Straight lines that reflect at the walls."""
 
-    start: tuple[float, float]
-    """Place at time 0."""
+    start_position: tuple[float, float]
+    """Position at time 0."""
     velocity: tuple[float, float]
     """Sides per second."""
     radius: float
     seconds: float
-    """How long it is watched."""
+    """Duration in which reflections count as events."""
 
-    def _room(self) -> tuple[float, float]:
+    def _centre_range(self) -> tuple[float, float]:
         """Lowest and highest coordinate of the centre."""
-        return BORDER + self.radius, 1 - BORDER - self.radius
+        return WALL_THICKNESS + self.radius, 1 - WALL_THICKNESS - self.radius
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """A hit at every reflection, louder at a higher speed."""
-        low, high = self._room()
-        found = []
-        for start, speed in zip(self.start, self.velocity, strict=True):
-            first, last = sorted(((start - low) / (high - low), (start + speed * self.seconds - low) / (high - low)))
+        """A strike at every reflection, louder at a higher speed."""
+        low, high = self._centre_range()
+        events = []
+        for start, speed in zip(self.start_position, self.velocity, strict=True):
+            end = start + speed * self.seconds
+            first, last = sorted(((start - low) / (high - low), (end - low) / (high - low)))
             for wall in range(int(np.ceil(first)), int(np.floor(last)) + 1):
                 time = (low + wall * (high - low) - start) / speed
-                found.append(Event(float(time), float(min(1.0, 0.35 + 0.6 * abs(speed)))))
-        return tuple(sorted(found, key=lambda event: event.time))
+                events.append(Event(float(time), float(min(1.0, 0.35 + 0.6 * abs(speed)))))
+        return tuple(sorted(events, key=lambda event: event.time))
 
     def pose(self, times: Array) -> Pose:
         """The pose at `times` (T,)."""
-        low, high = self._room()
+        low, high = self._centre_range()
         x, y = (
             low + (high - low) * (1 - np.abs(np.mod((s + v * times - low) / (high - low), 2.0) - 1))
-            for s, v in zip(self.start, self.velocity, strict=True)
+            for s, v in zip(self.start_position, self.velocity, strict=True)
         )
         return Pose(x, y, np.zeros_like(times), np.ones_like(times))
 
     def loudness(self, times: Array) -> Array | None:
-        """Silent between the hits."""
+        """None: silent between the strikes."""
         return None
 
 
 @dataclass(frozen=True)
 class Switch:
-    """Stands still and switches between dark and bright, with a click each time."""
+    """An object at rest that switches between dark and bright, with a click each time."""
 
     times: tuple[float, ...]
-    place: tuple[float, float]
-    bright_first: bool
+    position: tuple[float, float]
+    is_bright_first: bool
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """A click at every switching."""
+        """A click at every switch."""
         return tuple(Event(time, 0.8) for time in self.times)
 
     def pose(self, times: Array) -> Pose:
         """The pose at `times` (T,)."""
         count = np.searchsorted(np.asarray(self.times), times, side="right")
-        bright = (count + int(self.bright_first)) % 2 == 1
+        bright = (count + int(self.is_bright_first)) % 2 == 1
         still = np.ones_like(times)
-        return Pose(self.place[0] * still, self.place[1] * still, 0 * still, np.where(bright, 1.0, 0.3))
+        return Pose(self.position[0] * still, self.position[1] * still, 0 * still, np.where(bright, 1.0, 0.3))
 
     def loudness(self, times: Array) -> Array | None:
-        """Silent between the clicks."""
+        """None: silent between the clicks."""
         return None
 
 
 @dataclass(frozen=True)
 class Spin:
-    """Turns in its place and hums, loudest while it stands upright."""
+    """An object that turns in place and hums, loudest when it is upright."""
 
-    place: tuple[float, float]
-    turns: float
+    position: tuple[float, float]
+    turns_per_second: float
     """Turns per second."""
     phase: float
     """Angle at time 0 in radians, 0 upright."""
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """None: its sound goes on."""
+        """No events: its sound is continuous."""
         return ()
 
     def _angle(self, times: Array) -> Array:
-        return self.phase + 2 * np.pi * self.turns * times
+        return self.phase + 2 * np.pi * self.turns_per_second * times
 
     def pose(self, times: Array) -> Pose:
         """The pose at `times` (T,)."""
         still = np.ones_like(times)
-        return Pose(self.place[0] * still, self.place[1] * still, self._angle(times), still)
+        return Pose(self.position[0] * still, self.position[1] * still, self._angle(times), still)
 
     def loudness(self, times: Array) -> Array | None:
-        """Between 0.04 lying and 0.4 upright."""
+        """0.04 when lying to 0.4 when upright."""
         upright: Array = 0.04 + 0.36 * np.cos(self._angle(times)) ** 2
         return upright
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Floats about and is never heard."""
+    """A silent object that drifts about a centre."""
 
     centre: tuple[float, float]
     reach: tuple[float, float]
@@ -207,7 +209,7 @@ class Drift:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """None."""
+        """No events."""
         return ()
 
     def pose(self, times: Array) -> Pose:
@@ -217,5 +219,5 @@ class Drift:
         return Pose(x, y, np.zeros_like(times), np.ones_like(times))
 
     def loudness(self, times: Array) -> Array | None:
-        """Silent."""
+        """None: silent."""
         return None

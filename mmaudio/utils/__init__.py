@@ -1,1 +1,1 @@
-"""Files, locks, subprocesses, progress bars and other helpers that know nothing of audio or video."""
+"""Files, locks, subprocesses, progress bars and other helpers that are independent of audio and video."""

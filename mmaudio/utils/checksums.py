@@ -1,4 +1,4 @@
-"""Checksums of files of gigabytes, read once: they are remembered for as long as the file stays as it is."""
+"""Checksums of files, cached on disk for large files until size or modification time changes."""
 
 from __future__ import annotations
 
@@ -13,68 +13,68 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-LARGE = 1 << 25
-"""Bytes from which on checksums are remembered."""
-SETTLED = 2.0
-"""Seconds for which a file has to have been left alone: what is written within a clock's tick shows no new time."""
-BLOCK = 1 << 20
+MIN_CACHED_BYTES = 1 << 25
+"""Checksums of smaller files are not cached."""
+MIN_AGE_SECONDS = 2.0
+"""Age of a file from which on its checksums are cached: a second write within one tick of the clock keeps the time."""
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Digests:
-    """A file's checksums, in hexadecimal."""
+class FileDigests:
+    """Checksums of a file, in hexadecimal."""
 
     sha256: str
     md5: str
 
 
-def digests(path: Path, notes: Path | None = None) -> Digests:
-    """The checksums of a file; with a folder of `notes`, those noted there while size and time are still the same."""
+def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
+    """Compute the checksums of a file, or read them from the folder `cache` if size, time and inode are unchanged."""
     status = path.stat()
-    if notes is None or status.st_size < LARGE:
+    if cache is None or status.st_size < MIN_CACHED_BYTES:
         return _read(path)
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-    note, stamp = notes / f"{name}.json", [status.st_size, status.st_mtime_ns, status.st_ino]
+    cache_file, stamp = cache / f"{name}.json", [status.st_size, status.st_mtime_ns, status.st_ino]
     with suppress(OSError, ValueError, KeyError, TypeError):
-        noted = json.loads(note.read_text())
-        if noted["stamp"] == stamp:
-            return Digests(noted["sha256"], noted["md5"])
-    found = _read(path)
-    if time.time() - status.st_mtime > SETTLED:
-        with suppress(OSError):  # a note is a convenience
-            notes.mkdir(parents=True, exist_ok=True)
-            part = note.with_name(f".{note.name}.{os.getpid()}")
-            part.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, **asdict(found)}))
-            part.replace(note)
-    return found
+        cached = json.loads(cache_file.read_text())
+        if cached["stamp"] == stamp:
+            return FileDigests(cached["sha256"], cached["md5"])
+    computed = _read(path)
+    if time.time() - status.st_mtime > MIN_AGE_SECONDS:
+        with suppress(OSError):  # caching is optional
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = cache_file.with_name(f".{cache_file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, **asdict(computed)}))
+            temporary.replace(cache_file)
+    return computed
 
 
-def _read(path: Path) -> Digests:
+def _read(path: Path) -> FileDigests:
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             sha256.update(block)
             md5.update(block)
-    return Digests(sha256.hexdigest(), md5.hexdigest())
+    return FileDigests(sha256.hexdigest(), md5.hexdigest())
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a file that torch.save wrote, by the checksums within; empty for a sound one.
+def find_damage(path: Path) -> str:
+    """Describe the damage of a file that torch.save wrote, by its internal checksums; empty for an intact file.
 
-    Files of before torch 1.6 have none and pass.
+    Files from before torch 1.6 have no checksums and pass.
     """
     try:
         if not zipfile.is_zipfile(path):
             return ""
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            damaged_member = archive.testzip()
     except (OSError, EOFError, NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         return str(error) or type(error).__name__
-    return f"the checksum of {broken} within is wrong" if broken else ""
+    return f"the checksum of {damaged_member} within is wrong" if damaged_member else ""
 
 
-def set_aside(path: Path, target: Path, md5: str) -> Path:
-    """Give a corrupt file a name beside `target` that tells what it is; files set aside before stay."""
-    aside = target.with_name(f"{target.name}.corrupt-{md5[:8]}")
-    path.replace(aside)
-    return aside
+def move_aside(path: Path, target: Path, md5: str) -> Path:
+    """Rename a corrupt file to `TARGET.corrupt-MD5` beside `target`; the new path."""
+    new_path = target.with_name(f"{target.name}.corrupt-{md5[:8]}")
+    path.replace(new_path)
+    return new_path

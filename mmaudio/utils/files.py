@@ -1,4 +1,4 @@
-"""Writing files so that one that exists is whole, and saying in one line why one cannot be read or written."""
+"""Atomic writes, and reading of text files and tables with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from mmaudio.errors import DataError, MMAudioError
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` that becomes it when the block ends, and is removed when it fails.
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`, renamed to `target` at the end of the block or removed if it fails.
 
-    Raises MMAudioError for what the system has against writing there.
+    Raises MMAudioError where the system refuses to write.
     """
-    part = target.with_name(f".{target.name}.part")
+    temporary = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.replace(target)
+        yield temporary
+        temporary.replace(target)
     except OSError as error:
-        raise unwritable(target, error) from error
+        raise unwritable_error(target, error) from error
     finally:
         with suppress(OSError):
-            part.unlink()
+            temporary.unlink()
 
 
-def unwritable(target: Path, error: OSError) -> MMAudioError:
-    """What to raise where the system lets nobody write `target`."""
+def unwritable_error(target: Path, error: OSError) -> MMAudioError:
+    """The error for a file `target` that cannot be written."""
     reason = error.strerror or str(error)
     return MMAudioError(f"{target}: cannot be written ({reason}); make room there, or choose another place")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, with or without a byte order mark; DataError where it cannot be read or is no UTF-8."""
+    """Read a UTF-8 file, with or without a byte order mark; DataError if it cannot be read or decoded."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -46,14 +46,14 @@ def read_text(path: Path) -> str:
 
 
 def table_columns(path: Path, text: str, delimiter: str) -> list[str]:
-    """The columns that the first line of the table `text` names; DataError where it is no table."""
+    """Column names in the first line of the table `text`; DataError for invalid CSV."""
     return next((cells for _, cells in _lines(path, text, delimiter)), [])
 
 
 def table_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Line number and cells by column of every row of the table `text` below its first line, None for absent cells.
+    """Yield line number and cells by column of every row below the first line of the table `text`; None: no cell.
 
-    DataError that names the line for a row with a quote that is not closed, or with more cells than there are columns.
+    DataError with the line number for an unclosed quote, or for more cells than columns.
     """
     lines = _lines(path, text, delimiter)
     _, columns = next(lines, (0, []))

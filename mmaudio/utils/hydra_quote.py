@@ -1,23 +1,23 @@
-"""A value written so that Hydra reads the same value back."""
+"""Quoting of values for Hydra's override grammar."""
 
 from __future__ import annotations
 
 import re
 
 NUMBER = r"[+-]?((\d[\d_]*\.?[\d_]*|\.[\d_]+)(e[+-]?[\d_]+)?|inf|nan)"
-NO_TEXT = re.compile(f"{NUMBER}|true|false|null", re.ASCII | re.IGNORECASE)
-"""Words that Hydra reads as a number, a truth value or nothing: 2024_05_12 is twenty million."""
+NON_TEXT = re.compile(f"{NUMBER}|true|false|null", re.ASCII | re.IGNORECASE)
+"""Words that Hydra parses as a number, a boolean or null: 2024_05_12 is twenty million."""
 
 
-def quoted(value: object) -> str:
-    r"""`value` in Hydra's grammar of overrides: quoted unless it is a number, or a text that is a plain word or path.
+def quote_value(value: object) -> str:
+    r"""Format `value` so that Hydra parses the same value: quoted unless it is a number, a plain word or a path.
 
-    Its words are ASCII's; in quotes a backslash counts only before a quote or the end, and `\${` keeps OmegaConf from
-    looking a key up.
+    Plain words are ASCII. Within quotes a backslash escapes only a quote or the end, and `\${` prevents OmegaConf's
+    interpolation.
     """
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    word = isinstance(value, int | float) or not NO_TEXT.fullmatch(text)
-    if word and re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+    unambiguous = isinstance(value, int | float) or not NON_TEXT.fullmatch(text)
+    if unambiguous and re.fullmatch(r"[\w./+-]+", text, re.ASCII):
         return text
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"

@@ -1,12 +1,12 @@
-"""Who works on what: several processes, on one machine or on several that share a folder, each take what none has.
+"""File locks so that several processes share one extraction job, on one machine or through a shared folder.
 
-    with Claims(folder) as claims:
-        if claims.take("a video"):
+    with FileLocks(folder) as locks:
+        if locks.acquire("a video"):
             ...
-            claims.release("a video")
+            locks.release("a video")
 
-A claim is a lock on one byte of a file in the folder. The system frees it when its process ends, however that ends.
-Where a file system has no locks every claim is granted: work may be done twice then, which harms nothing else.
+A lock covers one byte of a file in the folder. The system releases it when its process ends. On a file system without
+locks every lock is granted: work may be done twice there, without other harm.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ from types import TracebackType
 
 from mmaudio.errors import MMAudioError
 
-FILE = ".claims"
-PLACES = 1 << 40
-"""Bytes of the file that can be locked; it stays empty."""
-TAKEN = (errno.EACCES, errno.EAGAIN)
+LOCK_FILE = ".claims"
+LOCKABLE_BYTES = 1 << 40
+"""Byte offsets that can be locked; the file stays empty."""
+HELD_ERRORS = (errno.EACCES, errno.EAGAIN)
+"""Errors of a lock that another process holds."""
 
 
-class Claims:
-    """The claims of this process on what is made in `folder`; MMAudioError where nothing can be written there."""
+class FileLocks:
+    """Named locks of this process in `folder`; MMAudioError if the folder cannot be written."""
 
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+            self._file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise MMAudioError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
 
-    def take(self, name: str, wait: bool = False) -> bool:
-        """Claim `name`: False where another process has it; with `wait`, until that lets go."""
+    def acquire(self, name: str, wait: bool = False) -> bool:
+        """Lock `name`: False if another process holds it; with `wait`, block until it is released."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, _place(name))
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, _offset(name))
         except OSError as error:
-            return error.errno not in TAKEN
+            return error.errno not in HELD_ERRORS
         return True
 
     def release(self, name: str) -> None:
-        """Let go of `name`."""
+        """Unlock `name`."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(name))
-        except OSError:  # no locks here
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(name))
+        except OSError:  # a file system without locks
             return
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> FileLocks:
         return self
 
     def __exit__(
@@ -60,5 +61,5 @@ class Claims:
         os.close(self._file)
 
 
-def _place(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % PLACES
+def _offset(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % LOCKABLE_BYTES

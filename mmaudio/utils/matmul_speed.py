@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: what models are measured against, and a plan's estimates rest on."""
+"""Matrix-product speed of a device, the reference for model FLOPs utilisation and the plan's time estimates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Width of the square matrices whose product is timed."""
+"""Width of the square matrices, by device type."""
 PROBE_SECONDS = 0.5
 
 
-def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, over half a second."""
+def measure_matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, measured for half a second."""
     size = PROBE_SIZE[device.type]
     a: Tensor = torch.randn(size, size, device=device).to(dtype)
     a @ a

@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""Free memory of a device, within the limits of a container or a batch job."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import psutil
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container or a batch scheduler's job may take."""
-OWN_GROUP = Path("/proc/self/cgroup")
-"""Where it says which control group in there this process is in."""
+"""Linux control groups (version 2), which hold the memory limits of containers and batch jobs."""
+PROCESS_CGROUP = Path("/proc/self/cgroup")
+"""File that names the control group of this process."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`: of a GPU, or of this machine and the job's own limit in it."""
+    """Bytes that can still be allocated on `device`; on a CPU at most what the control groups allow."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = int(psutil.virtual_memory().available)
-    limited = left_in_groups(OWN_GROUP, CGROUP)
-    return available if limited is None else min(available, limited)
+    headroom = cgroup_headroom(PROCESS_CGROUP, CGROUP)
+    return available if headroom is None else min(available, headroom)
 
 
-def left_in_groups(stated: Path, root: Path) -> int | None:
-    """The least that is left in the control group (version 2) that the file `stated` names and in those around it.
+def cgroup_headroom(process_cgroup: Path, root: Path) -> int | None:
+    """Smallest headroom in bytes of the control group in the file `process_cgroup` and of its parents; None: no limit.
 
-    Their folders lie below `root`, which is a container's own group. None where none of them states a limit.
+    `root` is the folder of the groups; in a container it is the container's own group.
     """
     try:
-        lines = stated.read_text().splitlines()
+        lines = process_cgroup.read_text().splitlines()
     except OSError:
         lines = []
-    own = PurePosixPath(next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/"))
-    around = (own, *own.parents) if ".." not in own.parts else (PurePosixPath("/"),)  # "..": not to be seen from here
-    limits = (left_in_group(root / group.relative_to("/")) for group in around)
-    return min((left for left in limits if left is not None), default=None)
+    group = PurePosixPath(next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/"))
+    groups = (group, *group.parents) if ".." not in group.parts else (PurePosixPath("/"),)  # "..": outside of `root`
+    headrooms = (group_headroom(root / group.relative_to("/")) for group in groups)
+    return min((headroom for headroom in headrooms if headroom is not None), default=None)
 
 
-def left_in_group(folder: Path) -> int | None:
-    """Bytes left below the limit that the control group (version 2) of `folder` states, None where it states none.
+def group_headroom(folder: Path) -> int | None:
+    """Bytes left below the memory limit of the control group in `folder`; None without a limit.
 
-    Files that are held in memory only to be fast count as free.
+    The inactive file cache counts as free.
     """
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        stated = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    return None if limit == "max" else max(0, int(limit) - int(used) + int(stated.get("inactive_file", 0)))
+    return None if limit == "max" else max(0, int(limit) - int(used) + int(statistics.get("inactive_file", 0)))

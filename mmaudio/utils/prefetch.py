@@ -1,4 +1,4 @@
-"""Working ahead: an iterator that runs in a thread of its own, a bounded number of items before its consumer."""
+"""Prefetching iterator: items are produced in a background thread, a bounded number ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ T = TypeVar("T")
 
 
 class _End:
-    """Stands behind the last item, with the error that ended the iterator, if any."""
+    """Queue marker after the last item, with the error that ended the iterator, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
-def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
-    """The same items in the same order, at most `ahead` of them made before they are asked for.
+def prefetch(items: Iterator[T], max_ahead: int) -> Iterator[T]:
+    """Yield the same items in the same order, at most `max_ahead` of them produced in advance.
 
-    What `items` raises is raised here; where the consumer stops early, so does the thread.
+    Exceptions of `items` are raised here; when the consumer stops early, so does the thread.
     """
-    waiting: queue.Queue[T | _End] = queue.Queue(ahead)
+    ready: queue.Queue[T | _End] = queue.Queue(max_ahead)
     stopped = threading.Event()
 
-    def work() -> None:
+    def produce() -> None:
         end = _End(None)
         try:
             for item in items:
                 if stopped.is_set():
                     return
-                waiting.put(item)
+                ready.put(item)
         except BaseException as error:  # handed to the consumer, which raises it
             end = _End(error)
-        waiting.put(end)
+        ready.put(end)
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := waiting.get(), _End):
+        while not isinstance(item := ready.get(), _End):
             yield item
         if item.error is not None:
             raise item.error
@@ -47,6 +47,6 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
         stopped.set()
         while thread.is_alive():
             try:
-                waiting.get(timeout=0.01)
+                ready.get(timeout=0.01)
             except queue.Empty:
                 thread.join(0.01)

@@ -1,6 +1,6 @@
-"""Work on files that may hang or crash a decoder: a process of its own with a time limit for each piece of work.
+"""Worker process with a time limit per call, for files that may hang or crash a decoder.
 
-The process starts once, with what it needs imported, and again after each piece that it did not survive.
+The process starts once, with its imports done, and again after a call that it did not survive.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
-LEAVING = 5.0
-"""Seconds that the process gets to end by itself."""
+SHUTDOWN_SECONDS = 5.0
+"""Time for the process to end by itself."""
 
 
-class Lost(Exception):
-    """A piece of work that gave no result; the message says why."""
+class WorkerError(Exception):
+    """A call without a result; the message gives the reason."""
 
 
-class Guarded(Generic[Result]):
-    """Calls `work`, a function at the top of a module, in another process. To be used in a `with` block."""
+class SubprocessWorker(Generic[Result]):
+    """Calls of a module-level function in another process, as a context manager."""
 
-    def __init__(self, work: Callable[..., Result], quiet: bool = True) -> None:
-        self._work, self._quiet = work, quiet
+    def __init__(self, function: Callable[..., Result], quiet: bool = True) -> None:
+        self._function, self._quiet = function, quiet
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload([work.__module__])
+            self._context.set_forkserver_preload([function.__module__])
         self._process: Any = None
         self._pipe: Connection | None = None
 
     def __call__(self, arguments: tuple[Any, ...], limit: float) -> Result:
-        """`work(*arguments)`; Lost where that takes more than `limit` seconds or ends the process."""
-        pipe = self._started()
+        """Call `function(*arguments)`; WorkerError if it takes more than `limit` seconds or ends the process."""
+        pipe = self._ensure_started()
         pipe.send(arguments)
         try:
             if not pipe.poll(limit):
                 self._stop(kill=True)
-                raise Lost(f"not through after {limit:g} s (--timeout-per-video)")
+                raise WorkerError(f"not finished after {limit:g} s (--timeout-per-video)")
             result: Result = pipe.recv()
         except (EOFError, ConnectionError) as error:
-            self._process.join(LEAVING)
+            self._process.join(SHUTDOWN_SECONDS)
             status = self._process.exitcode
             self._stop(kill=True)
-            raise Lost(f"reading it {_ending(status)}") from error
+            raise WorkerError(f"reading it {_describe_exit(status)}") from error
         return result
 
-    def __enter__(self) -> Guarded[Result]:
+    def __enter__(self) -> SubprocessWorker[Result]:
         return self
 
     def __exit__(
@@ -59,12 +59,13 @@ class Guarded(Generic[Result]):
     ) -> None:
         self._stop(kill=kind is not None)
 
-    def _started(self) -> Connection:
+    def _ensure_started(self) -> Connection:
         if self._pipe is None:
-            self._pipe, other = self._context.Pipe()
-            self._process = self._context.Process(target=_serve, args=(other, self._work, self._quiet), daemon=True)
+            self._pipe, child_pipe = self._context.Pipe()
+            arguments = (child_pipe, self._function, self._quiet)
+            self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
             self._process.start()
-            other.close()
+            child_pipe.close()
         return self._pipe
 
     def _stop(self, kill: bool) -> None:
@@ -73,7 +74,7 @@ class Guarded(Generic[Result]):
         if kill:
             self._process.kill()
         self._pipe.close()
-        self._process.join(LEAVING)
+        self._process.join(SHUTDOWN_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -81,22 +82,22 @@ class Guarded(Generic[Result]):
         self._pipe = self._process = None
 
 
-def _ending(status: int | None) -> str:
-    """What an exit status means."""
+def _describe_exit(status: int | None) -> str:
+    """Describe an exit status."""
     if status is not None and status < 0:
         return f"crashed the decoder ({signal.Signals(-status).name})"
     return "failed unexpectedly; --debug shows where"
 
 
-def _serve(pipe: Connection, work: Callable[..., Any], quiet: bool) -> None:
-    """The other process: work until the pipe closes. What `work` raises ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends this one
+def _serve(pipe: Connection, function: Callable[..., Any], quiet: bool) -> None:
+    """Main function of the worker process: serve calls until the pipe closes. An exception ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends this one
     if quiet:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+        with open(os.devnull, "w") as devnull:  # noqa: PTH123
+            os.dup2(devnull.fileno(), sys.stderr.fileno())
     while True:
         try:
             arguments = pipe.recv()
         except EOFError:
             return
-        pipe.send(work(*arguments))
+        pipe.send(function(*arguments))

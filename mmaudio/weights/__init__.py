@@ -1,1 +1,1 @@
-"""Released weights: what they are, where they are, how they are fetched and checked."""
+"""Released weights files: registry, local store, downloads and loading."""

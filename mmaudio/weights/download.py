@@ -1,9 +1,9 @@
-"""One large file over HTTP, whole or not at all: resumed where it was cut, checked, and fetched once by many processes.
+"""Download of one large file over HTTP: resumed, checked by MD5, and fetched once by concurrent processes.
 
     download("https://host/file.pth", Path("cache/file.pth"), md5="69f5...")
 
-What has arrived lies in `.NAME.part` beside the target, and with it, in `.NAME.part.tag`, what the server called that
-version of the file (its ETag, or when it was changed last): a server that has another version by now sends it whole.
+A partial download is `.NAME.part` beside the target; `.NAME.part.tag` holds its version (the server's ETag or time of
+last change). If the server has another version, the file is fetched from the beginning.
 """
 
 from __future__ import annotations
@@ -23,80 +23,81 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 
 from mmaudio.errors import WeightsError
-from mmaudio.utils.checksums import digests, set_aside
-from mmaudio.utils.progress import amount, progress_bytes
+from mmaudio.utils.checksums import file_digests, move_aside
+from mmaudio.utils.progress import format_bytes, progress_bytes
 
-PAUSES = (1.0, 2.0, 4.0)
-"""Seconds before each new try after one that brought nothing; then it is an error."""
-SILENCE = 30.0
+RETRY_DELAYS = (1.0, 2.0, 4.0)
+"""Seconds before each retry; with all of them used up the download fails."""
+TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
-BLOCK = 1 << 18
-PROGRESS = 1 << 20
-"""Bytes that a try has to bring for the next one to count as the first again."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-BUSY = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that pass."""
+CHUNK_SIZE = 1 << 18
+MIN_PROGRESS = 1 << 20
+"""Bytes that an attempt has to add for the count of failures to start again."""
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses of temporary failures."""
 
 
-class Cut(Exception):
-    """A connection that ended too early, or a server that is busy: worth another try."""
+class RetryableError(Exception):
+    """A connection that ended too early, or a busy server."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """What has arrived of a file."""
+class PartialFile:
+    """The partial download of a file."""
 
     path: Path
     tag: Path
+    """The file that holds `version`."""
 
     @classmethod
-    def of(cls, target: Path) -> Part:
-        """That of `target`, beside it."""
+    def of(cls, target: Path) -> PartialFile:
+        """The partial download of `target`, beside it."""
         path = target.with_name(f".{target.name}.part")
         return cls(path, path.with_name(f"{path.name}.tag"))
 
     @property
     def size(self) -> int:
-        """Bytes that are there."""
+        """Bytes on disk."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     @property
     def version(self) -> str:
-        """What the server calls the version that the bytes are of; empty where they cannot be continued."""
+        """The server's version of the bytes on disk; empty where they cannot be continued."""
         return self.tag.read_text(encoding="latin-1") if self.size and self.tag.is_file() else ""
 
 
-def download(url: str, target: Path, md5: str | None = None, pauses: Sequence[float] = PAUSES) -> None:
-    """Fetch `target` from `url`, unless it is there. It appears whole, with the right MD5, or not at all.
+def download(url: str, target: Path, md5: str | None = None, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
+    """Fetch `target` from `url` unless it exists: it appears whole, with the right MD5, or not at all.
 
-    Another process that fetches it is waited for. A file with a wrong MD5, also one that was there before, is kept
-    beside the target under another name. Raises WeightsError where the server does not have the file, the connection is
-    cut and stays so, there is no room, or what came has a wrong MD5.
+    Waits for another process that fetches the same file. A file with a wrong MD5, also an existing one, is kept beside
+    the target under another name. Raises WeightsError where the server does not have the file, the connection fails
+    after all retries, the disk is full or the MD5 is wrong.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
+        with _lock(target):
             if target.is_file():
-                aside = _checked(target, target, md5)
-                if aside is None:
+                corrupt = _move_aside_if_corrupt(target, target, md5)
+                if corrupt is None:
                     return
-                print(f"{target}: corrupt, its MD5 is not {md5}; kept as {aside.name}, fetching it again", flush=True)
-            part = Part.of(target)
-            _fetch(url, target.name, part, pauses)
-            aside = _checked(part.path, target, md5)
-            part.tag.unlink(missing_ok=True)
-            if aside is not None:
+                print(f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True)
+            partial = PartialFile.of(target)
+            _fetch_with_retries(url, target.name, partial, retry_delays)
+            corrupt = _move_aside_if_corrupt(partial.path, target, md5)
+            partial.tag.unlink(missing_ok=True)
+            if corrupt is not None:
                 raise WeightsError(
-                    f"{target.name}: what came from {url} is corrupt, its MD5 is not {md5}; it is kept as {aside} and "
-                    "not used. The same command fetches it again"
+                    f"{target.name}: the download from {url} is corrupt, its MD5 is not {md5}; it is kept as "
+                    f"{corrupt} and not used. The same command fetches it again"
                 )
-            part.path.replace(target)
+            partial.path.replace(target)
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written ({error.strerror or error}); is its folder right?") from error
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _lock(target: Path) -> Iterator[None]:
     lock = FileLock(str(target.with_name(f".{target.name}.lock")))
     try:
         lock.acquire(timeout=0)
@@ -109,103 +110,110 @@ def _alone(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fetch(url: str, name: str, part: Part, pauses: Sequence[float]) -> None:
-    """Try until the part is whole; each of several tries in a row has to bring something."""
-    failures, farthest = 0, part.size
+def _fetch_with_retries(url: str, name: str, partial: PartialFile, retry_delays: Sequence[float]) -> None:
+    """Request the file until it is whole; an attempt that adds MIN_PROGRESS bytes resets the count of failures."""
+    failures, largest_size = 0, partial.size
     while True:
         try:
-            _receive(url, name, part)
+            _request(url, name, partial)
             return
-        except Cut as cut:
-            if part.size > farthest + PROGRESS:
+        except RetryableError as error:
+            if partial.size > largest_size + MIN_PROGRESS:
                 failures = 0
-            farthest = max(farthest, part.size)
-            if failures == len(pauses):
-                kept = f"; {amount(part.size)} are here, and the same command goes on from there" if part.size else ""
-                raise WeightsError(f"{name}: cannot be fetched from {url} ({cut}){kept}") from cut
-        time.sleep(pauses[failures])
+            largest_size = max(largest_size, partial.size)
+            if failures == len(retry_delays):
+                resume_hint = (
+                    f"; {format_bytes(partial.size)} are on disk, and the same command goes on from there"
+                    if partial.size
+                    else ""
+                )
+                raise WeightsError(f"{name}: cannot be fetched from {url} ({error}){resume_hint}") from error
+        time.sleep(retry_delays[failures])
         failures += 1
 
 
-def _receive(url: str, name: str, part: Part) -> None:
-    """One try: ask for what is missing and append it. Raises Cut, and WeightsError for what another try cannot mend."""
-    version, done = part.version, part.size
+def _request(url: str, name: str, partial: PartialFile) -> None:
+    """Request the missing bytes once and append them; RetryableError, or WeightsError for a permanent failure."""
+    version, offset = partial.version, partial.size
     headers = {"User-Agent": "mmaudio-lora", "Accept-Encoding": "identity"}
     if version:
-        headers |= {"Range": f"bytes={done}-", "If-Range": version}
+        headers |= {"Range": f"bytes={offset}-", "If-Range": version}
     try:
-        response = urlopen(Request(url, headers=headers), timeout=SILENCE)
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        _refused(error, url, name, part, version)
+        with error:  # it holds the connection
+            _handle_http_error(error, url, name, partial, version)
         return
     except URLError as error:
-        raise Cut(str(error.reason)) from error
+        raise RetryableError(str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
-        raise Cut(str(error) or type(error).__name__) from error
+        raise RetryableError(str(error) or type(error).__name__) from error
     with response:
-        _store(response, name, part, version, done)
+        _save_response(response, name, partial, version, offset)
 
 
-def _refused(error: HTTPError, url: str, name: str, part: Part, version: str) -> None:
-    """Returns where the refusal means that nothing is missing."""
+def _handle_http_error(error: HTTPError, url: str, name: str, partial: PartialFile, version: str) -> None:
+    """Raise the error for a refused request; return where the refusal means that no bytes are missing."""
     if error.code == 416 and version:
-        if error.headers.get("Content-Range", "").endswith(f"*/{part.size}"):
+        if error.headers.get("Content-Range", "").endswith(f"*/{partial.size}"):
             return
-        part.tag.unlink()
-        raise Cut("the file there is another by now") from error
-    if error.code in BUSY:
-        raise Cut(f"HTTP status {error.code}, {error.reason}") from error
-    hint = "it is not there" if error.code in (404, 410) else "the server refuses it"
+        partial.tag.unlink()
+        raise RetryableError("the file on the server has changed") from error
+    if error.code in RETRY_STATUSES:
+        raise RetryableError(f"HTTP status {error.code}, {error.reason}") from error
+    reason = "it is not there" if error.code in (404, 410) else "the server refuses it"
     raise WeightsError(
-        f"{name}: {hint} (HTTP status {error.code} from {url}); get the file elsewhere and put it into ./weights"
+        f"{name}: {reason} (HTTP status {error.code} from {url}); get the file elsewhere and put it into ./weights"
     ) from error
 
 
-def _store(response: http.client.HTTPResponse, name: str, part: Part, version: str, done: int) -> None:
-    """Write the response's body behind the first `done` bytes, or from the beginning where it is the whole file."""
-    now = _version(response)
+def _save_response(
+    response: http.client.HTTPResponse, name: str, partial: PartialFile, version: str, offset: int
+) -> None:
+    """Write the body after the first `offset` bytes, or from the beginning where the response is the whole file."""
+    new_version = _version(response)
     if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if span is None or int(span[1]) != done or (now and now != version):
-            part.tag.unlink(missing_ok=True)
-            raise Cut("the server sent another part than was asked for")
-        total: int | None = int(span[2])
+        byte_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if byte_range is None or int(byte_range[1]) != offset or (new_version and new_version != version):
+            partial.tag.unlink(missing_ok=True)
+            raise RetryableError("the server sent another range than requested")
+        total: int | None = int(byte_range[2])
     else:
         length = response.headers.get("Content-Length")
-        done, total = 0, None if length is None else int(length)
-        part.tag.unlink(missing_ok=True)
-    _append(response, name, part, total, done, now)
-    if total is not None and part.size != total:
-        raise Cut(f"the connection was cut after {amount(part.size)} of {amount(total)}")
+        offset, total = 0, None if length is None else int(length)
+        partial.tag.unlink(missing_ok=True)
+    _write_body(response, name, partial, total, offset, new_version)
+    if total is not None and partial.size != total:
+        raise RetryableError(f"the connection was cut after {format_bytes(partial.size)} of {format_bytes(total)}")
 
 
-def _append(
-    response: http.client.HTTPResponse, name: str, part: Part, total: int | None, done: int, version: str
+def _write_body(
+    response: http.client.HTTPResponse, name: str, partial: PartialFile, total: int | None, offset: int, version: str
 ) -> None:
-    if total is not None and shutil.disk_usage(part.path.parent).free < total - done:
-        raise _full(part.path, name, total)
+    if total is not None and shutil.disk_usage(partial.path.parent).free < total - offset:
+        raise _disk_full_error(partial.path, name, total)
     try:
-        with part.path.open("r+b" if done else "wb") as file:
-            if not done and version:
-                part.tag.write_text(version, encoding="latin-1")
-            file.seek(done)
-            for block in progress_bytes(_blocks(response), total, done, name):
-                file.write(block)
+        with partial.path.open("r+b" if offset else "wb") as file:
+            if not offset and version:
+                partial.tag.write_text(version, encoding="latin-1")
+            file.seek(offset)
+            for chunk in progress_bytes(_read_chunks(response), total, offset, name):
+                file.write(chunk)
     except OSError as error:
-        if error.errno in FULL:
-            raise _full(part.path, name, total) from error
+        if error.errno in DISK_FULL_ERRNOS:
+            raise _disk_full_error(partial.path, name, total) from error
         raise
 
 
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while True:
         try:
-            block = response.read(BLOCK)
+            chunk = response.read(CHUNK_SIZE)
         except (OSError, http.client.HTTPException) as error:
-            raise Cut(str(error) or type(error).__name__) from error
-        if not block:
+            raise RetryableError(str(error) or type(error).__name__) from error
+        if not chunk:
             return
-        yield block
+        yield chunk
 
 
 def _version(response: http.client.HTTPResponse) -> str:
@@ -214,18 +222,18 @@ def _version(response: http.client.HTTPResponse) -> str:
     return tag if tag.startswith('"') else str(response.headers.get("Last-Modified", ""))
 
 
-def _full(path: Path, name: str, total: int | None) -> WeightsError:
-    here = path.stat().st_size if path.is_file() else 0
-    more = "" if total is None else f" for {amount(total - here)} more"
+def _disk_full_error(path: Path, name: str, total: int | None) -> WeightsError:
+    on_disk = path.stat().st_size if path.is_file() else 0
+    missing = "" if total is None else f" for {format_bytes(total - on_disk)} more"
     free = shutil.disk_usage(path.parent).free
     return WeightsError(
-        f"{name}: no space left in {path.parent}{more} ({amount(free)} free); make room, and the same command goes on, "
-        "or set HF_HOME to a folder on another disk"
+        f"{name}: no space left in {path.parent}{missing} ({format_bytes(free)} free); make room, and the same command "
+        "goes on, or set HF_HOME to a folder on another disk"
     )
 
 
-def _checked(path: Path, target: Path, md5: str | None) -> Path | None:
-    """None for a sound file; where a corrupt one lies from now on, beside `target`, where nothing uses it."""
-    if md5 is None or (found := digests(path).md5) == md5:
+def _move_aside_if_corrupt(path: Path, target: Path, md5: str | None) -> Path | None:
+    """Rename a file with a wrong MD5 to a name beside `target`; the new path, None for an intact file."""
+    if md5 is None or (actual_md5 := file_digests(path).md5) == md5:
         return None
-    return set_aside(path, target, found)
+    return move_aside(path, target, actual_md5)

@@ -1,4 +1,4 @@
-"""Files of repositories on the Hugging Face hub, in its own cache, where other programs look for them too."""
+"""Files of repositories on the Hugging Face hub, in the hub's cache that other programs share."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from pathlib import Path
 from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
 from mmaudio.errors import WeightsError
-from mmaudio.utils.progress import PlainBar, amount
+from mmaudio.utils.progress import PlainBar, format_bytes
 
-FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
-"""What a download raises: also the errors of the HTTP package that the hub's client happens to be built on."""
+DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
+"""Exceptions that a download raises, with those of the HTTP package that the hub's client is built on."""
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """The hub's cache."""
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached(repository: str, names: Sequence[str]) -> Path | None:
-    """The first of the files that is in the cache; nothing is connected to."""
+def find_cached(repository: str, names: Sequence[str]) -> Path | None:
+    """The first of the files `names` that is in the cache, None where there is none; never connects."""
     for name in names:
-        found = try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
+        path = try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
-def fetch(repository: str, names: Sequence[str], size: int) -> Path:
-    """The first of the files that the repository has, through the hub's client: it resumes, locks and shows progress.
+def fetch_file(repository: str, names: Sequence[str], size: int) -> Path:
+    """Download the first of the files `names` that the repository has, with the hub's client.
 
-    Raises WeightsError in one line where it is not there, cannot be reached or has no room.
+    The client resumes, locks and shows progress. Raises WeightsError in one line where the file does not exist, the hub
+    cannot be reached or the disk is full.
     """
-    print(f"{names[0]}: fetching about {amount(size)} from {constants.ENDPOINT}/{repository}", flush=True)
-    bar = None if sys.stderr.isatty() else PlainBar  # None: the client's own
+    print(f"{names[0]}: fetching about {format_bytes(size)} from {constants.ENDPOINT}/{repository}", flush=True)
+    bar_class = None if sys.stderr.isatty() else PlainBar  # None: the client's own bar
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name, tqdm_class=bar))
-        except errors.LocalEntryNotFoundError as error:  # it is an EntryNotFoundError too
-            raise _failed(repository, name, error) from error
+            return Path(hf_hub_download(repository, name, tqdm_class=bar_class))
+        except errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError
+            raise _fetch_error(repository, name, error) from error
         except errors.EntryNotFoundError:
             continue
-        except FAILURES as error:
-            raise _failed(repository, name, error) from error
+        except DOWNLOAD_ERRORS as error:
+            raise _fetch_error(repository, name, error) from error
     raise WeightsError(f"{' or '.join(names)}: not in {constants.ENDPOINT}/{repository}; get it elsewhere")
 
 
-def _failed(repository: str, name: str, error: Exception) -> WeightsError:
+def _fetch_error(repository: str, name: str, error: Exception) -> WeightsError:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return WeightsError(
-            f"{name}: no space left in {cache()}; make room, and the same command goes on, or set HF_HOME to a folder "
-            "on another disk"
+            f"{name}: no space left in {cache_folder()}; make room, and the same command goes on, or set HF_HOME to a "
+            "folder on another disk"
         )
     cause = error.__cause__ or error
     reason = (str(cause).splitlines() or [type(cause).__name__])[0].removesuffix(".")
@@ -65,8 +66,8 @@ def _failed(repository: str, name: str, error: Exception) -> WeightsError:
 
 
 def expected_sha256(path: Path) -> str | None:
-    """What the hub says of a file in its cache, which names large files by their SHA-256; None for any other file."""
+    """The SHA-256 of a large file in the hub's cache, which names blobs by it; None for any other file."""
     blob = path.resolve()
-    if not path.is_relative_to(cache()) or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+    if not path.is_relative_to(cache_folder()) or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return None
     return blob.name

@@ -1,4 +1,4 @@
-"""From a weights file to a module that computes: built without values, then filled from the file where it lies."""
+"""Loading of a frozen module: built on the meta device, then filled from its memory-mapped weights file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import TypeVar
 
 import torch
 
-from mmaudio.model.state_dict import Released
+from mmaudio.model.state_dict import ReleasedModule
 from mmaudio.weights import store as weights
 
-M = TypeVar("M", bound=Released)
+M = TypeVar("M", bound=ReleasedModule)
 
 
 def load_frozen(
-    build: Callable[[], M], model: str, part: str, folder: Path | None = None, device: torch.device | str = "cpu"
+    build: Callable[[], M], model: str, component: str, folder: Path | None = None, device: torch.device | str = "cpu"
 ) -> M:
-    """What `build` makes, with the weights of `part` of `model`, on `device`, frozen and in evaluation mode.
+    """Build a module with `build` and load `component` of `model`: on `device`, frozen, in evaluation mode.
 
-    On a CPU its values are the memory-mapped file: pages that nobody needs are never read, and writing to a value
-    makes a private copy of its page. Raises WeightsError where the file is missing or does not fit.
+    On a CPU the parameters are the memory-mapped file: unused pages are never read, and writing to a parameter makes a
+    private copy of its page. Raises WeightsError where the file is missing or does not fit.
     """
-    found = weights.load_part(model, part, folder)
-    with torch.device("meta" if found.state else "cpu"):  # a part without weights computes its values itself
+    loaded = weights.load_weights(model, component, folder)
+    with torch.device("meta" if loaded.state_dict else "cpu"):  # a component without weights computes its buffers
         module = build()
-    module.load_released(found.state)
+    module.load_released(loaded.state_dict)
     module.to(device).eval().requires_grad_(False)
     return module

@@ -1,4 +1,4 @@
-"""The released files: what each part of a base model is called, where it comes from, and what is known of it."""
+"""Registry of the released weights files: names, addresses, sizes and checksums of every model's components."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from huggingface_hub import constants
 
 from mmaudio.model.spec import model_spec
 
-PARTS = ("network", "vae", "vocoder", "synchformer", "clip")
-"""The parts of a base model, each a file of its own; an embedded model's vocoder may need none."""
+COMPONENTS = ("network", "vae", "vocoder", "synchformer", "clip")
+"""The components of a base model, each in a file of its own; a bundled model's vocoder may need none."""
 RELEASE = "https://github.com/hkchengrex/MMAudio/releases/download/v0.1"
 
 
@@ -18,47 +18,54 @@ class WeightsFile:
     """One released file."""
 
     names: tuple[str, ...]
-    """Its names on disk, the usual one first."""
+    """File names on disk, the usual one first."""
     source: str
-    """Where it comes from, for the user: the address of the file itself, or of its repository on the hub."""
+    """Address of the file, or of its repository on the hub."""
     size: int = 0
-    """Bytes, to three digits at least; 0 where the file is never fetched."""
+    """Bytes, to three digits at least; 0 for a file that is never fetched."""
     md5: str | None = None
-    """None where the hub knows the checksum, or nobody."""
+    """None where the hub has the checksum, or none is published."""
     key: str | None = None
-    """The entry of the file that holds the state dict, where it is not the whole file."""
+    """Entry of the file that holds the state dict; None: the file is the state dict."""
     repository: str | None = None
-    """On the Hugging Face hub, whose own cache then keeps it."""
+    """Repository on the Hugging Face hub, for files that lie in the hub's cache."""
 
     @property
     def name(self) -> str:
-        """What it is usually called."""
+        """The usual file name."""
         return self.names[0]
 
 
-_NETWORKS = {
-    "small_16k": (629, "af93cde404179f58e3919ac085b8033b"),
-    "small_44k": (630, "babd74c884783d13701ea2820a5f5b6d"),
-    "medium_44k": (2490, "5a56b6665e45a1e65ada534defa903d0"),
-    "large_44k": (4120, "fed96c325a6785b85ce75ae1aafd2673"),
-    "large_44k_v2": (4120, "01ad4464f049b2d7efdaa4c1a59b8dfe"),
-}
-"""Megabytes and MD5."""
-_ON_GITHUB = {
-    ("vae", "16k"): ("v1-16.pth", 687, "69f56803f59a549a1a507c93859fd4d7", None),
-    ("vae", "44k"): ("v1-44.pth", 1220, "fab020275fa44c6589820ce025191600", None),
-    ("vocoder", "16k"): ("best_netG.pt", 449, "eeaf372a38a9c31c362120aba2dde292", "generator"),
-    ("synchformer", ""): ("synchformer_state_dict.pth", 950, "5b2f5594b0730f70e41e549b7c94390c", None),
-}
-_ON_THE_HUB = {
-    ("vocoder", "44k"): (("bigvgan_generator.pt",), 489, "nvidia/bigvgan_v2_44khz_128band_512x", "generator"),
-    ("clip", ""): (
-        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
-        3947,
-        "apple/DFN5B-CLIP-ViT-H-14-384",
-        None,
+def _network(model: str, megabytes: int, md5: str) -> WeightsFile:
+    name = f"mmaudio_{model}.pth"
+    address = f"{constants.ENDPOINT}/hkchengrex/MMAudio/resolve/main/weights/{name}"
+    return WeightsFile((name,), address, megabytes * 10**6, md5)
+
+
+def _github(name: str, megabytes: int, md5: str, key: str | None = None) -> WeightsFile:
+    return WeightsFile((name,), f"{RELEASE}/{name}", megabytes * 10**6, md5, key)
+
+
+def _hub(names: tuple[str, ...], megabytes: int, repository: str, key: str | None = None) -> WeightsFile:
+    return WeightsFile(names, f"{constants.ENDPOINT}/{repository}", megabytes * 10**6, None, key, repository)
+
+
+RELEASED_FILES = {
+    ("network", "small_16k"): _network("small_16k", 629, "af93cde404179f58e3919ac085b8033b"),
+    ("network", "small_44k"): _network("small_44k", 630, "babd74c884783d13701ea2820a5f5b6d"),
+    ("network", "medium_44k"): _network("medium_44k", 2490, "5a56b6665e45a1e65ada534defa903d0"),
+    ("network", "large_44k"): _network("large_44k", 4120, "fed96c325a6785b85ce75ae1aafd2673"),
+    ("network", "large_44k_v2"): _network("large_44k_v2", 4120, "01ad4464f049b2d7efdaa4c1a59b8dfe"),
+    ("vae", "16k"): _github("v1-16.pth", 687, "69f56803f59a549a1a507c93859fd4d7"),
+    ("vae", "44k"): _github("v1-44.pth", 1220, "fab020275fa44c6589820ce025191600"),
+    ("vocoder", "16k"): _github("best_netG.pt", 449, "eeaf372a38a9c31c362120aba2dde292", "generator"),
+    ("vocoder", "44k"): _hub(("bigvgan_generator.pt",), 489, "nvidia/bigvgan_v2_44khz_128band_512x", "generator"),
+    ("synchformer", ""): _github("synchformer_state_dict.pth", 950, "5b2f5594b0730f70e41e549b7c94390c"),
+    ("clip", ""): _hub(
+        ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"), 3947, "apple/DFN5B-CLIP-ViT-H-14-384"
     ),
 }
+"""By component, and by what selects the file: the model (network), the codec (vae, vocoder) or nothing."""
 
 CNN14 = WeightsFile(
     ("Cnn14_mAP=0.431.pth",),
@@ -66,24 +73,15 @@ CNN14 = WeightsFile(
     327 * 10**6,
     key="model",
 )
-"""PANNs' tagger, for evaluation: no part of any model."""
+"""PANNs' audio tagger, for evaluation; not a component of a model."""
 
 
-def weights_file(model: str, part: str) -> WeightsFile | None:
-    """What `part` of `model` is called; None where it needs no weights. ConfigError for an unknown model."""
+def weights_file(model: str, component: str) -> WeightsFile | None:
+    """The file of `component` of `model`; None where it needs no weights. ConfigError for an unknown model."""
     spec = model_spec(model)
-    if part == "vocoder" and spec.codec.vocoder == "griffin_lim":
+    if component == "vocoder" and spec.codec.vocoder == "griffin_lim":
         return None
-    if spec.embedded:
-        return WeightsFile((f"{part}.safetensors",), "the package itself: install it again")
-    if part == "network":
-        name, (megabytes, md5) = f"mmaudio_{model}.pth", _NETWORKS[model]
-        address = f"{constants.ENDPOINT}/hkchengrex/MMAudio/resolve/main/weights/{name}"
-        return WeightsFile((name,), address, megabytes * 10**6, md5)
-    kind = (part, spec.codec.name if part in ("vae", "vocoder") else "")
-    if kind in _ON_GITHUB:
-        name, megabytes, md5, key = _ON_GITHUB[kind]
-        return WeightsFile((name,), f"{RELEASE}/{name}", megabytes * 10**6, md5, key)
-    names, megabytes, repository, key = _ON_THE_HUB[kind]
-    address = f"{constants.ENDPOINT}/{repository}"
-    return WeightsFile(names, address, megabytes * 10**6, key=key, repository=repository)
+    if spec.bundled:
+        return WeightsFile((f"{component}.safetensors",), "the package itself: install it again")
+    variants = {"network": model, "vae": spec.codec.name, "vocoder": spec.codec.name}
+    return RELEASED_FILES[component, variants.get(component, "")]

@@ -1,14 +1,15 @@
-"""Weights files on disk: where they lie, fetching those that are absent, and reading them.
+"""Local store of weights files: lookup, fetching of absent files, checksums and reading.
 
-    weights.fetch("small_16k", ("network",), folder=None, offline=False)    # once, by who starts the work
-    state = weights.load_part("small_16k", "network").state                 # memory-mapped
+    weights.fetch_files("small_16k", ("network",), folder=None, offline=False)    # once, before the work starts
+    state_dict = weights.load_weights("small_16k", "network").state_dict          # memory-mapped
 
-An embedded model's files ship with the package, in `mmaudio/assets/<model>/`. A released model's files are looked for
-in the folder that the user names, in `./weights`, in `./ext_weights` and in the caches. Only `fetch` connects anywhere.
+A bundled model's files ship with the package, in `mmaudio/assets/<model>/`. A released model's files are looked up in
+the user's folder, in `./weights`, in `./ext_weights` and in the caches. Only `fetch_files` connects to a server.
 """
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import sys
@@ -16,7 +17,6 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -27,18 +27,18 @@ from torch import Tensor
 
 from mmaudio.errors import WeightsError
 from mmaudio.model.spec import model_spec
-from mmaudio.model.state_dict import why_not
-from mmaudio.utils.checksums import damage, digests
-from mmaudio.utils.progress import amount
+from mmaudio.model.state_dict import read_failure
+from mmaudio.utils.checksums import file_digests, find_damage
+from mmaudio.utils.progress import format_bytes
 from mmaudio.weights import hub
-from mmaudio.weights.download import Part, download
-from mmaudio.weights.registry import PARTS, WeightsFile, weights_file
+from mmaudio.weights.download import PartialFile, download
+from mmaudio.weights.registry import COMPONENTS, WeightsFile, weights_file
 
-ASSETS = Path(__file__).parent / "assets"
-"""Where embedded models' files ship."""
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Folder of the bundled models' files."""
 FOLDERS = ("weights", "ext_weights")
-"""Looked in, below the working directory, after the folder that the user names."""
-UNREADABLE = (
+"""Folders below the working directory that are searched after the user's."""
+READ_ERRORS = (
     OSError,
     RuntimeError,
     ValueError,
@@ -48,204 +48,216 @@ UNREADABLE = (
     zipfile.BadZipFile,
     SafetensorError,
 )
-"""What reading a broken file of weights ends with."""
+"""Exceptions of torch and safetensors for a broken file."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict and where it came from."""
+    """A state dict and the file that it was read from."""
 
     path: Path | None
-    """None where the part needs no weights."""
-    state: dict[str, Tensor]
+    """None for a component without weights."""
+    state_dict: dict[str, Tensor]
 
     @cached_property
-    def identity(self) -> str:
+    def sha256(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
-        return sha256(b"").hexdigest() if self.path is None else file_hash(self.path)
+        return _sha256(self.path)
 
 
-class CorruptError(WeightsError):
+class CorruptFileError(WeightsError):
     """A file whose checksum is wrong."""
 
 
-def cache() -> Path:
-    """Where files are fetched to that do not come through the hub's client, below the Hugging Face folder (HF_HOME)."""
+def cache_folder() -> Path:
+    """The cache for files from outside the hub, below the Hugging Face folder (HF_HOME)."""
     return Path(constants.HF_ASSETS_CACHE) / "mmaudio"
 
 
-def find(model: str, part: str, folder: Path | None = None) -> Path | None:
-    """The file of `part` of `model`, None where it needs none; WeightsError says where it was looked for."""
-    file = weights_file(model, part)
+def find_file(model: str, component: str, folder: Path | None = None) -> Path | None:
+    """The file of `component` of `model`, None where it needs none; WeightsError lists the folders that were searched.
+
+    The user's `folder` is searched first.
+    """
+    file = weights_file(model, component)
     if file is None:
         return None
-    for place in _folders(model, folder):
+    for place in _search_folders(model, folder):
         for name in file.names:
             if (place / name).is_file():
                 return place / name
-    found = hub.cached(file.repository, file.names) if file.repository else None
-    if found is None:
+    cached = hub.find_cached(file.repository, file.names) if file.repository else None
+    if cached is None:
         raise WeightsError(
-            f"{file.name}: not found (the {part} of {model}); looked in {_places(model, folder)}. "
+            f"{file.name}: not found (the {component} of {model}); looked in {_format_folders(model, folder)}. "
             f"Put it there, or name its folder; it comes from {file.source}"
         )
-    return found
+    return cached
 
 
-def missing(model: str, folder: Path | None = None, parts: Iterable[str] = PARTS) -> list[WeightsFile]:
-    """The files of `parts` of `model` that are not on disk, empty where they all are; WeightsError for no `folder`."""
-    _folders(model, folder)
-    absent = []
-    for part in parts:
+def missing_files(model: str, folder: Path | None = None, components: Iterable[str] = COMPONENTS) -> list[WeightsFile]:
+    """The files of `components` of `model` that are not on disk. WeightsError if `folder` does not exist."""
+    _search_folders(model, folder)
+    missing = []
+    for component in components:
         try:
-            find(model, part, folder)
+            find_file(model, component, folder)
         except WeightsError:
-            file = weights_file(model, part)
+            file = weights_file(model, component)
             assert file is not None
-            absent.append(file)
-    return absent
+            missing.append(file)
+    return missing
 
 
-def require(model: str, folder: Path | None = None, parts: Iterable[str] = PARTS) -> None:
-    """WeightsError that lists every file of `parts` of `model` that is not on disk."""
-    absent = missing(model, folder, parts)
-    if absent:
-        files = "".join(f"\n  {' or '.join(file.names)}  from {file.source}" for file in absent)
-        places = _places(model, folder)
+def require_files(model: str, folder: Path | None = None, components: Iterable[str] = COMPONENTS) -> None:
+    """Raise WeightsError that lists every file of `components` of `model` that is not on disk."""
+    missing = missing_files(model, folder, components)
+    if missing:
+        lines = "".join(f"\n  {' or '.join(file.names)}  from {file.source}" for file in missing)
         raise WeightsError(
-            f"{len(absent)} weights files of {model} are not in {places}; put them into ./weights, or run once without "
-            f"--offline and HF_HUB_OFFLINE:{files}"
+            f"{len(missing)} weights files of {model} are not in {_format_folders(model, folder)}; put them into "
+            f"./weights, or run once without --offline and HF_HUB_OFFLINE:{lines}"
         )
 
 
-def fetch(model: str, parts: Sequence[str] = PARTS, folder: Path | None = None, offline: bool = False) -> None:
-    """See to it that the files of `parts` of `model` are on disk and sound, by fetching what is absent.
+def fetch_files(
+    model: str, components: Sequence[str] = COMPONENTS, folder: Path | None = None, offline: bool = False
+) -> None:
+    """Verify the files of `components` of `model`, after fetching those that are not on disk.
 
-    `offline`: nothing is connected to. A file in the cache that is corrupt is put aside and fetched again. Raises
-    WeightsError where a file is corrupt, or absent and cannot be fetched.
+    `offline`: nothing is fetched. A corrupt file in the cache is moved aside and fetched again. Raises WeightsError
+    where a file is corrupt, or missing and cannot be fetched.
     """
     if offline:
-        require(model, folder, parts)
-    absent = missing(model, folder, parts)
-    check_room(absent)
-    for part in parts:
-        file = weights_file(model, part)
-        if file in absent:
+        require_files(model, folder, components)
+    missing = missing_files(model, folder, components)
+    check_disk_space(missing)
+    for component in components:
+        file = weights_file(model, component)
+        if file in missing:
             _download(file)
         if file is None or not file.size:
             continue
-        path = find(model, part, folder)
+        path = find_file(model, component, folder)
         assert path is not None
         try:
-            said = check(path, file)
-        except CorruptError:
-            if offline or path.parent != cache():
+            note = verify_file(path, file)
+        except CorruptFileError:
+            if offline or path.parent != cache_folder():
                 raise
             _download(file)
             continue
-        if said:
-            print(f"note: {said}", file=sys.stderr, flush=True)
+        if note:
+            print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def check_room(files: Iterable[WeightsFile]) -> None:
-    """WeightsError where the caches' disks have no room for files that are to be fetched."""
-    wanted: dict[int, int] = {}
+def check_disk_space(files: Iterable[WeightsFile]) -> None:
+    """Raise WeightsError where the caches' disks have no space for `files`."""
+    required: dict[int, int] = {}  # bytes by disk
     for file in files:
-        place = _existing(hub.cache() if file.repository else cache())
-        disk = place.stat().st_dev
-        wanted[disk] = wanted.get(disk, 0) + max(0, file.size - Part.of(cache() / file.name).size)
-        free = shutil.disk_usage(place).free
-        if free < wanted[disk]:
+        folder = _existing_parent(hub.cache_folder() if file.repository else cache_folder())
+        disk = folder.stat().st_dev
+        partial = PartialFile.of(cache_folder() / file.name)
+        required[disk] = required.get(disk, 0) + max(0, file.size - partial.size)
+        free = shutil.disk_usage(folder).free
+        if free < required[disk]:
             raise WeightsError(
-                f"{place}: {amount(free)} free, {amount(wanted[disk])} or more are needed for weights; make room, or "
-                "set HF_HOME to a folder on another disk"
+                f"{folder}: {format_bytes(free)} free, {format_bytes(required[disk])} or more are needed for weights; "
+                "make room, or set HF_HOME to a folder on another disk"
             )
 
 
-def _existing(folder: Path) -> Path:
+def _existing_parent(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def check(path: Path, file: WeightsFile) -> str:
-    """What is remarkable about a file: that it is not the released one. Raises CorruptError for one that is broken.
+def verify_file(path: Path, file: WeightsFile) -> str:
+    """Check the checksums of a file; a note where it is not the released one, else empty. CorruptFileError if broken.
 
-    A file of gigabytes is read once for this; its checksums are noted in the cache.
+    A large file is read once: its checksums are remembered in the cache.
     """
-    expected = hub.expected_sha256(path)
-    found = digests(path, _notes())
-    if expected is not None and found.sha256 != expected:
-        raise CorruptError(f"{path}: corrupt (SHA-256 {found.sha256}, the hub says {expected}); move it away")
-    if file.md5 is None or found.md5 == file.md5:
+    expected_sha256 = hub.expected_sha256(path)
+    actual = file_digests(path, _checksum_notes())
+    if expected_sha256 is not None and actual.sha256 != expected_sha256:
+        raise CorruptFileError(
+            f"{path}: corrupt (SHA-256 {actual.sha256}, the hub says {expected_sha256}); move it away"
+        )
+    if file.md5 is None or actual.md5 == file.md5:
         return ""
-    broken = "" if path.parent == cache() else damage(path)
-    if broken or path.parent == cache():
-        reason = broken or f"MD5 {found.md5}, {file.md5} is expected"
-        raise CorruptError(f"{path}: corrupt ({reason}); move it away and fetch it again from {file.source}")
-    return f"{path} is not the released file (MD5 {found.md5}, that has {file.md5}); it is used as it is"
+    in_cache = path.parent == cache_folder()
+    damage = "" if in_cache else find_damage(path)
+    if damage or in_cache:
+        reason = damage or f"MD5 {actual.md5}, {file.md5} is expected"
+        raise CorruptFileError(f"{path}: corrupt ({reason}); move it away and fetch it again from {file.source}")
+    return f"{path} is not the released file (MD5 {actual.md5}, that has {file.md5}); it is used as it is"
 
 
-def load_part(model: str, part: str, folder: Path | None = None) -> Weights:
-    """The state dict of `part` of `model`, memory-mapped; WeightsError for a file that is missing or is no state dict.
+def load_weights(model: str, component: str, folder: Path | None = None) -> Weights:
+    """Load the state dict of `component` of `model`, memory-mapped.
 
-    Writing to a tensor makes private copies of its pages: the file never changes.
+    Writing to a tensor makes private copies of its pages: the file never changes. Raises WeightsError for a file that
+    is missing, corrupt or no state dict.
     """
-    path = find(model, part, folder)
+    path = find_file(model, component, folder)
     if path is None:
         return Weights(None, {})
-    file = weights_file(model, part)
+    file = weights_file(model, component)
     assert file is not None
     if file.size:
-        check(path, file)
-    return Weights(path, read_state(path, file.key))
+        verify_file(path, file)
+    return Weights(path, read_state_dict(path, file.key))
 
 
-def identity(model: str, part: str, folder: Path | None = None) -> str:
-    """SHA-256 of the file of `part` of `model`, without loading it."""
-    return Weights(find(model, part, folder), {}).identity
+def component_sha256(model: str, component: str, folder: Path | None = None) -> str:
+    """SHA-256 of the file of `component` of `model`, without loading it; that of no bytes where there is no file."""
+    return _sha256(find_file(model, component, folder))
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; a large file's is noted in the cache."""
-    return digests(path, _notes()).sha256
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; a large file's is remembered in the cache."""
+    return file_digests(path, _checksum_notes()).sha256
 
 
-def _notes() -> Path:
-    return cache() / "checksums"
+def _sha256(path: Path | None) -> str:
+    return hashlib.sha256(b"").hexdigest() if path is None else file_sha256(path)
+
+
+def _checksum_notes() -> Path:
+    return cache_folder() / "checksums"
 
 
 def _download(file: WeightsFile) -> None:
     if file.repository:
-        hub.fetch(file.repository, file.names, file.size)
+        hub.fetch_file(file.repository, file.names, file.size)
         return
-    print(f"{file.name}: fetching about {amount(file.size)} from {file.source}", flush=True)
-    download(file.source, cache() / file.name, file.md5)
+    print(f"{file.name}: fetching about {format_bytes(file.size)} from {file.source}", flush=True)
+    download(file.source, cache_folder() / file.name, file.md5)
 
 
-def _folders(model: str, folder: Path | None) -> list[Path]:
-    embedded = model_spec(model).embedded
-    own = [ASSETS / model] if embedded else [*(Path(name) for name in FOLDERS), cache()]
+def _search_folders(model: str, folder: Path | None) -> list[Path]:
+    defaults = [ASSETS / model] if model_spec(model).bundled else [*map(Path, FOLDERS), cache_folder()]
     if folder is not None and not folder.is_dir():
         raise WeightsError(f"{folder}: {'a file' if folder.exists() else 'not there'}; a folder of weights is expected")
-    return own if folder is None else [folder, *own]
+    return defaults if folder is None else [folder, *defaults]
 
 
-def _places(model: str, folder: Path | None) -> str:
-    places = _folders(model, folder)
-    if not model_spec(model).embedded:
-        places.append(hub.cache())
-    return ", ".join(str(place) for place in places)
+def _format_folders(model: str, folder: Path | None) -> str:
+    folders = _search_folders(model, folder)
+    if not model_spec(model).bundled:
+        folders.append(hub.cache_folder())
+    return ", ".join(str(path) for path in folders)
 
 
-def read_state(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a file, memory-mapped, or in its entry `key`; WeightsError where there is none."""
+def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """Read the state dict in a file, or in its entry `key`, memory-mapped; WeightsError where there is none."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are no archives, and cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = loaded if key is None else loaded[key]
-    except UNREADABLE as error:
-        raise WeightsError(f"{path}: cannot be read as weights ({why_not(error)}); fetch it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are no archives and cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        state_dict = content if key is None else content[key]
+    except READ_ERRORS as error:
+        raise WeightsError(f"{path}: cannot be read as weights ({read_failure(error)}); fetch it again") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise WeightsError(f"{path}: holds no state dict; is it the right file?")
-    return dict(state)
+    return dict(state_dict)

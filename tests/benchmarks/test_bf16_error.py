@@ -2,20 +2,19 @@
 
 import math
 
+import mini_training
 import pytest
-import small_world
 import torch
-from conftest import filled
-from test_networks import mini
+from helpers import filled, mini
 from torch import nn
 
 from benchmarks.bf16_error import compare, main
 from mmaudio.errors import ConfigError
-from mmaudio.finetune.dataset import material
+from mmaudio.finetune.dataset import build_dataset
 from mmaudio.finetune.precision import autocast
 from mmaudio.finetune.state import new_state
-from mmaudio.finetune.step import latents
-from mmaudio.finetune.validation import held_out
+from mmaudio.finetune.step import sample_latents
+from mmaudio.finetune.validation import build_validation_set
 from mmaudio.model.flow_matching import interpolate
 
 CPU = torch.device("cpu")
@@ -27,13 +26,13 @@ UNIT = 2.0**-9
 def world(tmp_path):
     """A state whose adapter does something, clips, and 24 samples of them."""
     network = mini()
-    state = new_state(network, small_world.config(tmp_path), 5)
-    for name, weight in state.trained().items():
+    state = new_state(network, mini_training.build_config(tmp_path), 5)
+    for name, weight in state.trainable_parameters().items():
         if "lora_B" in name:
             weight.data += 0.05 * filled(name, *weight.shape)
-    features = small_world.clips(3)
-    clips = material(network, features, CPU)
-    return state, clips, held_out(clips, features.ids, 8).draws
+    features = mini_training.mini_clips(3)
+    clips = build_dataset(network, features, CPU)
+    return state, clips, build_validation_set(clips, features.ids, 8).draws
 
 
 def velocities(state, clips, draws, dtype, training=False):
@@ -49,7 +48,7 @@ def velocities(state, clips, draws, dtype, training=False):
     ]
     state.model.eval()
     with torch.set_grad_enabled(training), autocast(CPU, dtype):
-        data = latents(state.network, clips, draws)
+        data = sample_latents(state.network, clips, draws)
         conditions = clips.conditions(state.network, draws.index, draws.no_video, draws.no_text)
         point = interpolate(draws.noise, data, draws.t)
         predicted = state.network.predict_velocity(point, draws.t, conditions)
@@ -71,28 +70,29 @@ def test_losses_differ_as_little_as_rounding_allows(world):
     assert rounded.dtype == torch.bfloat16 and products > 50
     allowed = math.sqrt(products) * UNIT * rms(full)
     assert UNIT / 10 * rms(full) < rms(rounded.float() - full) < allowed, "it computes in bfloat16, and no worse"
-    found = compare(state, clips, draws)
+    error = compare(state, clips, draws)
     expected = (rounded.float() - target).square().mean((1, 2))
-    torch.testing.assert_close(found.rounded, expected, rtol=1e-5, atol=0)  # the loss itself is taken in float32
-    mean = float(found.full.mean())
-    change = abs(float(found.rounded.mean()) - mean)
+    # the loss itself is in float32
+    torch.testing.assert_close(error.bfloat16_losses, expected, rtol=1e-5, atol=0)
+    mean = float(error.float32_losses.mean())
+    change = abs(float(error.bfloat16_losses.mean()) - mean)
     assert 0 < change <= 2 * math.sqrt(mean) * allowed + allowed**2
-    assert change == pytest.approx(abs(found.mean) * mean, rel=1e-3)
-    assert abs(found.mean) <= found.largest
+    assert change == pytest.approx(abs(error.mean_loss_error) * mean, rel=1e-3)
+    assert abs(error.mean_loss_error) <= error.max_loss_error
 
 
 def test_gradients_differ_by_as_many_roundings_there_and_back(world):
     """A gradient goes through every product once forward and, for its two factors, twice backward."""
     state, clips, draws = world
     _, _, products = velocities(state, clips, draws, torch.float32)
-    found = compare(state, clips, draws)
-    assert UNIT / 10 < found.gradient < math.sqrt(3 * products) * UNIT
+    error = compare(state, clips, draws)
+    assert UNIT / 10 < error.gradient_error < math.sqrt(3 * products) * UNIT
 
 
-def test_the_command_says_what_it_measured(capsys):
+def test_the_command_prints_the_errors(capsys):
     assert main(["--model", "tiny_16k", "--clips", "1", "--rank", "8"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("tiny_16k, LoRA rank 8, 8 samples; ") and "of the mean, at most " in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("tiny_16k, LoRA rank 8, 8 samples; ") and "of the mean, at most " in printed
     with pytest.raises(ConfigError, match="--clips 0: at least 1"):
         main(["--clips", "0"])
     with pytest.raises(ConfigError, match="--rank 9999999999: at most"):

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from conftest import assert_close, fill
-from test_flow_matching import mini_conditions
-from test_networks import mini, mini_inputs
+from helpers import assert_close, fill, mini, mini_conditions, mini_inputs
 
 from benchmarks.baseline_network import PlainNetwork
-from benchmarks.generation import REFERENCE, build_contestants, difference, main
+from benchmarks.generation import REFERENCE, build_contestants, main, relative_rms
 from mmaudio.errors import ConfigError
 
 
@@ -16,8 +14,8 @@ def test_the_plain_network_is_the_same_function_with_the_same_keys(v2):
     network, inputs = mini(v2), mini_inputs()
     plain = PlainNetwork(network.spec)
     fill.fill_module(plain)
-    shapes, own = ({key: value.shape for key, value in n.state_dict().items()} for n in (network, plain))
-    assert own.items() <= shapes.items()
+    shapes, plain_shapes = ({key: value.shape for key, value in n.state_dict().items()} for n in (network, plain))
+    assert plain_shapes.items() <= shapes.items()
     with torch.no_grad():
         conditions = mini_conditions(network)
         expected = network.predict_velocity(inputs["latent"], inputs["t"], conditions)
@@ -27,10 +25,10 @@ def test_the_plain_network_is_the_same_function_with_the_same_keys(v2):
 def test_contestants_agree():
     runs = build_contestants("tiny_16k", 1.0, 3, 2, torch.device("cpu"))
     latents = {name: run() for name, run in runs.items()}
-    errors = {name: difference(latent, latents[REFERENCE]) for name, latent in latents.items()}
+    errors = {name: relative_rms(latent, latents[REFERENCE]) for name, latent in latents.items()}
     assert errors["this network, float32"] < 1e-4
     assert 0 < errors["this network, bfloat16"] < 0.05 and 0 < errors["plain PyTorch, bfloat16"] < 0.05
-    assert difference(torch.zeros(1, 2), torch.ones(1, 2)) == 1
+    assert relative_rms(torch.zeros(1, 2), torch.ones(1, 2)) == 1
 
 
 def test_the_table_names_what_was_measured(capsys):
@@ -46,7 +44,7 @@ def test_the_table_names_what_was_measured(capsys):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "said"),
+    ("flag", "value", "message"),
     [
         ("--steps", "0", "at least 1"),
         ("--batch", "-1", "at least 1"),
@@ -58,6 +56,6 @@ def test_the_table_names_what_was_measured(capsys):
         ("--seconds", "1e9", "1 to 30"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(flag, value, said):
-    with pytest.raises(ConfigError, match=f"{flag} .*: {said}"):
+def test_invalid_numbers_are_refused(flag, value, message):
+    with pytest.raises(ConfigError, match=f"{flag} .*: {message}"):
         main(["--model", "tiny_16k", flag, value])

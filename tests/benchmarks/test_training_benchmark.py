@@ -4,23 +4,23 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import assert_close, fill
+from helpers import assert_close, fill
 
 from benchmarks.baseline_training import PlainTraining
-from benchmarks.generation import random_network
-from benchmarks.training import main, random_features
+from benchmarks.random_inputs import random_features, random_network
+from benchmarks.training import main
 from mmaudio.config import TrainConfig
 from mmaudio.errors import ConfigError
-from mmaudio.finetune.dataset import material
+from mmaudio.finetune.dataset import build_dataset
 from mmaudio.finetune.state import new_state
-from mmaudio.finetune.step import losses
-from mmaudio.finetune.trainer import ready
+from mmaudio.finetune.step import compute_losses
+from mmaudio.finetune.trainer import prepare_network
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, load_adapter_state
 
 CPU = torch.device("cpu")
 
 
-def both(dtype=torch.float32, **settings):
+def run_both(dtype=torch.float32, **settings):
     """Losses (B,) and gradients by name, of plain peft and of the trainer, at the same filled adapter and draws."""
     lora = LoRAConfig(rank=4, alpha=8.0, dropout=0.0, enabled=settings.pop("enabled", True))
     amp = dtype == torch.bfloat16
@@ -33,26 +33,29 @@ def both(dtype=torch.float32, **settings):
         adapter = {key: torch.as_tensor(fill.fill_values(key, shape)).float() for key, shape in shapes.items()}
         load_adapter_state(state.model, adapter)
         plain.load_adapter(adapter)
-    clips = material(state.network, features, CPU)
-    ready(state, config, CPU)
-    draws = state.draw(3, 0.0, 0.0)
+    clips = build_dataset(state.network, features, CPU)
+    prepare_network(state, config, CPU)
+    draws = state.draws.draw(3, 0.0, 0.0)
     draws = dataclasses.replace(draws, no_video=draws.index == 0, no_text=draws.index == 1)
-    found = []
-    for model, loss in ((plain.model, plain.losses(draws)), (state.model, losses(state.network, clips, draws, dtype))):
+    results = []
+    for model, loss in (
+        (plain.model, plain.losses(draws)),
+        (state.model, compute_losses(state.network, clips, draws, dtype)),
+    ):
         loss.mean().backward()
-        found.append((loss, {n: w.grad for n, w in model.named_parameters() if w.grad is not None}))
-    return found
+        results.append((loss, {n: w.grad for n, w in model.named_parameters() if w.grad is not None}))
+    return results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"enabled": False}], ids=str)
 def test_contestants_have_the_same_losses_and_gradients(settings):
-    (plain_losses, plain), (our_losses, ours) = both(**settings)
-    assert_close(our_losses, plain_losses, 1e-5)
-    unread = {name for name in plain if name not in ours}  # queries that nothing attends with
-    assert not ours.keys() - plain.keys() and all(not plain[name].any() for name in unread)
-    assert len(ours) == 60 or settings.get("enabled") is False
-    for name, gradient in ours.items():
+    (plain_losses, plain), (trainer_losses, trainer) = run_both(**settings)
+    assert_close(trainer_losses, plain_losses, 1e-5)
+    unread = {name for name in plain if name not in trainer}  # queries that nothing attends with
+    assert not trainer.keys() - plain.keys() and all(not plain[name].any() for name in unread)
+    assert len(trainer) == 60 or settings.get("enabled") is False
+    for name, gradient in trainer.items():
         assert_close(gradient, plain[name], 1e-4)
 
 
@@ -71,7 +74,7 @@ def test_the_table_names_what_was_measured(arguments, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--batch", "--rank", "--rounds", "--threads"])
-@pytest.mark.parametrize(("value", "said"), [("0", "at least 1"), ("-1", "at least 1"), ("9999999999", "at most")])
-def test_numbers_that_make_no_sense_are_refused(flag, value, said):
-    with pytest.raises(ConfigError, match=f"{flag} {value}: {said}"):
+@pytest.mark.parametrize(("value", "message"), [("0", "at least 1"), ("-1", "at least 1"), ("9999999999", "at most")])
+def test_invalid_numbers_are_refused(flag, value, message):
+    with pytest.raises(ConfigError, match=f"{flag} {value}: {message}"):
         main([flag, value])

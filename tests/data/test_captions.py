@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmaudio.data.captions import Captions, caption
+from mmaudio.data.captions import Captions, find_caption
 from mmaudio.errors import DataError
 
 
@@ -22,52 +22,57 @@ def root(tmp_path):
     return folder
 
 
-def test_the_order_of_sources(root, tmp_path):
+def test_captions_are_looked_up_in_order(root, tmp_path):
     table = tmp_path / "words.tsv"
     table.write_text("video\tstart\tid\tcaption\nb\t\t\tof the video\nb.mp4\t4.0\t\tof the clip\n\t\tx_7\tby its id\n")
     captions = Captions(root, "a prompt", table)
-    assert captions.of("b.mp4", "b_0", 0.0) == "of the video"
-    assert captions.of("b.mp4", "b_4", 4.0) == "of the clip"
-    assert captions.of("a.mp4", "x_7", 0.0) == "by its id"
-    assert captions.of("a.mp4", "a_0", 0.0) == "a bell rings"
-    assert captions.of("sub/c.mp4", "c_0", 0.0) == "rain"
-    assert captions.of("sub/deep/d.mp4", "d_0", 0.0) == "rain"
-    assert captions.of("other/e.mp4", "e_0", 0.0) == "a prompt"
-    assert Captions(root).of("other/e.mp4", "e_0", 0.0) == ""
+    assert captions.find("b.mp4", "b_0", 0.0) == "of the video"
+    assert captions.find("b.mp4", "b_4", 4.0) == "of the clip"
+    assert captions.find("a.mp4", "x_7", 0.0) == "by its id"
+    assert captions.find("a.mp4", "a_0", 0.0) == "a bell rings"
+    assert captions.find("sub/c.mp4", "c_0", 0.0) == "rain"
+    assert captions.find("sub/deep/d.mp4", "d_0", 0.0) == "rain"
+    assert captions.find("other/e.mp4", "e_0", 0.0) == "a prompt"
+    assert Captions(root).find("other/e.mp4", "e_0", 0.0) == ""
     assert captions.unused() == []
-    assert caption(root / "sub" / "c.mp4", "no") == "rain"
+    assert find_caption(root / "sub" / "c.mp4", "no") == "rain"
 
 
 @pytest.mark.parametrize("names", [("c", "sub/c"), ("c.mp4", "sub/c"), ("sub/c", "sub/c.mp4")])
-def test_the_most_exact_name_of_a_video_counts_wherever_it_stands(root, tmp_path, names):
+def test_the_most_exact_video_name_wins_in_any_row(root, tmp_path, names):
     loose, exact = names
     for order in (names, names[::-1]):
         table = tmp_path / "words.csv"
         table.write_text("video,caption\n" + "".join(f"{name},of {name}\n" for name in order))
         captions = Captions(root, table=table)
-        assert captions.of("sub/c.mp4", "c_0", 0.0) == f"of {exact}"
+        assert captions.find("sub/c.mp4", "c_0", 0.0) == f"of {exact}"
         assert [row.video for row in captions.unused()] == [loose]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".tsv"])
-def test_every_kind_of_table(root, tmp_path, suffix):
+def test_every_table_format_is_read(root, tmp_path, suffix):
     rows = [{"video": "sub/c.mp4", "caption": 'wind, "strong"\tand cold'}, {"video": "gone.mp4", "caption": "lost"}]
     table = tmp_path / f"words{suffix}"
     if suffix == ".jsonl":
         table.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     else:
-        mark = "," if suffix == ".csv" else "\t"
+        separator = "," if suffix == ".csv" else "\t"
         quoted = ['"' + row["caption"].replace('"', '""') + '"' for row in rows]
         table.write_text(
-            "\n".join([f"video{mark}caption", *(f"{r['video']}{mark}{q}" for r, q in zip(rows, quoted, strict=True))])
+            "\n".join(
+                [
+                    f"video{separator}caption",
+                    *(f"{r['video']}{separator}{q}" for r, q in zip(rows, quoted, strict=True)),
+                ]
+            )
         )
     captions = Captions(root, table=table)
-    assert captions.of("sub/c.mp4", "c_0", 0.0) == 'wind, "strong" and cold'
+    assert captions.find("sub/c.mp4", "c_0", 0.0) == 'wind, "strong" and cold'
     assert [row.video for row in captions.unused()] == ["gone.mp4"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.txt", "", "ends in .tsv, .csv, .jsonl"),
         ("none.tsv", None, "not there"),
@@ -86,10 +91,10 @@ def test_every_kind_of_table(root, tmp_path, suffix):
         ("a.csv", "video,caption\na.mp4," + "x" * 20_000, "line 2: 20000 characters"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_refused(root, tmp_path, name, content, said):
+def test_an_invalid_caption_table_is_refused(root, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         Captions(root, table=tmp_path / name)
 
 
@@ -102,12 +107,12 @@ def test_a_table_that_makes_no_sense_is_refused(root, tmp_path, name, content, s
         ("a.jsonl", '{"video": "a.mp4", "caption": "a bell\u2028rings"}\n'),
     ],
 )
-def test_a_break_within_a_caption_is_a_space(root, tmp_path, name, content):
+def test_a_line_break_in_a_caption_becomes_a_space(root, tmp_path, name, content):
     (tmp_path / name).write_bytes(content.encode())
-    assert Captions(root, table=tmp_path / name).of("a.mp4", "a_0", 0.0) == "a bell rings"
+    assert Captions(root, table=tmp_path / name).find("a.mp4", "a_0", 0.0) == "a bell rings"
 
 
-def test_a_text_beside_a_video_that_is_no_caption_is_refused(root):
+def test_a_text_file_that_is_no_caption_is_refused(root):
     (root / "b.txt").write_text("x" * 200_000)
     with pytest.raises(DataError, match=r"b\.txt: 200000 characters; a caption has at most 10000"):
-        Captions(root).of("b.mp4", "b_0", 0.0)
+        Captions(root).find("b.mp4", "b_0", 0.0)

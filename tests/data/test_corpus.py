@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import psutil
 import pytest
-from corpus import LEFT_OUT, USED, make_corpus
-from test_folder_split import split_command
+from helpers import split_command
+from video_corpus import LEFT_OUT, USED, make_corpus
 
-from mmaudio.data.clips import left_out_path, read_clips, read_left_out
+from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.scan import ScanSettings, scan_video
 from mmaudio.media.video import probe
 
@@ -25,7 +25,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def through(corpus, tmp_path_factory):
+def split_table(corpus, tmp_path_factory):
     """The table that the command wrote, and the page."""
     table = tmp_path_factory.mktemp("split") / "clips.tsv"
     assert split_command("--input_dir", corpus, "--output_tsv", table, "--recursive", "--report") == 0
@@ -33,21 +33,23 @@ def through(corpus, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_file_is_used_or_left_out_with_the_right_reason(through):
-    clips = read_clips(through)
-    rows = read_left_out(left_out_path(through))
-    whole = {row.video: row.reason for row in rows if row.start is None}
+def test_every_file_is_used_or_left_out_with_the_right_reason(split_table):
+    clips = read_clips(split_table)
+    rows = read_left_out(left_out_path(split_table))
+    whole_files = {row.video: row.reason for row in rows if row.start is None}
     assert len(USED) + len(LEFT_OUT) >= 40
-    wrong = {name: whole[name] for name in USED if name in whole}
-    wrong |= {name: whole.get(name) for name, (reason, _) in LEFT_OUT.items() if reason not in whole.get(name, "")}
+    wrong = {name: whole_files[name] for name in USED if name in whole_files}
+    wrong |= {
+        name: whole_files.get(name) for name, (reason, _) in LEFT_OUT.items() if reason not in whole_files.get(name, "")
+    }
     assert not wrong
     assert {clip.video for clip in clips} == set(USED)
-    assert len(USED) + len(LEFT_OUT) == len({clip.video for clip in clips}) + len(whole)
+    assert len(USED) + len(LEFT_OUT) == len({clip.video for clip in clips}) + len(whole_files)
 
 
 @pytest.mark.slow
-def test_the_page_shows_every_file(through):
-    page = through.with_suffix(".report.html").read_text(encoding="utf-8")
+def test_the_page_shows_every_file(split_table):
+    page = split_table.with_suffix(".report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") >= len(USED)
     assert page.count("<path d=") >= len(USED)
     for name, (reason, _) in LEFT_OUT.items():
@@ -56,37 +58,37 @@ def test_the_page_shows_every_file(through):
 
 
 @pytest.mark.slow
-def test_no_window_lies_across_a_gap(through):
-    for clip in read_clips(through):
+def test_no_window_spans_a_gap(split_table):
+    for clip in read_clips(split_table):
         if clip.video.startswith("gap"):
             assert clip.start == pytest.approx(5.0, abs=0.01)
-    rows = [row for row in read_left_out(left_out_path(through)) if row.video.startswith("gap, then")]
+    rows = [row for row in read_left_out(left_out_path(split_table)) if row.video.startswith("gap, then")]
     assert Counter(row.reason.split(":")[0] for row in rows) == {"too short": 2}
 
 
 @pytest.mark.slow
-def test_a_second_look_leaves_no_file_open_and_no_memory_taken(corpus):
+def test_scanning_again_leaks_no_file_and_no_memory(corpus):
     files = [corpus / name for name in (*USED, *LEFT_OUT)]
     process = psutil.Process()
 
-    def look():
+    def scan_all():
         for path in files:
             scan_video(path, ScanSettings())
         gc.collect()
         return process.num_fds(), process.memory_info().rss
 
-    look()
-    looks = [look() for _ in range(4)]
-    assert len({files_open for files_open, _ in looks}) == 1
-    memory = [taken for _, taken in looks]
-    assert min(b - a for a, b in pairwise(memory)) < 20e6, "what is lost is lost by every look; other growth is not"
+    scan_all()
+    usage = [scan_all() for _ in range(4)]
+    assert len({files_open for files_open, _ in usage}) == 1
+    memory = [used for _, used in usage]
+    assert min(b - a for a, b in pairwise(memory)) < 20e6, "a leak grows with every scan; other growth does not"
 
 
 @pytest.mark.slow
-def test_what_the_files_are(corpus):
+def test_properties_of_the_files(corpus):
     assert probe(corpus / "turned.mp4").rotation in (90, 270)
-    assert probe(corpus / "starts at 5 s.ts").origin > 4
+    assert probe(corpus / "starts at 5 s.ts").start_time > 4
     assert probe(corpus / "seven and one.webm").audio_channels == 8
-    assert probe(corpus / "192 kHz.mkv").audio_rate == 192_000
-    assert [track.language for track in probe(corpus / "two tracks.mkv").tracks] == ["eng", "deu"]
+    assert probe(corpus / "192 kHz.mkv").audio_sample_rate == 192_000
+    assert [track.language for track in probe(corpus / "two tracks.mkv").audio_tracks] == ["eng", "deu"]
     assert probe(corpus / "interlaced.mpg").interlaced and probe(corpus / "interlaced.mp4").interlaced

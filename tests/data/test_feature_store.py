@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from media import poison
+from video_files import put_nan
 
-from mmaudio.data.clips import Clip, LeftOut, write_clips
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip, LeftOut
+from mmaudio.data.feature_set import Features
 from mmaudio.data.feature_store import (
-    Features,
     Header,
     encoder_names,
-    left_out,
     load_features,
     read_header,
+    read_left_out_videos,
     read_shard,
     shard_path,
     write_shard,
@@ -34,14 +35,14 @@ def features(clips, seed=0):
 
 
 def header(video, clips, **changes):
-    encoders = {part: f"{name}:0123" for part, name in encoder_names(MODELS["small_44k"]).items()}
+    encoders = {encoder: f"{name}:0123" for encoder, name in encoder_names(MODELS["small_44k"]).items()}
     ids, captions = [clip.id for clip in clips], [clip.caption for clip in clips]
-    made = Header(video, ids, captions, "small_44k", 8.0, encoders, "source", "picture", "text")
-    return replace(made, **changes)
+    default = Header(video, ids, captions, "small_44k", 8.0, encoders, "source", "picture", "text")
+    return replace(default, **changes)
 
 
 @pytest.fixture
-def stored(tmp_path):
+def store(tmp_path):
     """A table of four videos with two clips each, and their shards: (table, folder, clips by video)."""
     table, folder = tmp_path / "clips.tsv", tmp_path / "features"
     by_video = {
@@ -54,8 +55,8 @@ def stored(tmp_path):
     return table, folder, by_video
 
 
-def test_a_split_comes_back_in_the_tables_order(stored):
-    table, folder, _ = stored
+def test_a_split_is_loaded_in_the_tables_order(store):
+    table, folder, _ = store
     loaded = load_features(table, folder, "train", "small_44k")
     assert loaded.ids == ["a_0", "a_1", "b_0", "b_1"]
     assert loaded.videos == ["a.mp4"] * 2 + ["b c.mp4"] * 2
@@ -65,20 +66,20 @@ def test_a_split_comes_back_in_the_tables_order(stored):
         both = torch.cat([features(2, 0).tensors()[name], features(2, 1).tensors()[name]])
         assert torch.equal(tensor, both)
         assert torch.equal(getattr(loaded[torch.tensor([3, 0])], name), both[[3, 0]])
-    part = loaded.to("cpu").subset([2, 1])
-    assert part.ids == ["b_0", "a_1"]
-    assert torch.equal(part.mean, loaded.mean[[2, 1]])
+    subset = loaded.to("cpu").subset([2, 1])
+    assert subset.ids == ["b_0", "a_1"]
+    assert torch.equal(subset.mean, loaded.mean[[2, 1]])
 
 
-def test_models_with_the_same_codec_and_encoders_share_features(stored):
-    table, folder, _ = stored
+def test_models_with_the_same_codec_and_encoders_share_features(store):
+    table, folder, _ = store
     assert len(load_features(table, folder, "val", "large_44k_v2")) == 2
     with pytest.raises(DataError, match="features for small_44k, not for small_16k"):
         load_features(table, folder, "val", "small_16k")
 
 
-def test_the_same_features_give_the_same_bytes(tmp_path, stored):
-    _, _, by_video = stored
+def test_the_same_features_give_the_same_bytes(tmp_path, store):
+    _, _, by_video = store
     contents = set()
     for number in range(5):
         path = tmp_path / f"{number}.safetensors"
@@ -87,45 +88,45 @@ def test_the_same_features_give_the_same_bytes(tmp_path, stored):
     assert len(contents) == 1
 
 
-def test_test_stands_in_for_val_and_the_other_way_round(stored):
-    table, folder, by_video = stored
+def test_the_test_split_replaces_an_absent_val_and_vice_versa(store):
+    table, folder, by_video = store
     write_clips(table, by_video["a.mp4"] + by_video["e.mp4"])
     assert load_features(table, folder, "val").ids == load_features(table, folder, "test").ids == ["e_0", "e_1"]
 
 
-def test_videos_that_extraction_left_out_are_passed_over_and_listed(stored):
-    table, folder, by_video = stored
+def test_videos_that_extraction_left_out_are_skipped_and_listed(store):
+    table, folder, by_video = store
     write_shard(shard_path(folder, "a.mp4"), header("a.mp4", by_video["a.mp4"], left_out="broken"), None)
     write_shard(shard_path(folder, "e.mp4"), header("e.mp4", by_video["e.mp4"], left_out="broken too"), None)
     assert load_features(table, folder, "train").ids == ["b_0", "b_1"]
     assert load_features(table, folder, "test").ids == ["d_0", "d_1"]
-    assert left_out(table, folder) == [LeftOut("a.mp4", "broken"), LeftOut("e.mp4", "broken too")]
+    assert read_left_out_videos(table, folder) == [LeftOut("a.mp4", "broken"), LeftOut("e.mp4", "broken too")]
 
 
-def test_what_does_not_fit_is_refused(stored):
-    table, folder, by_video = stored
+def test_mismatched_features_are_refused(store):
+    table, folder, by_video = store
     path, clips = shard_path(folder, "d.mp4"), by_video["d.mp4"]
 
-    def refused(match):
+    def check_refused(match):
         with pytest.raises(DataError, match=match):
             load_features(table, folder, "val", "small_44k")
 
-    poison(path, "std", 1)
-    refused("std holds values that are not finite")
+    put_nan(path, "std", 1)
+    check_refused("std holds values that are not finite")
     write_shard(path, header("d.mp4", clips, captions=["other", "words"]), features(2))
-    refused("another table of clips")
+    check_refused("another table of clips")
     write_shard(path, header("d.mp4", clips, seconds=5.0), features(2))
-    refused("another table of clips")
+    check_refused("another table of clips")
     path.write_bytes(path.read_bytes()[:200])
-    refused("no feature shard of this version")
+    check_refused("no feature shard of this version")
     path.unlink()
-    refused("not there; extract features first")
+    check_refused("not there; extract features first")
     write_clips(table, by_video["a.mp4"])
-    refused("no val clip")
+    check_refused("no val clip")
 
 
-def test_shards_of_other_versions_and_other_files_are_none(tmp_path, stored):
-    _, folder, by_video = stored
+def test_shards_of_other_versions_and_other_files_are_stale(tmp_path, store):
+    _, folder, by_video = store
     path = shard_path(folder, "a.mp4")
     assert read_header(path) == header("a.mp4", by_video["a.mp4"])
     write_shard(path, header("a.mp4", by_video["a.mp4"], version=0), features(2))
@@ -135,7 +136,7 @@ def test_shards_of_other_versions_and_other_files_are_none(tmp_path, stored):
     assert read_header(tmp_path / "none.safetensors") is None
 
 
-def test_names_that_look_alike_have_shards_of_their_own(tmp_path):
+def test_similar_video_names_have_separate_shards(tmp_path):
     names = ["a b.mp4", "a_b.mp4", "a?b.mp4", "ä b.mp4", "x" * 300 + ".mp4", "x" * 300 + ".mov"]
     paths = {shard_path(tmp_path, name).name for name in names}
     assert len(paths) == len(names)

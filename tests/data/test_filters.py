@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mmaudio.data.config import SplitConfig, compose_split
-from mmaudio.data.filters import Rules, kind
-from mmaudio.data.scan import ScanSettings, Span
+from mmaudio.data.config import SplitConfig, compose_split_config
+from mmaudio.data.filters import FilterRules, reason_kind
+from mmaudio.data.scan import MeasuredWindow, ScanSettings
 from mmaudio.errors import ConfigError
 
 GOOD = {"peak_db": -3.0, "rms_db": -20.0, "silence": 0.5, "lufs": -20.0}
@@ -26,17 +26,18 @@ GOOD = {"peak_db": -3.0, "rms_db": -20.0, "silence": 0.5, "lufs": -20.0}
         ({"mismatch": 0.1, "clipped": 0.02, "black": 0.8, "frozen": 0.9, "silence": 0.98}, []),
     ],
 )
-def test_each_rule_says_what_it_found(measured, kinds):
-    assert [kind(reason) for reason in Rules().broken(Span(0, 8, **{**GOOD, **measured}))] == kinds
+def test_each_rule_gives_its_reason(measured, kinds):
+    window = MeasuredWindow(0, 8, **{**GOOD, **measured})
+    assert [reason_kind(reason) for reason in FilterRules().find_violations(window)] == kinds
 
 
 def test_a_rule_can_be_turned_off():
-    worst = Span(0, 8, clipped=1.0, black=1.0, frozen=1.0, mismatch=8.0)
-    assert Rules(None, None, None, None, None, None, None).broken(worst) == []
+    worst = MeasuredWindow(0, 8, clipped=1.0, black=1.0, frozen=1.0, mismatch=8.0)
+    assert FilterRules(None, None, None, None, None, None, None).find_violations(worst) == []
 
 
-def test_the_shipped_file_states_the_defaults():
-    assert compose_split([]) == SplitConfig()
+def test_the_shipped_config_states_the_defaults():
+    assert compose_split_config([]) == SplitConfig()
     config = SplitConfig()
     settings = ScanSettings()
     assert (config.seconds, config.stride, config.silence_db) == (
@@ -48,13 +49,13 @@ def test_the_shipped_file_states_the_defaults():
 
 
 def test_overrides_change_the_settings():
-    config = compose_split(["split.rules.max_frozen=null", "split.stride=8", "validation.split_ratio=0.25"])
+    config = compose_split_config(["split.rules.max_frozen=null", "split.stride=8", "validation.split_ratio=0.25"])
     assert (config.rules.max_frozen, config.stride, config.val_ratio) == (None, 8.0, 0.25)
     assert config.rules.max_black == 0.8
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("split.rules.max_frosen=1", "did you mean 'split.rules.max_frozen'"),
         ("split.strid=8", "did you mean 'split.stride'"),
@@ -64,6 +65,6 @@ def test_overrides_change_the_settings():
         ("stride", "there is no key"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(override, said):
-    with pytest.raises(ConfigError, match=said):
-        compose_split([override])
+def test_invalid_settings_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_split_config([override])

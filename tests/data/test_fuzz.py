@@ -1,14 +1,14 @@
-"""Bytes of valid files flipped and cut: every file gets its windows or a reason, in time, and nothing of ours fails."""
+"""Valid files with flipped bits and truncated: each gets windows or a reason in time, and no exception of our code."""
 
 from __future__ import annotations
 
 import pytest
-from corpus import Sound, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from video_corpus import Sound, write
 
 from mmaudio.data.scan import ScanSettings, scan_video
-from mmaudio.utils.subprocess_worker import Guarded, Lost
+from mmaudio.utils.subprocess_worker import SubprocessWorker, WorkerError
 
 LIMIT = 60.0
 """Seconds for one file."""
@@ -31,15 +31,15 @@ DAMAGE = st.tuples(
 
 
 @pytest.fixture(scope="module")
-def guarded():
-    """The process that looks through the files, as splitting has it."""
-    with Guarded(scan_video) as process:
+def worker():
+    """The process that scans the files, as in splitting."""
+    with SubprocessWorker(scan_video) as process:
         yield process
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", KINDS)
-def test_damaged_files_are_used_or_left_out_in_time(suffix, guarded, tmp_path):
+def test_damaged_files_are_used_or_left_out_in_time(suffix, worker, tmp_path):
     video, codec, rate = KINDS[suffix]
     pixels = "yuvj420p" if video == "mjpeg" else "yuv420p"
     whole = write(tmp_path / f"whole{suffix}", video, [Sound(codec, rate, seconds=2)], seconds=2, pixels=pixels)
@@ -55,16 +55,16 @@ def test_damaged_files_are_used_or_left_out_in_time(suffix, guarded, tmp_path):
     )
     @given(DAMAGE)
     def case(damage):
-        flips, left, head = damage
-        changed = bytearray(content[: max(1, round(len(content) * left))])
+        flips, share, head_only = damage
+        changed = bytearray(content[: max(1, round(len(content) * share))])
         for place, bits in flips:
-            changed[int(place * (min(2000, len(changed)) if head else len(changed)) * 0.999)] ^= bits
+            changed[int(place * (min(2000, len(changed)) if head_only else len(changed)) * 0.999)] ^= bits
         target.write_bytes(changed)
         try:
-            scan = guarded((target, ScanSettings(1.0, 0.5)), LIMIT)
-        except Lost as lost:
-            assert "failed unexpectedly" not in str(lost)  # a decoder may crash; our code may not
+            scan = worker((target, ScanSettings(1.0, 0.5)), LIMIT)
+        except WorkerError as error:
+            assert "failed unexpectedly" not in str(error)  # a decoder may crash; our code may not
         else:
-            assert scan.reason or scan.spans
+            assert scan.reason or scan.windows
 
     case()

@@ -8,25 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_base import MODEL, make_base, make_video
-from test_evaluate import make_adapter
-from test_train_lora import ROOT
+from evaluation_inputs import write_random_adapter
+from helpers import ROOT
+from random_model import MODEL, write_noise_video, write_random_weights
 
-from mmaudio.data.clips import Clip, write_clips
-from mmaudio.data.feature_store import VERSION, Features, Header, encoder_names, shard_path, write_shard
-from mmaudio.model.spec import lengths, model_spec
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip
+from mmaudio.data.feature_set import Features
+from mmaudio.data.feature_store import VERSION, Header, encoder_names, shard_path, write_shard
+from mmaudio.model.spec import compute_lengths, model_spec
 
 SECONDS = 8.0
 PER_VIDEO = 4
-KEPT = 1.0
+CLIP_MEGABYTES = 1.0
 """Megabytes that a clip may add: four spectrograms and a still for the page; its five sounds alone are 2.6."""
 SCRIPT = """
 import resource, sys
 import torch
 import evaluate_lora
-from mmaudio.evaluation import general
+from mmaudio.evaluation import general_domain
 torch.set_num_threads(1)
-general.SHIPPED = "none"
+general_domain.SHIPPED_FOLDER = "none"
 evaluate_lora.main(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 """
@@ -34,79 +36,72 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 def features(generator: torch.Generator) -> Features:
     spec = model_spec(MODEL)
-    size, network = lengths(spec.codec, SECONDS), spec.network
+    size, network = compute_lengths(spec.codec, SECONDS), spec.network
     shapes = (
-        (size.latent, network.latent_dim),
-        (size.latent, network.latent_dim),
-        (size.clip, network.clip_dim),
-        (size.sync, network.sync_dim),
+        (size.latent_tokens, network.latent_dim),
+        (size.latent_tokens, network.latent_dim),
+        (size.clip_tokens, network.clip_dim),
+        (size.sync_tokens, network.sync_dim),
         (network.text_tokens, network.text_dim),
     )
     return Features(*(0.1 * torch.randn(PER_VIDEO, *shape, generator=generator).abs() for shape in shapes))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def root(tmp_path_factory):
     """48 held-out clips of 12 videos, a base and an adapter."""
     root = tmp_path_factory.mktemp("streaming")
-    make_base(root / "weights", encoders=False)
-    make_adapter(root / "a.pt", root / "weights")
+    write_random_weights(root / "weights", encoders=False)
+    write_random_adapter(root / "a.pt", root / "weights")
     (root / "videos").mkdir()
-    make_video(root / "videos" / "0.mp4", 0, SECONDS * PER_VIDEO + 0.2)
+    write_noise_video(root / "videos" / "0.mp4", 0, SECONDS * PER_VIDEO + 0.2)
     rows = []
     for number in range(12):
         video = f"{number}.mp4"
         if number:
             os.link(root / "videos" / "0.mp4", root / "videos" / video)
-        own = [
+        clips = [
             Clip(f"{number}_{n}", video, SECONDS * n, SECONDS * (n + 1), "", "test", -1.0, -20.0, 0.0)
             for n in range(PER_VIDEO)
         ]
-        encoders = {part: f"{name}:0" for part, name in encoder_names(model_spec(MODEL)).items()}
+        encoders = {component: f"{name}:0" for component, name in encoder_names(model_spec(MODEL)).items()}
         header = Header(
-            video, [c.id for c in own], [c.caption for c in own], MODEL, SECONDS, encoders, "s", "p", "t", "", VERSION
+            video,
+            [clip.id for clip in clips],
+            [clip.caption for clip in clips],
+            MODEL,
+            SECONDS,
+            encoders,
+            "s",
+            "p",
+            "t",
+            "",
+            VERSION,
         )
         write_shard(shard_path(root / "features", video), header, features(torch.Generator().manual_seed(number)))
-        rows += own
+        rows += clips
     write_clips(root / "clips.tsv", rows)
     return root
 
 
-def peak(place: Path, clips: int) -> float:
-    """Megabytes that evaluating so many clips takes at most."""
-    output = place / str(clips)
+def peak_memory(root: Path, clips: int) -> float:
+    """Peak memory of the evaluation of so many clips, in megabytes."""
+    output = root / str(clips)
     command = [
         sys.executable,
         "-c",
         SCRIPT,
-        "--lora_checkpoint",
-        str(place / "a.pt"),
-        "--test_videos",
-        str(place / "videos"),
-        "--clips",
-        str(place / "clips.tsv"),
-        "--features",
-        str(place / "features"),
-        "--weights",
-        str(place / "weights"),
-        "--output",
-        str(output),
-        "--steps",
-        "1",
-        "--strengths",
-        "",
-        "--device",
-        "cpu",
-        "--max_clips",
-        str(clips),
+        *f"--lora_checkpoint {root}/a.pt --test_videos {root}/videos --clips {root}/clips.tsv".split(),
+        *f"--features {root}/features --weights {root}/weights --output {output}".split(),
+        *f"--steps 1 --strengths= --device cpu --max_clips {clips}".split(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
     assert json.loads((output / "metrics.json").read_text())["clips"] == clips
-    return float(done.stdout.split()[-1])
+    return float(result.stdout.split()[-1])
 
 
 @pytest.mark.slow
-def test_many_clips_take_little_more_memory_than_few(place):
-    few, many = peak(place, 12), peak(place, 48)
-    assert many - few < KEPT * (48 - 12), f"{few:.0f} MB for 12 clips, {many:.0f} MB for 48"
+def test_memory_hardly_grows_with_the_number_of_clips(root):
+    few, many = peak_memory(root, 12), peak_memory(root, 48)
+    assert many - few < CLIP_MEGABYTES * (48 - 12), f"{few:.0f} MB for 12 clips, {many:.0f} MB for 48"

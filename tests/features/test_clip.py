@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_close, fill, filled, golden, manifest
+from helpers import assert_close, fill, filled, golden, manifest
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.features.clip import MEAN, STD, ClipEncoder, build_clip, normalise
-from mmaudio.model.spec import CLIPS
+from mmaudio.features.clip import MEAN, STD, ClipEncoder, build_clip, normalize_frames
+from mmaudio.model.spec import CLIP_ENCODERS
 
 TEXTS = ["", "a dog barking in the rain", "metal gate creaks, then slams shut"]
 
@@ -26,18 +26,18 @@ def test_keys_are_those_of_the_released_file():
 
 
 @pytest.mark.slow
-def test_golden():
+def test_outputs_match_the_golden_numbers():
     encoder = build_clip("dfn5b_vit_h_14_384").eval()
     fill.fill_module(encoder.model)
     expected = golden("clip")
     with torch.no_grad():
         assert_close(encoder.encode_text(TEXTS)[:, ::8], expected["text_features"])
-        frames = normalise(filled("input/clip_frames", 2, 3, 384, 384).abs().clamp(0, 1))
+        frames = normalize_frames(filled("input/clip_frames", 2, 3, 384, 384).abs().clamp(0, 1))
         assert_close(encoder.encode_frames(frames[None])[0], expected["image_features"])
 
 
 def test_rows_have_the_sizes_of_the_spec_and_unit_length(tiny: ClipEncoder):
-    spec = CLIPS["tiny_16k"]
+    spec = CLIP_ENCODERS["tiny_16k"]
     with torch.no_grad():
         image = tiny.encode_frames(torch.randn(2, 3, 3, 64, 64))
         text = tiny.encode_text(TEXTS)
@@ -47,7 +47,7 @@ def test_rows_have_the_sizes_of_the_spec_and_unit_length(tiny: ClipEncoder):
         assert torch.allclose(rows.norm(dim=-1), torch.ones(()), atol=1e-5)
 
 
-def test_a_text_token_sees_only_what_came_before(tiny: ClipEncoder):
+def test_text_attention_is_causal(tiny: ClipEncoder):
     with torch.no_grad():
         short, longer = tiny.encode_text(["a dog barks", "a dog sleeps in the sun"])
     assert torch.allclose(short[:3], longer[:3], atol=1e-6)  # start, a, dog
@@ -58,12 +58,12 @@ def test_tokens_are_open_clip_s_for_the_released_model(tiny: ClipEncoder):
     import open_clip
 
     texts = [*TEXTS, "word " * 200, "Ünïcode & <html>"]
-    expected = open_clip.get_tokenizer(CLIPS["dfn5b_vit_h_14_384"].architecture)(texts)
+    expected = open_clip.get_tokenizer(CLIP_ENCODERS["dfn5b_vit_h_14_384"].architecture)(texts)
     assert torch.equal(tiny.tokenize(texts), expected)
     assert expected.shape == (5, 77)
 
 
-def test_preprocess_squashes_and_normalises(tiny: ClipEncoder):
+def test_preprocess_resizes_and_normalises(tiny: ClipEncoder):
     frames = torch.zeros(2, 3, 100, 300, dtype=torch.uint8)
     frames[..., 150:] = 255
     out = tiny.preprocess(frames)
@@ -76,7 +76,7 @@ def test_preprocess_squashes_and_normalises(tiny: ClipEncoder):
         tiny.preprocess(frames.float())
 
 
-def test_loading(tiny: ClipEncoder):
+def test_weights_are_loaded(tiny: ClipEncoder):
     fresh = build_clip("tiny_16k").eval()
     fresh.load_released(tiny.model.state_dict())
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_loading(tiny: ClipEncoder):
         fresh.load_released({"logit_scale": torch.zeros(())})
 
 
-def test_without_its_text_tower_it_sees_as_before(tiny: ClipEncoder):
+def test_the_image_tower_works_without_the_text_tower(tiny: ClipEncoder):
     seeing = build_clip("tiny_16k").eval()
     seeing.load_released(tiny.model.state_dict())
     seeing.drop_text()
@@ -93,11 +93,11 @@ def test_without_its_text_tower_it_sees_as_before(tiny: ClipEncoder):
     with torch.no_grad():
         assert torch.equal(seeing.encode_frames(frames), tiny.encode_frames(frames))
     assert all(name.startswith(("model.visual.", "model.logit_scale")) for name in seeing.state_dict())
-    with pytest.raises(ConfigError, match="no text tower any more"):
+    with pytest.raises(ConfigError, match="text tower of this CLIP was dropped"):
         seeing.encode_text(TEXTS)
 
 
-def test_bfloat16(tiny: ClipEncoder):
+def test_bfloat16_stays_near_float32(tiny: ClipEncoder):
     frames = torch.randn(1, 2, 3, 64, 64)
     with torch.no_grad():
         expected = tiny.encode_frames(frames)

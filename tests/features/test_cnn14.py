@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmaudio.errors import DataError, WeightsError
-from mmaudio.features.cnn14 import CLASSES, COMPUTED, FEATURES, FEWEST, RATE, Cnn14
+from mmaudio.features.cnn14 import COMPUTED_PREFIXES, FEATURE_DIM, MIN_SAMPLES, N_CLASSES, SAMPLE_RATE, Cnn14
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,9 @@ def panns(tmp_path_factory) -> ModuleType:
     home = tmp_path_factory.mktemp("home")
     (home / "panns_data").mkdir()
     with (home / "panns_data" / "class_labels_indices.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("index", "mid", "name"), *((n, f"/m/{n}", f"class {n}") for n in range(CLASSES))])
+        csv.writer(file).writerows(
+            [("index", "mid", "name"), *((n, f"/m/{n}", f"class {n}") for n in range(N_CLASSES))]
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         import panns_inference.models
@@ -27,10 +29,10 @@ def panns(tmp_path_factory) -> ModuleType:
 @pytest.fixture(scope="module")
 def reference(panns) -> torch.nn.Module:
     """Its Cnn14 with arbitrary weights that keep the signal's size, and arbitrary statistics of the normalisations."""
-    model = panns.Cnn14(RATE, 1024, 320, 64, 50, 14_000, CLASSES).eval()
+    model = panns.Cnn14(SAMPLE_RATE, 1024, 320, 64, 50, 14_000, N_CLASSES).eval()
     generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
-        if name.startswith(COMPUTED) or not value.is_floating_point():
+        if name.startswith(COMPUTED_PREFIXES) or not value.is_floating_point():
             continue
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
@@ -44,21 +46,21 @@ def reference(panns) -> torch.nn.Module:
     return model
 
 
-def sounds() -> torch.Tensor:
+def waveforms() -> torch.Tensor:
     """Noise and a chirp, 2 s."""
-    t = torch.arange(2 * RATE) / RATE
+    t = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
     noise = 0.1 * torch.randn(len(t), generator=torch.Generator().manual_seed(1))
     return torch.stack([noise, 0.5 * torch.sin(2 * torch.pi * (200 * t + 900 * t**2))])
 
 
 @pytest.mark.slow
 def test_features_and_classes_are_those_of_panns_inference(reference):
-    own = Cnn14().eval()
-    own.load_released(reference.state_dict())
+    model = Cnn14().eval()
+    model.load_released(reference.state_dict())
     with torch.no_grad():
-        features, classes = own(sounds())
-        expected = reference(sounds())
-    assert features.shape == (2, FEATURES) and classes.shape == (2, CLASSES)
+        features, classes = model(waveforms())
+        expected = reference(waveforms())
+    assert features.shape == (2, FEATURE_DIM) and classes.shape == (2, N_CLASSES)
     torch.testing.assert_close(features, expected["embedding"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(classes, expected["clipwise_output"], rtol=1e-3, atol=1e-5)
     assert (features[0] - features[1]).abs().max() > 1e-2
@@ -67,18 +69,20 @@ def test_features_and_classes_are_those_of_panns_inference(reference):
 @pytest.mark.slow
 def test_keys_are_those_of_the_released_file_without_what_is_computed(reference):
     with torch.device("meta"):
-        own = Cnn14()
-    kept = {key: value.shape for key, value in reference.state_dict().items() if not key.startswith(COMPUTED)}
-    assert {key: value.shape for key, value in own.state_dict().items()} == kept
-    assert len(kept) < len(reference.state_dict())
+        model = Cnn14()
+    expected_shapes = {
+        key: value.shape for key, value in reference.state_dict().items() if not key.startswith(COMPUTED_PREFIXES)
+    }
+    assert {key: value.shape for key, value in model.state_dict().items()} == expected_shapes
+    assert len(expected_shapes) < len(reference.state_dict())
 
 
-def test_another_file_and_too_short_a_sound_are_named():
+def test_a_foreign_file_and_a_short_waveform_are_refused():
     with torch.device("meta"):
-        own = Cnn14()
-    state = dict(own.state_dict())
+        model = Cnn14()
+    state = dict(model.state_dict())
     del state["fc1.bias"]
     with pytest.raises(WeightsError, match=r"Cnn14 weights of another model: 1 missing \(fc1.bias"):
-        own.load_released(state)
+        model.load_released(state)
     with pytest.raises(DataError, match=r"0\.31 s or more"):
-        own(torch.zeros(1, FEWEST - 1))
+        model(torch.zeros(1, MIN_SAMPLES - 1))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, filled, golden
+from helpers import assert_close, filled, golden
 from torch import Tensor
 
 from mmaudio.errors import ConfigError, DataError
@@ -25,18 +25,18 @@ def codec_waveform(rate: int, samples: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("mode", "samples"), [("16k", 32_768), ("44k", 65_536)])
-def test_golden(mode: str, samples: int):
-    mel = build_mel(mode)(codec_waveform(CODECS[mode].rate, samples))
+def test_outputs_match_the_golden_numbers(mode: str, samples: int):
+    mel = build_mel(mode)(codec_waveform(CODECS[mode].sample_rate, samples))
     assert_close(mel, golden(f"codec_{mode}")["mel"])
 
 
 @pytest.mark.parametrize("mode", ["16k", "44k"])
-def test_beside_a_tone_there_is_no_rounding(mode: str):
+def test_silent_bands_beside_a_tone_hold_no_rounding_error(mode: str):
     """Against numpy's transform, in float64: bands without sound are those that float32 would fill."""
     spec, mel = CODECS[mode], build_mel(mode)
-    wave = 0.5 * torch.sin(2 * math.pi * 440 * torch.arange(spec.rate).double() / spec.rate).float()
+    wave = 0.5 * torch.sin(2 * math.pi * 440 * torch.arange(spec.sample_rate).double() / spec.sample_rate).float()
     edged = np.pad(wave.double().numpy(), mel.padding, "reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(edged, spec.n_fft)[:: spec.hop]
+    frames = np.lib.stride_tricks.sliding_window_view(edged, spec.n_fft)[:: spec.hop_length]
     spectrum = np.fft.rfft(frames * mel.window.double().numpy()).T  # (n_fft / 2 + 1, frames)
     magnitude = np.sqrt(np.abs(spectrum) ** 2 + 1e-9)
     expected = np.log(np.maximum(mel.bank.double().numpy() @ magnitude, 1e-5)) / math.log(spec.log_base)
@@ -44,16 +44,16 @@ def test_beside_a_tone_there_is_no_rounding(mode: str):
 
 
 @pytest.mark.parametrize("mode", ["16k", "44k"])
-def test_a_click_lies_in_the_frame_that_it_belongs_to(mode: str):
+def test_a_click_lies_in_its_own_frame(mode: str):
     spec = CODECS[mode]
-    waveform = torch.zeros(1, 40 * spec.hop)
-    waveform[0, 20 * spec.hop + spec.hop // 2] = 1.0
+    waveform = torch.zeros(1, 40 * spec.hop_length)
+    waveform[0, 20 * spec.hop_length + spec.hop_length // 2] = 1.0
     mel = build_mel(mode)(waveform)
-    assert mel.shape == (1, spec.mels, 40)
+    assert mel.shape == (1, spec.n_mels, 40)
     assert int(mel.sum(1).argmax()) == 20
 
 
-def test_a_tone_lies_in_its_band_and_the_scale_is_the_codec_s():
+def test_a_tone_lies_in_its_mel_band_on_the_codecs_scale():
     wave = 0.5 * torch.sin(2 * math.pi * 1000 * torch.arange(16_000) / 16_000)[None]
     bands = {mode: build_mel(mode)(wave) for mode in ("16k", "tiny_16k")}
     assert torch.equal(bands["16k"], bands["tiny_16k"])
@@ -62,7 +62,7 @@ def test_a_tone_lies_in_its_band_and_the_scale_is_the_codec_s():
     assert abs(int(bands["16k"].mean(-1).argmax()) - expected) <= 1
 
 
-def test_limits():
+def test_lengths_at_the_limits():
     mel = build_mel("16k")
     loud = 3 * torch.ones(1, 4096)
     assert torch.equal(mel(loud), mel(loud.clamp(-1, 1)))

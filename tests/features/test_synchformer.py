@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_close, fill, filled, golden, manifest
+from helpers import assert_close, fill, filled, golden, manifest
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.features.synchformer import DividedAttention, FramePool, build_synchformer, segments
+from mmaudio.features.synchformer import DividedAttention, FramePool, build_synchformer, split_segments
 
 STEPS, PLACES, WIDTH, HEADS = 3, 5, 16, 2
 
@@ -25,7 +25,7 @@ def test_keys_are_those_of_the_released_file():
 
 
 @pytest.mark.slow
-def test_golden():
+def test_outputs_match_the_golden_numbers():
     encoder = build_synchformer()
     fill.fill_module(encoder)
     taps: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ def test_frame_pool_is_an_encoder_layer_at_its_class_token():
     assert_close(pool(patches), whole[:, 0], 1e-5)
 
 
-def test_segments_do_not_see_each_other_and_a_fresh_encoder_sees():
+def test_segments_do_not_attend_to_each_other():
     encoder = build_synchformer("tiny_16k").eval()
     clip = torch.rand(1, 3, 16, 3, 64, 64) * 2 - 1
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_training_under_bfloat16_stays_close_and_reaches_every_weight():
     assert untouched == {f"vfeat_extractor.patch_embed.proj.{name}" for name in ("weight", "bias")}
 
 
-def test_preprocess_keeps_the_shape_of_things_and_cuts_the_centre():
+def test_preprocess_keeps_the_aspect_ratio_and_crops_the_centre():
     encoder = build_synchformer("tiny_16k")
     frames = torch.zeros(2, 3, 128, 384, dtype=torch.uint8)
     frames[..., 128:256] = 255  # the middle third is what remains
@@ -103,14 +103,14 @@ def test_preprocess_keeps_the_shape_of_things_and_cuts_the_centre():
 
 def test_segments_overlap_by_half():
     frames = torch.arange(200.0)[:, None, None, None].expand(200, 3, 2, 2)
-    cut = segments(frames)
+    cut = split_segments(frames)
     assert cut.shape == (24, 16, 3, 2, 2)
     assert cut[:, :, 0, 0, 0].tolist() == [[8.0 * s + t for t in range(16)] for s in range(24)]
     with pytest.raises(DataError, match="15 frames"):
-        segments(frames[:15])
+        split_segments(frames[:15])
 
 
-def test_loading_leaves_the_audio_branch_out_and_names_what_does_not_fit():
+def test_loading_skips_the_audio_branch_and_names_mismatched_keys():
     encoder, other = build_synchformer("tiny_16k"), build_synchformer("tiny_16k")
     state = other.state_dict() | {"afeat_extractor.x": torch.zeros(1), "transformer.y": torch.zeros(1)}
     encoder.load_released({key: value.half() for key, value in state.items()})
@@ -122,14 +122,14 @@ def test_loading_leaves_the_audio_branch_out_and_names_what_does_not_fit():
     del wrong["vfeat_extractor.cls_token"]
     with pytest.raises(WeightsError) as error:
         encoder.load_released(wrong)
-    for part in (
+    for message in (
         "1 missing (vfeat_extractor.cls_token)",
         "1 unexpected (vfeat_extractor.extra)",
         "(3,), expected (96,)",
     ):
-        assert part in str(error.value)
+        assert message in str(error.value)
 
 
-def test_unknown_name():
+def test_an_unknown_model_name_is_an_error():
     with pytest.raises(ConfigError, match="did you mean 'synchformer'"):
         build_synchformer("syncformer")

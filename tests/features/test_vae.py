@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, assert_close, fill, filled, golden, manifest
+from helpers import GOLDEN, assert_close, fill, filled, golden, manifest
 
 from mmaudio.errors import WeightsError
 from mmaudio.features.vae import Posterior, build_vae, mp_silu, mp_sum
@@ -26,7 +26,7 @@ def test_keys_are_those_of_the_released_file(mode: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_golden(mode: str):
+def test_outputs_match_the_golden_numbers(mode: str):
     statistics = json.loads((GOLDEN / "vae_data_stats.json").read_text())[mode]
     state = {
         key: torch.as_tensor(statistics[key[5:]])[None, :, None]
@@ -45,7 +45,7 @@ def test_golden(mode: str):
     assert_close(decoded, expected["decoded_mel"])
 
 
-def test_a_weight_counts_by_its_direction_alone():
+def test_weights_are_normalised():
     vae = build_vae("tiny_16k")
     mel = torch.randn(2, 80, 32)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_magnitudes_are_preserved():
         assert 0.3 < float(vae.decode(torch.randn(2, 20, 64, generator=generator)).std()) < 2
 
 
-def test_normalisation_is_undone():
+def test_normalisation_is_inverted():
     vae = build_vae("tiny_16k")
     latent = torch.randn(1, 20, 16)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_normalisation_is_undone():
         assert_close(vae.encode(torch.full((1, 80, 32), -1.5)).mean, moments, 1e-6)
 
 
-def test_posterior():
+def test_the_posterior_has_mean_and_std():
     mean, std = torch.randn(2, 3, 4), torch.rand(2, 3, 4) + 0.1
     posterior = Posterior(mean, std)
     normal, standard = torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
@@ -100,7 +100,7 @@ def test_training_under_bfloat16_reaches_every_weight():
     assert all(value.grad is not None and value.grad.any() for value in vae.parameters())
 
 
-def test_a_model_that_only_generates_takes_the_whole_file():
+def test_a_decoder_loads_the_whole_file():
     whole, generator_only = build_vae("tiny_16k"), build_vae("tiny_16k", drop_encoder=True)
     generator_only.load_released(whole.state_dict())
     latent = torch.randn(1, 20, 8)

@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from conftest import assert_close, fill, filled, golden, manifest
+from helpers import assert_close, fill, filled, golden, manifest
 from torch import Tensor
 
 from mmaudio.errors import WeightsError
-from mmaudio.features.bigvgan import BigVGAN, resampling_filter
+from mmaudio.features.bigvgan import BigVGAN, compute_resampling_filter
 from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vocoder import build_vocoder
@@ -24,8 +24,8 @@ TAPS = (0.002029, 0.009389, -0.025543, -0.057657, 0.128573, 0.443210)
 def small(mode: str) -> BigVGAN:
     """The first two stages of a narrow vocoder, filled."""
     spec = CODECS[mode]
-    rates, kernels = spec.upsample_rates[:2], spec.upsample_kernels[:2]
-    vocoder = BigVGAN(dataclasses.replace(spec, vocoder_width=16, upsample_rates=rates, upsample_kernels=kernels))
+    rates, kernels = spec.upsample_rates[:2], spec.upsample_kernel_sizes[:2]
+    vocoder = BigVGAN(dataclasses.replace(spec, vocoder_width=16, upsample_rates=rates, upsample_kernel_sizes=kernels))
     fill.fill_module(vocoder, skip=("filter",))
     return vocoder
 
@@ -46,7 +46,7 @@ def test_keys_are_those_of_the_released_file(mode: str):
         ("44k", -4.0, 2.0, (1, 128, 16)),
     ],
 )
-def test_golden(mode: str, centre: float, spread: float, shape: tuple[int, int, int]):
+def test_outputs_match_the_golden_numbers(mode: str, centre: float, spread: float, shape: tuple[int, int, int]):
     vocoder = build_vocoder(mode)
     fill.fill_module(vocoder, skip=("filter",))
     vocoder.load_released(vocoder.state_dict())
@@ -56,15 +56,15 @@ def test_golden(mode: str, centre: float, spread: float, shape: tuple[int, int, 
 
 
 def test_resampling_filter():
-    taps = resampling_filter()[0, 0]
+    taps = compute_resampling_filter()[0, 0]
     assert taps[:6].tolist() == pytest.approx(TAPS, abs=1e-6)
     assert torch.allclose(taps, taps.flip(0))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_loading_takes_either_name_of_weight_norm_and_folds(mode: str):
+def test_loading_folds_both_forms_of_weight_norm(mode: str):
     vocoder = small(mode)
-    mel = filled("mel", 2, CODECS[mode].mels, 6)
+    mel = filled("mel", 2, CODECS[mode].n_mels, 6)
     state = {key: value.clone() for key, value in vocoder.state_dict().items()}
     names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     former = {}
@@ -76,8 +76,8 @@ def test_loading_takes_either_name_of_weight_norm_and_folds(mode: str):
     with torch.no_grad():
         expected = vocoder(mel)
         assert expected.shape == (2, 1, 6 * math.prod(vocoder.spec.upsample_rates))
-        for given in (state, former):
-            vocoder.load_released(given)
+        for state_dict in (state, former):
+            vocoder.load_released(state_dict)
             assert not any("parametrizations" in key for key in vocoder.state_dict())
             assert_close(vocoder(mel), expected, 1e-5)
         vocoder.load_released(vocoder.state_dict())
@@ -98,7 +98,7 @@ def test_loading_names_what_does_not_fit():
 
 CLICKS = (0.004, 0.5, 0.62, 1.3, 1.45, 1.6, 2.21, 2.9)
 """Seconds; the first lies in the first mel frame."""
-RATE = 16_000
+SAMPLE_RATE = 16_000
 
 
 def bursts() -> Tensor:
@@ -106,38 +106,38 @@ def bursts() -> Tensor:
     generator = torch.Generator().manual_seed(1)
     waveform = 2e-3 * torch.randn(188 * 256, generator=generator)
     for second in CLICKS:
-        length = min(800, len(waveform) - int(second * RATE))
+        length = min(800, len(waveform) - int(second * SAMPLE_RATE))
         decay = torch.exp(-torch.arange(length) / 200)
-        start = int(second * RATE)
+        start = int(second * SAMPLE_RATE)
         waveform[start : start + length] += 0.5 * decay * torch.randn(length, generator=generator)
     return waveform.clamp(-1, 1)[None]
 
 
-def rises(waveform: Tensor, block: int = 80) -> list[float]:
+def find_onsets(waveform: Tensor, block: int = 80) -> list[float]:
     """Seconds at which the level in blocks of 5 ms reaches 0.15 after having been below 0.04."""
     blocks = waveform[: len(waveform) // block * block].reshape(-1, block)
-    found: list[float] = []
+    onsets: list[float] = []
     armed = True
     for k, level in enumerate(blocks.square().mean(1).sqrt().tolist()):
         if armed and level > 0.15:
-            found.append(k * block / RATE)
+            onsets.append(k * block / SAMPLE_RATE)
         armed = level < 0.04 or (armed and level <= 0.15)
-    return found
+    return onsets
 
 
-def test_griffin_lim_loses_no_onset_and_shifts_none():
+def test_griffin_lim_keeps_onsets_in_place():
     waveform = bursts()
-    heard = build_vocoder("tiny_16k")(build_mel("tiny_16k")(waveform))
-    assert heard.shape == (1, 1, waveform.shape[1])
-    assert len(rises(waveform[0])) == len(CLICKS)
-    assert rises(heard[0, 0]) == pytest.approx(rises(waveform[0]), abs=0.01)
+    reconstructed = build_vocoder("tiny_16k")(build_mel("tiny_16k")(waveform))
+    assert reconstructed.shape == (1, 1, waveform.shape[1])
+    assert len(find_onsets(waveform[0])) == len(CLICKS)
+    assert find_onsets(reconstructed[0, 0]) == pytest.approx(find_onsets(waveform[0]), abs=0.01)
     lags = torch.arange(-400, 401)
-    a, b = (x.abs().reshape(-1) for x in (waveform, heard))
+    a, b = (x.abs().reshape(-1) for x in (waveform, reconstructed))
     correlation = torch.stack([(a[400:-400] * b[400 + lag : len(b) - 400 + lag]).sum() for lag in lags.tolist()])
     assert abs(int(lags[correlation.argmax()])) <= 64
 
 
-def test_griffin_lim_gives_back_the_mel():
+def test_griffin_lim_reproduces_the_mel():
     to_mel = build_mel("tiny_16k")
     mel = to_mel(bursts())
     again = to_mel(build_vocoder("tiny_16k")(mel)[:, 0])

@@ -1,4 +1,4 @@
-"""Several processes: the losses of one, for every kind of adapter, and what happens to the others when one dies."""
+"""Distributed training: the losses of one process, for every kind of adapter, and the errors where one dies."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, TESTS
 
 from mmaudio.errors import ConfigError
-from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.distributed import Distributed
 from mmaudio.lora.checkpoint import read_adapter
 
 SCRIPT = """
@@ -18,9 +19,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-import small_world
+import mini_training
 from mmaudio.errors import TrainingError
-from mmaudio.finetune.distributed import Team
+from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.lora.adapter import LoRAConfig
 
@@ -28,50 +29,52 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 plain = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0), "max_steps": 4}
 
-def note_writing(place, rank):
-    # adds a line to a file of this process whenever it writes, renames or links in the place
-    file = os.open(folder / f"{place.name}.{rank}.wrote", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    def hook(event, given):
-        writes = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if (writes or event in ("os.rename", "os.link", "os.mkdir")) and str(given[0]).startswith(str(place / "exp")):
-            os.write(file, f"{event} {given[0]}\\n".encode())
+def record_writes(run_folder, rank):
+    # adds a line to a file of this process whenever it writes, renames or links in the run's folder
+    file = os.open(folder / f"{run_folder.name}.{rank}.wrote", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    def hook(event, args):
+        writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        changes = writes or event in ("os.rename", "os.link", "os.mkdir")
+        if changes and str(args[0]).startswith(str(run_folder / "exp")):
+            os.write(file, f"{event} {args[0]}\\n".encode())
     sys.addaudithook(hook)
 
-def process(name, rank, size, hit, number, settings):
-    note_writing(folder / name, rank)
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=size)
-    original = Tracker.stepped
-    def stepped(self, state, metrics):
-        if rank == hit and state.step == 2:
+def train_rank(name, rank, world_size, signalled_rank, number, settings):
+    record_writes(folder / name, rank)
+    if world_size > 1:
+        rendezvous = f"file://{folder / name}.rendezvous"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    original = Tracker.log_step
+    def log_step(self, state, metrics):
+        if rank == signalled_rank and state.step == 2:
             (folder / f"{name}.hit").touch()
             os.kill(os.getpid(), number)
         original(self, state, metrics)
-    Tracker.stepped = stepped
+    Tracker.log_step = log_step
     try:
-        small_world.run(folder / name, team=Team(rank, size), **settings)
+        mini_training.train_mini(folder / name, distributed=Distributed(rank, world_size), **settings)
     except TrainingError as error:
         (folder / f"{name}.{rank}.error").write_text(str(error))
 
-def start(name, size, hit=None, number=signal.SIGKILL, settings=plain):
+def start(name, world_size, signalled_rank=None, number=signal.SIGKILL, settings=plain):
     children = []
-    for rank in range(size):
+    for rank in range(world_size):
         children.append(os.fork())
         if not children[-1]:
-            process(name, rank, size, hit, number, settings)
+            train_rank(name, rank, world_size, signalled_rank, number, settings)
             os._exit(0)
     return [os.waitpid(child, 0)[1] for child in children]
 """
 SIZES = """
 for size in (1, 2, 4):
     assert start(f"of-{size}", size) == [0] * size
-assert start("dying", 4, hit=2) == [0, 0, 9, 0]
-assert start("told", 2, hit=1, number=signal.SIGUSR1) == [0, 0]
-(folder / "told.rendezvous").unlink()
-assert start("told", 2) == [0, 0]
+assert start("dying", 4, signalled_rank=2) == [0, 0, 9, 0]
+assert start("signalled", 2, signalled_rank=1, number=signal.SIGUSR1) == [0, 0]
+(folder / "signalled.rendezvous").unlink()
+assert start("signalled", 2) == [0, 0]
 """
 KINDS = """
-from test_adapter_kinds import KINDS
+from mini_adapters import KINDS
 from mmaudio.lora.adapter import Phase
 
 phases = [Phase(4, 2), Phase(8, 2)]
@@ -89,15 +92,11 @@ print(*lora)
 
 
 def run_script(folder: Path, script: str) -> str:
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{tests}:{tests}/model:{tests}/lora:{tests.parent}",
-    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{ROOT}"}
     command = [sys.executable, "-c", SCRIPT + script, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def curve(folder: Path, key: str) -> list[float]:
@@ -106,17 +105,17 @@ def curve(folder: Path, key: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
-    said = run_script(tmp_path, SIZES)
+def test_world_sizes_agree_and_the_survivors_of_a_dead_rank_stop(tmp_path):
+    output = run_script(tmp_path, SIZES)
     for key in ("train/loss", "validation/loss", "train/grad_norm"):
-        alone = curve(tmp_path / "of-1", key)
-        assert len(alone) >= 3 and alone[0] != alone[-1]
-        for name in ("of-2", "of-4", "told"):
-            assert curve(tmp_path / name, key) == pytest.approx(alone, rel=2e-3), (key, name)
-    assert said.count("finished at step 4") == 4, "the first process alone speaks"
-    assert said.count("interrupted at step 2, saved") == said.count("resumed:    at step 2") == 1
-    wrote = {path.name.removesuffix(".wrote") for path in tmp_path.glob("*.wrote") if path.stat().st_size}
-    assert wrote == {"of-1.0", "of-2.0", "of-4.0", "dying.0", "told.0"}, "the first process alone writes"
+        single = curve(tmp_path / "of-1", key)
+        assert len(single) >= 3 and single[0] != single[-1]
+        for name in ("of-2", "of-4", "signalled"):
+            assert curve(tmp_path / name, key) == pytest.approx(single, rel=2e-3), (key, name)
+    assert output.count("finished at step 4") == 4, "the first process alone prints"
+    assert output.count("interrupted at step 2, saved") == output.count("resumed:    at step 2") == 1
+    writers = {path.name.removesuffix(".wrote") for path in tmp_path.glob("*.wrote") if path.stat().st_size}
+    assert writers == {"of-1.0", "of-2.0", "of-4.0", "dying.0", "signalled.0"}, "the first process alone writes"
     errors = {path.name: path.read_text() for path in tmp_path.glob("*.error")}
     assert set(errors) == {f"dying.{rank}.error" for rank in (0, 1, 3)}, "the survivors end, and say why"
     died = (tmp_path / "dying.hit").stat().st_mtime
@@ -126,21 +125,21 @@ def test_one_two_and_four_processes_and_one_that_dies(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_every_kind_of_adapter_as_one_does(tmp_path):
+def test_every_adapter_kind_trains_alike_in_two_processes(tmp_path):
     names = run_script(tmp_path, KINDS).splitlines()[-1].split()
     assert {"rslora", "dora", "pissa", "ranks", "full", "growing", "growing-rslora"} <= set(names)
     for name in names:
         for key in ("train/loss", "validation/loss", "train/grad_norm"):
-            alone = curve(tmp_path / f"{name}-1", key)
-            assert len(alone) >= 3 and alone[0] != alone[-1], name
-            assert curve(tmp_path / f"{name}-2", key) == pytest.approx(alone, rel=2e-3), (name, key)
+            single = curve(tmp_path / f"{name}-1", key)
+            assert len(single) >= 3 and single[0] != single[-1], name
+            assert curve(tmp_path / f"{name}-2", key) == pytest.approx(single, rel=2e-3), (name, key)
     grown = [read_adapter(tmp_path / f"growing-{size}" / "exp/lora_checkpoints/last_lora.pt") for size in (1, 2)]
     assert [file.lora.rank for file in grown] == [8, 8]
     one, two = (torch.cat([value.flatten() for value in file.state.values()]) for file in grown)
     assert float((one - two).norm()) < 2e-2 * float(one.norm())
 
 
-def test_processes_share_a_step():
-    assert [Team(rank, 2).share(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
+def test_a_step_is_sharded_over_the_ranks():
+    assert [Distributed(rank, 2).shard(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
     with pytest.raises(ConfigError, match="do not divide among 4"):
-        Team(0, 4).share(6)
+        Distributed(0, 4).shard(6)

@@ -4,50 +4,50 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from random_base import MODEL, make_base, make_video
-from test_evaluate import ENCODERS, SECONDS, random_features
+from evaluation_inputs import ENCODERS, SECONDS, random_features
+from helpers import ROOT
+from random_model import MODEL, write_noise_video, write_random_weights
 
-from mmaudio.data.clips import Clip, write_clips
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import Header, shard_path, write_shard
 from mmaudio.lora.checkpoint import read_adapter
 
-ROOT = Path(__file__).parents[2]
 SPLITS = {"one.mp4": "train", "two.mp4": "val", "three.mp4": "test", "four.mp4": "test"}
 
 pytestmark = pytest.mark.slow
 
 
-def call(place, *words):
+def call(folder, *words):
     """What a command prints."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=place, env=environment, capture_output=True, text=True, check=False
+    process = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     """Videos, clips, features and a random base, and what a short run of all weights wrote."""
     root = tmp_path_factory.mktemp("full")
     (root / "videos").mkdir()
     clips, generator = [], torch.Generator().manual_seed(2)
     for seed, (video, split) in enumerate(SPLITS.items()):
-        make_video(root / "videos" / video, seed, SECONDS)
-        own = [Clip(f"{video[:-4]}_0.0", video, 0.0, SECONDS, "a ball", split, -1.0, -20.0, 0.0)]
-        header = Header(video, [own[0].id], ["a ball"], MODEL, SECONDS, ENCODERS, "s", "p", "t")
+        write_noise_video(root / "videos" / video, seed, SECONDS)
+        video_clips = [Clip(f"{video[:-4]}_0.0", video, 0.0, SECONDS, "a ball", split, -1.0, -20.0, 0.0)]
+        header = Header(video, [video_clips[0].id], ["a ball"], MODEL, SECONDS, ENCODERS, "s", "p", "t")
         write_shard(shard_path(root / "features", video), header, random_features(1, generator))
-        clips += own
+        clips += video_clips
     write_clips(root / "clips.tsv", clips)
-    make_base(root / "weights")
-    said = call(
+    write_random_weights(root / "weights")
+    output = call(
         root,
         ROOT / "train_lora.py",
         "exp_id=full",
@@ -65,25 +65,25 @@ def place(tmp_path_factory):
         "eval_every=3",
         "logging.sample_every=0",
     )
-    assert "adapter:    none, every weight of the network is trained" in said
+    assert "adapter:    none, every weight of the network is trained" in output
     return root
 
 
-def checkpoint(place, name="last_lora.pt"):
-    return place / "output" / "full" / "lora_checkpoints" / name
+def checkpoint(folder, name="last_lora.pt"):
+    return folder / "output" / "full" / "lora_checkpoints" / name
 
 
-def test_the_file_says_what_it_is(place):
-    file = read_adapter(checkpoint(place))
+def test_the_file_describes_itself(folder):
+    file = read_adapter(checkpoint(folder))
     assert not file.lora.enabled and file.step == 3 and file.base_model == MODEL
 
 
-def test_it_is_evaluated_as_an_adapter_is(place):
+def test_a_fully_trained_model_is_evaluated_like_an_adapter(folder):
     call(
-        place,
+        folder,
         ROOT / "evaluate_lora.py",
         "--lora_checkpoint",
-        checkpoint(place),
+        checkpoint(folder),
         "--test_videos",
         "videos",
         "--compare_original",
@@ -100,30 +100,32 @@ def test_it_is_evaluated_as_an_adapter_is(place):
         "--strengths",
         "0.5",
     )
-    results = json.loads((place / "output" / "full" / "metrics.json").read_text())
+    results = json.loads((folder / "output" / "full" / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 2, 2)
-    found = results["metrics"]["velocity_loss"]
-    assert found["base"] != found["adapted"] and found["difference"] == pytest.approx(found["adapted"] - found["base"])
+    velocity_loss = results["metrics"]["velocity_loss"]
+    assert velocity_loss["base"] != velocity_loss["adapted"] and velocity_loss["difference"] == pytest.approx(
+        velocity_loss["adapted"] - velocity_loss["base"]
+    )
     assert results["forgetting"]["velocity_loss"]["base"] != results["forgetting"]["velocity_loss"]["adapted"]
-    assert (place / "output" / "full" / "report" / "index.html").is_file()
+    assert (folder / "output" / "full" / "report" / "index.html").is_file()
 
 
-def sound(path):
+def read_audio(path):
     with av.open(str(path)) as container:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]).astype(float)
 
 
-def test_it_generates_as_an_adapter_does(place):
-    video, common = place / "videos" / "three.mp4", ["--model", MODEL, "--weights", "weights", "--steps", "2"]
-    made = {}
-    for name, more in {
+def test_a_fully_trained_model_generates_like_an_adapter(folder):
+    video, common = folder / "videos" / "three.mp4", ["--model", MODEL, "--weights", "weights", "--steps", "2"]
+    waveforms = {}
+    for name, flags in {
         "base": [],
-        "off": ["--adapter", checkpoint(place), "--strength", "0"],
-        "full": ["--adapter", checkpoint(place)],
-        "half": ["--adapter", checkpoint(place), "--strength", "0.5"],
+        "off": ["--adapter", checkpoint(folder), "--strength", "0"],
+        "full": ["--adapter", checkpoint(folder)],
+        "half": ["--adapter", checkpoint(folder), "--strength", "0.5"],
     }.items():
-        call(place, "-m", "mmaudio.generation", "--video", video, *common, "--device", "cpu", "--output", name, *more)
-        made[name] = sound(place / name / "three.flac")
-    assert np.array_equal(made["base"], made["off"])
-    far, near = (np.abs(made[name] - made["base"]).mean() for name in ("full", "half"))
+        call(folder, "-m", "mmaudio.generation", "--video", video, *common, "--device", "cpu", "--output", name, *flags)
+        waveforms[name] = read_audio(folder / name / "three.flac")
+    assert np.array_equal(waveforms["base"], waveforms["off"])
+    far, near = (np.abs(waveforms[name] - waveforms["base"]).mean() for name in ("full", "half"))
     assert 0 < near < far

@@ -1,4 +1,4 @@
-"""Training runs on the miniature: learning, resuming bit for bit, stopping, refusing."""
+"""Training runs of the mini network: learning, resuming bit for bit, stopping, refusing."""
 
 import dataclasses
 import errno
@@ -7,18 +7,15 @@ import os
 import shutil
 import signal
 
+import mini_training
 import pytest
-import small_world
 import torch
-from test_networks import mini
 
 from mmaudio.config import LoggingConfig
 from mmaudio.errors import MMAudioError, TrainingError
-from mmaudio.finetune import checkpoint, loop
-from mmaudio.finetune import trainer as run
-from mmaudio.finetune.early_stopping import change
+from mmaudio.finetune import checkpoint, loop, trainer
 from mmaudio.finetune.tracker import Tracker
-from mmaudio.lora.adapter import LoRAConfig, add_lora, parameter_counts
+from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.lora.checkpoint import read_adapter
 
 
@@ -37,19 +34,19 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run without interruption."""
-    return small_world.run(tmp_path_factory.mktemp("whole"), ema_decay=0.9)
+    return mini_training.train_mini(tmp_path_factory.mktemp("whole"), ema_decay=0.9)
 
 
 @pytest.mark.slow
-def test_it_learns_and_writes_what_it_should(whole):
+def test_a_run_learns_and_writes_its_files(whole):
     assert (whole.step, whole.reason, whole.new_steps) == (6, "max_steps", 6)
-    assert whole.best < 0.98 * whole.base and whole.best_step > 0
+    assert whole.best_loss < 0.98 * whole.base_loss and whole.best_step > 0
     files = {path.name for path in (whole.folder / "lora_checkpoints").iterdir()}
     adapters = {f"{name}_lora{end}" for name in ("best", "last", "average") for end in ("", ".pt")}
     assert files == adapters | {"state.pt", "state.previous.pt"}
     best = weights(whole, "best_lora.pt")
     assert best.step == whole.best_step and best.base_model == "tiny_16k" and best.base_sha256 == "0" * 64
-    assert best.data["train"]["ids"] == small_world.clips(5).ids and best.config["lora"]["rank"] == 4
+    assert best.data["train"]["ids"] == mini_training.mini_clips(5).ids and best.config["lora"]["rank"] == 4
     assert not {"output_dir", "clips_tsv", "features_dir"} & set(best.config), "places stay private"
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     evaluated = {row["step"]: row for row in rows if "validation/loss" in row}
@@ -62,30 +59,30 @@ def test_it_learns_and_writes_what_it_should(whole):
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
-def stop_at(monkeypatch, place, count):
-    """Let the call number `count` of `place` (owner, name) die before it does anything."""
-    owner, name = place
+def raise_at(monkeypatch, target, count):
+    """Make call number `count` of `target` (owner, name) raise Killed instead."""
+    owner, name = target
     original, calls = getattr(owner, name), []
 
-    def dying(*args, **kwargs):
+    def killed(*args, **kwargs):
         calls.append(1)
         if len(calls) == count:
             raise Killed
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, dying)
+    monkeypatch.setattr(owner, name, killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "place, count",
+    "target, count",
     [
         ((loop, "train_step"), 1),
         ((loop, "train_step"), 4),
         ((loop, "validate"), 3),
         ((checkpoint.Checkpoints, "save"), 2),
-        ((checkpoint, "write_whole"), 3),
-        ((Tracker, "stepped"), 6),
+        ((checkpoint, "write_synced"), 3),
+        ((Tracker, "log_step"), 6),
     ],
     ids=[
         "at once",
@@ -96,12 +93,12 @@ def stop_at(monkeypatch, place, count):
         "at the last step",
     ],
 )
-def test_killed_and_continued_is_bit_for_bit_the_whole_run(whole, tmp_path, monkeypatch, place, count):
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, monkeypatch, target, count):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        stop_at(patched, place, count)
-        small_world.run(tmp_path, ema_decay=0.9)
-    outcome = small_world.run(tmp_path, ema_decay=0.9)
-    assert outcome.step == 6 and outcome.best == whole.best
+        raise_at(patched, target, count)
+        mini_training.train_mini(tmp_path, ema_decay=0.9)
+    outcome = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert outcome.step == 6 and outcome.best_loss == whole.best_loss
     for name in ("last_lora.pt", "best_lora.pt", "average_lora.pt"):
         assert same(weights(outcome, name), weights(whole, name)), name
     steps = [json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
@@ -109,99 +106,101 @@ def test_killed_and_continued_is_bit_for_bit_the_whole_run(whole, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_the_best_may_be_the_running_average(tmp_path, capsys, monkeypatch):
+def test_the_best_adapter_may_be_the_ema(tmp_path, capsys, monkeypatch):
     original = loop.train_step
 
-    def thrown_off(state, *rest):
-        metrics = original(state, *rest)
+    def step_and_disturb(state, *args):
+        metrics = original(state, *args)
         if state.step == 6:
-            for weight in state.trained().values():
+            for weight in state.trainable_parameters().values():
                 weight.data *= 20
         return metrics
 
-    monkeypatch.setattr(loop, "train_step", thrown_off)
-    outcome = small_world.run(tmp_path, ema_decay=0.9, learning_rate=3e-2)
+    monkeypatch.setattr(loop, "train_step", step_and_disturb)
+    outcome = mini_training.train_mini(tmp_path, ema_decay=0.9, learning_rate=3e-2)
     rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     raw, average = next(
         (row["validation/loss"], row["validation/loss_of_average"]) for row in rows[::-1] if row["step"] == 6
     )
-    assert average == outcome.best < raw and outcome.best_step == 6
+    assert average == outcome.best_loss < raw and outcome.best_step == 6
     assert same(weights(outcome, "best_lora.pt"), weights(outcome, "average_lora.pt"))
     assert not same(weights(outcome), weights(outcome, "average_lora.pt"))
-    assert "running average" in capsys.readouterr().out
+    assert "; EMA " in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_best_stays_where_later_ones_are_worse(tmp_path, monkeypatch):
     settings = {"ema_decay": 0.0, "schedule": "constant"}
-    four = small_world.run(tmp_path / "four", max_steps=4, **settings)
+    four = mini_training.train_mini(tmp_path / "four", max_steps=4, **settings)
     original = loop.train_step
 
-    def thrown_off(state, *rest):
-        metrics = original(state, *rest)
+    def step_and_disturb(state, *args):
+        metrics = original(state, *args)
         if state.step > 4:
-            for weight in state.trained().values():
+            for weight in state.trainable_parameters().values():
                 weight.data *= 20
         return metrics
 
-    monkeypatch.setattr(loop, "train_step", thrown_off)
-    outcome = small_world.run(tmp_path / "six", **settings)
-    assert (outcome.step, outcome.best_step, outcome.best) == (6, 4, four.best)
+    monkeypatch.setattr(loop, "train_step", step_and_disturb)
+    outcome = mini_training.train_mini(tmp_path / "six", **settings)
+    assert (outcome.step, outcome.best_step, outcome.best_loss) == (6, 4, four.best_loss)
     assert same(weights(outcome, "best_lora.pt"), weights(four)) and weights(outcome).step == 6
 
 
 @pytest.mark.slow
-def test_the_state_before_the_last_is_kept_and_continues(whole, tmp_path):
+def test_the_previous_state_is_preserved_and_resumes(whole, tmp_path):
     shutil.copytree(whole.folder, tmp_path / "exp")
     files = checkpoint.Checkpoints(tmp_path / "exp")
     files.previous.replace(files.state)
-    rest = small_world.run(tmp_path, ema_decay=0.9)
-    assert rest.new_steps == 2 and same(weights(rest), weights(whole))
+    resumed = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert resumed.new_steps == 2 and same(weights(resumed), weights(whole))
 
 
 @pytest.mark.slow
-def test_the_state_before_the_last_is_kept_where_files_cannot_be_linked(whole, tmp_path, monkeypatch):
-    def refused(*given):
+def test_the_previous_state_is_preserved_where_files_cannot_be_linked(whole, tmp_path, monkeypatch):
+    def refuse(*args):
         raise PermissionError(errno.EPERM, "Operation not permitted")  # what Linux says on FAT
 
-    monkeypatch.setattr(os, "link", refused)
-    files = checkpoint.Checkpoints(small_world.run(tmp_path, ema_decay=0.9).folder)
+    monkeypatch.setattr(os, "link", refuse)
+    files = checkpoint.Checkpoints(mini_training.train_mini(tmp_path, ema_decay=0.9).folder)
     files.previous.replace(files.state)
-    rest = small_world.run(tmp_path, ema_decay=0.9)
-    assert rest.new_steps == 2 and same(weights(rest), weights(whole))
+    resumed = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert resumed.new_steps == 2 and same(weights(resumed), weights(whole))
 
 
 @pytest.mark.slow
-def test_samples_are_drawn_when_they_are_due(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "samples", lambda *given: None)  # the miniature has no decoder
-    seen = []
-    monkeypatch.setattr(Tracker, "sample", lambda self, state: seen.append(state.step))
-    small_world.run(tmp_path, logging=LoggingConfig(log_every=1, sample_every=2), max_steps=5)
-    assert seen == [2, 4, 5]
+def test_samples_are_logged_when_they_are_due(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "build_sample_generator", lambda *args: None)  # the miniature has no decoder
+    sampled_steps = []
+    monkeypatch.setattr(Tracker, "log_samples", lambda self, state: sampled_steps.append(state.step))
+    mini_training.train_mini(tmp_path, logging=LoggingConfig(log_every=1, sample_every=2), max_steps=5)
+    assert sampled_steps == [2, 4, 5]
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
+def test_a_non_finite_step_keeps_the_last_good_state(whole, tmp_path, monkeypatch):
     original = loop.train_step
 
-    def poisoned(state, clips, config, *rest):
+    def poisoned(state, clips, config, *args):
         if state.step == 3:
             clips = dataclasses.replace(clips, mean=torch.full_like(clips.mean, float("nan")))
-        return original(state, clips, config, *rest)
+        return original(state, clips, config, *args)
 
     with monkeypatch.context() as patched, pytest.raises(TrainingError, match=r"step 4: loss nan.*amp=false"):
         patched.setattr(loop, "train_step", poisoned)
-        small_world.run(tmp_path, ema_decay=0.9)
+        mini_training.train_mini(tmp_path, ema_decay=0.9)
     saved = read_adapter(tmp_path / "exp" / "lora_checkpoints" / "last_lora.pt")
     assert saved.step == 3 and all(value.isfinite().all() for value in saved.state.values())
-    rest = small_world.run(tmp_path, ema_decay=0.9)
-    assert rest.new_steps == 3 and same(weights(rest), weights(whole)), "the good data continues as if nothing had been"
+    resumed = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert resumed.new_steps == 3 and same(weights(resumed), weights(whole)), (
+        "the good data continues as if nothing had been"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
-    original = Tracker.stepped
+    original = Tracker.log_step
 
     def interrupted(self, state, metrics):
         original(self, state, metrics)
@@ -209,17 +208,17 @@ def test_a_signal_saves_and_stops(whole, tmp_path, monkeypatch, number):
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "stepped", interrupted)
-        outcome = small_world.run(tmp_path, ema_decay=0.9)
+        patched.setattr(Tracker, "log_step", interrupted)
+        outcome = mini_training.train_mini(tmp_path, ema_decay=0.9)
     assert (outcome.reason, outcome.step, outcome.signal) == ("interrupted", 3, number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    rest = small_world.run(tmp_path, ema_decay=0.9)
-    assert rest.new_steps == 3 and same(weights(rest), weights(whole))
+    resumed = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert resumed.new_steps == 3 and same(weights(resumed), weights(whole))
 
 
 @pytest.mark.slow
-def test_a_handler_that_was_there_gets_the_signal_once_all_is_saved(whole, tmp_path, monkeypatch):
-    files, original, saved = checkpoint.Checkpoints(tmp_path / "exp"), Tracker.stepped, []
+def test_an_existing_handler_gets_the_signal_after_saving(whole, tmp_path, monkeypatch):
+    files, original, saved = checkpoint.Checkpoints(tmp_path / "exp"), Tracker.log_step, []
 
     def queue_again(number, frame):
         saved.append(torch.load(files.state, weights_only=True)["state"]["step"])
@@ -233,76 +232,76 @@ def test_a_handler_that_was_there_gets_the_signal_once_all_is_saved(whole, tmp_p
     before = signal.signal(signal.SIGUSR2, queue_again)
     try:
         with monkeypatch.context() as patched, pytest.raises(SystemExit):
-            patched.setattr(Tracker, "stepped", interrupted)
-            small_world.run(tmp_path, ema_decay=0.9)
+            patched.setattr(Tracker, "log_step", interrupted)
+            mini_training.train_mini(tmp_path, ema_decay=0.9)
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert saved == [3]
-    rest = small_world.run(tmp_path, ema_decay=0.9)
-    assert rest.new_steps == 3 and same(weights(rest), weights(whole))
+    resumed = mini_training.train_mini(tmp_path, ema_decay=0.9)
+    assert resumed.new_steps == 3 and same(weights(resumed), weights(whole))
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_redone(tmp_path, capsys):
-    outcome = small_world.run(tmp_path, max_steps=2)
+    outcome = mini_training.train_mini(tmp_path, max_steps=2)
     before = {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
     capsys.readouterr()
-    again = small_world.run(tmp_path, max_steps=2)
-    assert again.new_steps == 0 and "nothing to do" in (said := capsys.readouterr().out)
-    assert "a higher max_steps would continue it" in said
+    again = mini_training.train_mini(tmp_path, max_steps=2)
+    assert again.new_steps == 0 and "nothing to do" in (output := capsys.readouterr().out)
+    assert "a higher max_steps would continue it" in output
     assert before == {path: path.stat().st_mtime_ns for path in outcome.folder.rglob("*")}
-    assert small_world.run(tmp_path, max_steps=4).new_steps == 2
+    assert mini_training.train_mini(tmp_path, max_steps=4).new_steps == 2
 
 
 @pytest.mark.slow
 def test_changed_settings_are_refused_with_the_differences(tmp_path):
-    small_world.run(tmp_path, max_steps=2)
+    mini_training.train_mini(tmp_path, max_steps=2)
     with pytest.raises(TrainingError, match=r"learning_rate: 0.01, now 0.02.*resume=false .*--from train"):
-        small_world.run(tmp_path, learning_rate=0.02)
+        mini_training.train_mini(tmp_path, learning_rate=0.02)
     with pytest.raises(TrainingError, match=r"lora.rank: 4, now 8"):
-        small_world.run(tmp_path, lora=LoRAConfig(rank=8, alpha=8.0))
+        mini_training.train_mini(tmp_path, lora=LoRAConfig(rank=8, alpha=8.0))
     with pytest.raises(TrainingError, match=r"training clips: 5.*; videos, captions or how they are cut have changed"):
-        small_world.run(tmp_path, train=small_world.clips(4))
-    smaller = small_world.run(tmp_path, max_steps=3, batch_size=2, gradient_accumulation_steps=2)
+        mini_training.train_mini(tmp_path, train=mini_training.mini_clips(4))
+    smaller = mini_training.train_mini(tmp_path, max_steps=3, batch_size=2, gradient_accumulation_steps=2)
     assert smaller.new_steps == 1, "smaller pieces of the same step continue"
-    anew = small_world.run(tmp_path, max_steps=2, learning_rate=0.02, resume=False)
+    anew = mini_training.train_mini(tmp_path, max_steps=2, learning_rate=0.02, resume=False)
     assert anew.folder.name == "exp-2" and (tmp_path / "exp" / "lora_checkpoints" / "state.pt").exists()
 
 
-def test_starting_over_writes_over_nothing(tmp_path):
-    kept = tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"all that was kept of an old run")
-    outcome = small_world.run(tmp_path, max_steps=1, resume=False)
-    assert outcome.folder.name == "exp-2" and kept.read_bytes() == b"all that was kept of an old run"
+def test_starting_over_overwrites_nothing(tmp_path):
+    earlier = tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"an earlier adapter")
+    outcome = mini_training.train_mini(tmp_path, max_steps=1, resume=False)
+    assert outcome.folder.name == "exp-2" and earlier.read_bytes() == b"an earlier adapter"
 
 
 @pytest.mark.slow
-def test_early_stopping(tmp_path, capsys):
-    settings = small_world.config(tmp_path).early_stopping
+def test_early_stopping_ends_the_run_and_a_larger_patience_resumes_it(tmp_path, capsys):
+    settings = mini_training.build_config(tmp_path).early_stopping
     settings.patience, settings.min_delta = 2, 1e9
-    outcome = small_world.run(tmp_path, early_stopping=settings)
+    outcome = mini_training.train_mini(tmp_path, early_stopping=settings)
     assert (outcome.reason, outcome.step) == ("early stopping", 4)
-    assert small_world.run(tmp_path, early_stopping=settings, max_steps=8).new_steps == 0
+    assert mini_training.train_mini(tmp_path, early_stopping=settings, max_steps=8).new_steps == 0
     assert "a higher early_stopping.patience would continue it" in capsys.readouterr().out
     settings.patience = 3
-    assert small_world.run(tmp_path, early_stopping=settings, max_steps=8).new_steps == 2
+    assert mini_training.train_mini(tmp_path, early_stopping=settings, max_steps=8).new_steps == 2
     settings.enabled = False
-    rest = small_world.run(tmp_path, early_stopping=settings, max_steps=8)
-    assert (rest.reason, rest.new_steps) == ("max_steps", 2)
+    resumed = mini_training.train_mini(tmp_path, early_stopping=settings, max_steps=8)
+    assert (resumed.reason, resumed.new_steps) == ("max_steps", 2)
 
 
 def test_without_validation_the_last_is_the_best(tmp_path):
-    outcome = small_world.run(tmp_path, held=None, max_steps=2)
+    outcome = mini_training.train_mini(tmp_path, held_out=None, max_steps=2)
     assert same(weights(outcome), weights(outcome, "best_lora.pt")) and outcome.best_step == -1
 
 
-def test_a_state_cut_off_is_named(tmp_path):
-    outcome = small_world.run(tmp_path, max_steps=2)
+def test_a_truncated_state_is_an_error(tmp_path):
+    outcome = mini_training.train_mini(tmp_path, max_steps=2)
     path = outcome.folder / "lora_checkpoints" / "state.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
-        small_world.run(tmp_path)
+        mini_training.train_mini(tmp_path)
 
 
 def alike(one, other):
@@ -315,120 +314,52 @@ def alike(one, other):
 
 @pytest.mark.slow
 def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path):
-    path = small_world.run(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt"
+    path = mini_training.train_mini(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt"
     whole, refused = path.read_bytes(), 0
-    kept = torch.load(path, weights_only=True)
-    for place in range(0, len(whole), len(whole) // 97):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+    saved = torch.load(path, weights_only=True)
+    for offset in range(0, len(whole), len(whole) // 97):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 8]) + whole[offset + 1 :])
         try:
-            small_world.run(tmp_path, max_steps=2)
+            mini_training.train_mini(tmp_path, max_steps=2)
         except TrainingError as error:
             assert "state.pt cannot be read" in str(error)
             refused += 1
         else:  # a byte that only pads
-            assert alike(torch.load(path, weights_only=True), kept)
+            assert alike(torch.load(path, weights_only=True), saved)
     assert refused > 80
 
 
 @pytest.mark.parametrize("content", [[1], None, {"format": 2}, {"format": 1, "origin": {}, "state": {}}], ids=str)
-def test_a_state_of_something_else_is_named(tmp_path, content):
-    torch.save(content, small_world.run(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt")
-    with pytest.raises(TrainingError, match=r"state\.pt is no state of training, or of another version"):
-        small_world.run(tmp_path)
+def test_a_file_that_is_no_state_is_an_error(tmp_path, content):
+    torch.save(content, mini_training.train_mini(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt")
+    with pytest.raises(TrainingError, match=r"state\.pt is no training state, or one of another version"):
+        mini_training.train_mini(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_state_that_is_gone_while_the_one_before_is_there_starts_nothing_over_it(tmp_path):
-    outcome = small_world.run(tmp_path, max_steps=4)
+def test_a_missing_state_beside_a_previous_one_is_an_error(tmp_path):
+    outcome = mini_training.train_mini(tmp_path, max_steps=4)
     adapter = (outcome.folder / "lora_checkpoints" / "best_lora.pt").read_bytes()
     (outcome.folder / "lora_checkpoints" / "state.pt").unlink()
     with pytest.raises(TrainingError, match=r"state\.pt is gone, state\.previous\.pt is there"):
-        small_world.run(tmp_path, max_steps=4)
-    assert small_world.run(tmp_path, max_steps=2, resume=False).folder.name == "exp-2"
+        mini_training.train_mini(tmp_path, max_steps=4)
+    assert mini_training.train_mini(tmp_path, max_steps=2, resume=False).folder.name == "exp-2"
     assert (outcome.folder / "lora_checkpoints" / "best_lora.pt").read_bytes() == adapter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("content", "said"), [(None, "is gone"), (b"PK\x03\x04", "cannot be read as an adapter")])
-def test_a_finished_run_without_its_adapter_says_so(tmp_path, content, said):
-    outcome = small_world.run(tmp_path, max_steps=2)
+@pytest.mark.parametrize(("content", "message"), [(None, "is gone"), (b"PK\x03\x04", "cannot be read as an adapter")])
+def test_a_finished_run_without_its_adapter_is_an_error(tmp_path, content, message):
+    outcome = mini_training.train_mini(tmp_path, max_steps=2)
     path = outcome.folder / "lora_checkpoints" / "best_lora.pt"
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(TrainingError, match=rf"best_lora\.pt:? {said}.*resume=false"):
-        small_world.run(tmp_path, max_steps=2)
+    with pytest.raises(TrainingError, match=rf"best_lora\.pt:? {message}.*resume=false"):
+        mini_training.train_mini(tmp_path, max_steps=2)
 
 
-def test_where_nothing_can_be_written_the_file_is_named(tmp_path):
+def test_an_unwritable_file_is_named(tmp_path):
     (tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt").mkdir(parents=True)
     with pytest.raises(MMAudioError, match=r"lora_checkpoints/best_lora\.pt: cannot be written \(Is a directory\)"):
-        small_world.run(tmp_path, max_steps=2)
-
-
-def test_a_gain_is_said_with_what_chose_it():
-    videos = ["a", "b", "c"]
-    assert (
-        run.judged(change([1.0, 2.0, 3.0], [0.5, 1.5, 2.5], videos)) == "better, on the clips that also chose this step"
-    )
-    assert run.judged(change([1.0, 2.0, 3.0], [0.5, 2.5, 2.5], videos)) == "cannot tell"
-
-
-def test_what_is_said_at_the_start(tmp_path, capsys):
-    small_world.run(tmp_path, max_steps=1)
-    said = capsys.readouterr().out
-    counts = parameter_counts(add_lora(mini(), small_world.config(tmp_path).lora))
-    for expected in (
-        f"parameters: {counts.total / 1e6:.2f} M in all, {counts.trainable / 1e6:.2f} M trained",
-        *(f"{name} {count / 1e6:.2f} M" for name, count in counts.blocks.items()),
-        "training:   5 clips of 3 videos, 0.01 h; a step takes 4 clips",
-        "validation: 3 clips of 3 videos, 0.01 h, 8 flow times each",
-        "rank 4, alpha 8",
-        "2 x fused_blocks[*].attn.qkv",
-        "6 x joint_blocks[*].latent_block.ffn",
-        "3 x joint_blocks[*].clip_block.ffn",
-        "memory:     about",
-        "validation loss",
-    ):
-        assert expected in said, said
-
-
-def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
-    from mmaudio.finetune.dataset import material
-    from mmaudio.finetune.run_summary import saved_bytes
-    from mmaudio.finetune.state import new_state
-
-    sizes = []
-    for checkpointing in (False, True):
-        config, network = small_world.config(tmp_path, gradient_checkpointing=checkpointing), mini()
-        state = new_state(network, config, 2)
-        sizes.append(saved_bytes(state, material(network, small_world.clips(2), torch.device("cpu")), config, 1))
-    assert 0 < 2 * sizes[1] < sizes[0]
-
-
-def test_a_batch_that_memory_cannot_hold_is_said_at_the_start(tmp_path):
-    from mmaudio.finetune.dataset import material
-    from mmaudio.finetune.run_summary import memory_line
-    from mmaudio.finetune.state import new_state
-
-    said = []
-    for size in (2, 10**8):
-        config, network = small_world.config(tmp_path, batch_size=size), mini()
-        state = new_state(network, config, 2)
-        said.append(memory_line(state, material(network, small_world.clips(2), torch.device("cpu")), None, config))
-    assert "are free" not in said[0] and said[1].endswith("lower batch_size and raise gradient_accumulation_steps")
-
-
-def test_the_estimate_of_memory_counts_the_bases_own_weights_where_all_are_trained(tmp_path):
-    from benchmarks.generation import random_network
-    from benchmarks.training import random_features
-    from mmaudio.finetune.dataset import material
-    from mmaudio.finetune.run_summary import memory_line
-    from mmaudio.finetune.state import new_state
-
-    said, clips = [], random_features("tiny_16k", 1)  # 14 MB of weights
-    for lora in (LoRAConfig(rank=4, alpha=8.0), LoRAConfig(enabled=False)):
-        config, network = small_world.config(tmp_path, lora=lora), random_network("tiny_16k")
-        state = new_state(network, config, 1)
-        said.append(memory_line(state, material(network, clips, torch.device("cpu")), None, config))
-    assert "(weights 0.01," in said[0] and "(weights 0.03," in said[1]
+        mini_training.train_mini(tmp_path, max_steps=2)

@@ -7,14 +7,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import encoded_video
-from random_base import MODEL, make_base, make_video
+from random_model import MODEL, write_noise_video, write_random_weights
+from video_files import write_encoded_video
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as command
 from mmaudio.generation.__main__ import main
-from mmaudio.generation.generate import Wish
+from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.jobs import plan_folder
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, expand_targets
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
@@ -24,8 +24,8 @@ from mmaudio.model.networks import build_network
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    make_base(folder)
-    make_video(folder / "clip.mp4", 0, 1.5)
+    write_random_weights(folder)
+    write_noise_video(folder / "clip.mp4", 0, 1.5)
     return folder
 
 
@@ -40,47 +40,47 @@ def adapter(tmp_path_factory):
     return path
 
 
-def generated(base, output, *more):
+def run_command(base, output, *flags):
     """The command's exit status, or its error."""
     arguments = ["--model", MODEL, "--weights", str(base), "--steps", "2", "--device", "cpu", "--output", str(output)]
-    return main([*arguments, *map(str, more)])
+    return main([*arguments, *map(str, flags)])
 
 
-def sound_of(path):
+def read_audio(path):
     with av.open(str(path)) as container:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
 
 
-def seconds_of(path, kind):
+def read_duration(path, kind):
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return float(stream.duration * stream.time_base)
 
 
-def comment_of(path):
+def read_comment(path):
     with av.open(str(path)) as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}  # WebM writes them large
     return json.loads(tags["comment"])
 
 
-def test_a_video_gets_its_sound(base, tmp_path, capsys):
+def test_a_video_gets_audio(base, tmp_path, capsys):
     video = base / "clip.mp4"
-    assert generated(base, tmp_path / "out", "--video", video, "--prompt", "a ball", "--negative-prompt", "hum") == 0
+    assert run_command(base, tmp_path / "out", "--video", video, "--prompt", "a ball", "--negative-prompt", "hum") == 0
     sound, film = tmp_path / "out" / "clip.flac", tmp_path / "out" / "clip.mp4"
     assert capsys.readouterr().out.split() == [str(sound), str(film)]
-    assert seconds_of(sound, "audio") == pytest.approx(1.5, abs=0.04)
-    assert seconds_of(film, "video") == pytest.approx(1.5, abs=0.04)
-    assert seconds_of(film, "audio") == pytest.approx(1.5, abs=0.1)
+    assert read_duration(sound, "audio") == pytest.approx(1.5, abs=0.04)
+    assert read_duration(film, "video") == pytest.approx(1.5, abs=0.04)
+    assert read_duration(film, "audio") == pytest.approx(1.5, abs=0.1)
     with av.open(str(video)) as a, av.open(str(film)) as b:
         packets = [[bytes(packet) for packet in source.demux(video=0) if packet.size] for source in (a, b)]
     assert packets[0] == packets[1]
-    said = comment_of(sound)
-    assert said == comment_of(film)
-    assert said["prompt"] == "a ball" and said["negative_prompt"] == "hum" and said["seed"] == 0 and said["steps"] == 2
+    tags = read_comment(sound)
+    assert tags == read_comment(film)
+    assert tags["prompt"] == "a ball" and tags["negative_prompt"] == "hum" and tags["seed"] == 0 and tags["steps"] == 2
 
 
 @pytest.mark.slow
-def test_seed_prompt_video_and_solver_all_matter_and_nothing_else_does(base, tmp_path):
+def test_audio_depends_on_seed_prompt_video_and_solver_only(base, tmp_path):
     video = ["--video", base / "clip.mp4"]
     takes = {
         "plain": [*video],
@@ -91,25 +91,25 @@ def test_seed_prompt_video_and_solver_all_matter_and_nothing_else_does(base, tmp
         "midpoint": [*video, "--solver", "midpoint"],
         "guidance": [*video, "--guidance", "1"],
     }
-    for name, more in takes.items():
-        assert generated(base, tmp_path / f"{name}.flac", *more) == 0
+    for name, flags in takes.items():
+        assert run_command(base, tmp_path / f"{name}.flac", *flags) == 0
     files = {name: (tmp_path / f"{name}.flac").read_bytes() for name in takes}
     assert files["plain"] == files["again"]
-    assert len({sound_of(tmp_path / f"{name}.flac").tobytes() for name in takes}) == len(takes) - 1
+    assert len({read_audio(tmp_path / f"{name}.flac").tobytes() for name in takes}) == len(takes) - 1
 
 
 @pytest.mark.slow
-def test_samples_are_named_by_their_seeds_and_sound_as_they_do(base, tmp_path, capsys):
+def test_samples_are_named_by_their_seeds(base, tmp_path, capsys):
     text = ["--prompt", "a dog barks", "--seconds", "1"]
-    assert generated(base, tmp_path / "a", *text, "--samples", "3", "--seed", "4") == 0
+    assert run_command(base, tmp_path / "a", *text, "--samples", "3", "--seed", "4") == 0
     names = ["sound_seed4.flac", "sound_seed5.flac", "sound_seed6.flac"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
-    assert generated(base, tmp_path / "b.flac", *text, "--seed", "5") == 0
-    assert comment_of(tmp_path / "b.flac") == comment_of(tmp_path / "a" / names[1])
-    assert generated(base, tmp_path / "c.wav", *text, "--samples", "2") == 0
+    assert run_command(base, tmp_path / "b.flac", *text, "--seed", "5") == 0
+    assert read_comment(tmp_path / "b.flac") == read_comment(tmp_path / "a" / names[1])
+    assert run_command(base, tmp_path / "c.wav", *text, "--samples", "2") == 0
     assert sorted(path.name for path in tmp_path.glob("c*")) == ["c_seed0.wav", "c_seed1.wav"]
     capsys.readouterr()
-    assert generated(base, tmp_path / "d", "--video", base / "clip.mp4", "--samples", "2") == 0
+    assert run_command(base, tmp_path / "d", "--video", base / "clip.mp4", "--samples", "2") == 0
     assert [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.split()] == [
         "clip_seed0.flac",
         "clip_seed0.mp4",
@@ -119,137 +119,137 @@ def test_samples_are_named_by_their_seeds_and_sound_as_they_do(base, tmp_path, c
 
 
 @pytest.mark.slow
-def test_an_adapter_acts_by_its_strength(base, adapter, tmp_path):
+def test_an_adapter_acts_with_its_strength(base, adapter, tmp_path):
     text = ["--prompt", "a dog barks", "--seconds", "1"]
-    assert generated(base, tmp_path / "base.flac", *text) == 0
+    assert run_command(base, tmp_path / "base.flac", *text) == 0
     for strength in ("0", "0.5", "1.5"):
-        more = ["--adapter", adapter, "--strength", strength]
-        assert generated(base, tmp_path / f"{strength}.flac", *text, *more) == 0
-    assert generated(base, tmp_path / "full.flac", *text, "--adapter", adapter) == 0
+        flags = ["--adapter", adapter, "--strength", strength]
+        assert run_command(base, tmp_path / f"{strength}.flac", *text, *flags) == 0
+    assert run_command(base, tmp_path / "full.flac", *text, "--adapter", adapter) == 0
     assert (tmp_path / "base.flac").read_bytes() == (tmp_path / "0.flac").read_bytes()
-    assert len({sound_of(tmp_path / f"{name}.flac").tobytes() for name in ("0", "0.5", "1.5", "full")}) == 4
-    assert comment_of(tmp_path / "0.5.flac")["strength"] == 0.5
+    assert len({read_audio(tmp_path / f"{name}.flac").tobytes() for name in ("0", "0.5", "1.5", "full")}) == 4
+    assert read_comment(tmp_path / "0.5.flac")["strength"] == 0.5
 
 
 def test_the_caption_beside_a_video_is_its_prompt(base, tmp_path, capsys):
-    make_video(tmp_path / "dog.mp4", 0, 1.5)
+    write_noise_video(tmp_path / "dog.mp4", 0, 1.5)
     (tmp_path / "dog.txt").write_text("a dog\nbarks\n")
-    for name, more in {"own": [], "said": ["--prompt", "rain"], "none": ["--prompt", ""]}.items():
-        assert generated(base, tmp_path / f"{name}.flac", "--video", tmp_path / "dog.mp4", *more) == 0
-    prompts = [comment_of(tmp_path / f"{name}.flac")["prompt"] for name in ("own", "said", "none")]
+    for name, flags in {"caption": [], "prompt": ["--prompt", "rain"], "none": ["--prompt", ""]}.items():
+        assert run_command(base, tmp_path / f"{name}.flac", "--video", tmp_path / "dog.mp4", *flags) == 0
+    prompts = [read_comment(tmp_path / f"{name}.flac")["prompt"] for name in ("caption", "prompt", "none")]
     assert prompts == ["a dog barks", "rain", ""]
     assert 'note: the prompt beside dog.mp4: "a dog barks"' in capsys.readouterr().err
 
 
-def make_folder(place):
+def make_folder(folder):
     """Videos good and bad, with and without a caption, and what is no video."""
-    place.mkdir()
-    make_video(place / "a.mp4", 0, 1.5)
-    encoded_video(place / "a.webm", "webm", "libvpx")
-    make_video(place / "b.mp4", 0, 1.2)
-    (place / "b.txt").write_text("a cat")
-    (place / "broken.mp4").write_bytes(b"no video at all")
-    make_video(place / "short.mp4", 1, 0.5)
-    (place / "notes.pdf").write_bytes(b"notes")
-    return place
+    folder.mkdir()
+    write_noise_video(folder / "a.mp4", 0, 1.5)
+    write_encoded_video(folder / "a.webm", "webm", "libvpx")
+    write_noise_video(folder / "b.mp4", 0, 1.2)
+    (folder / "b.txt").write_text("a cat")
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    write_noise_video(folder / "short.mp4", 1, 0.5)
+    (folder / "notes.pdf").write_bytes(b"notes")
+    return folder
 
 
-def test_a_folder_is_made_with_its_encoders_loaded_once(base, tmp_path, capsys, monkeypatch):
+def test_a_folder_loads_its_encoders_once(base, tmp_path, capsys, monkeypatch):
     folder, out, loads = make_folder(tmp_path / "in"), tmp_path / "out", []
     for name in ("load_sampler", "load_encoders"):
         real = getattr(command, name)
         monkeypatch.setattr(command, name, lambda *a, real=real, **k: loads.append(real.__name__) or real(*a, **k))
-    assert generated(base, out, "--folder", folder, "--prompt", "a dog") == 1
-    said = capsys.readouterr().out
+    assert run_command(base, out, "--folder", folder, "--prompt", "a dog") == 1
+    printed = capsys.readouterr().out
     assert loads == ["load_sampler", "load_encoders"]
-    made = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4"]
-    assert sorted(path.name for path in out.iterdir()) == made
-    assert "left out: broken.mp4: no video\n" in said
-    assert "left out: short.mp4: 0.48 s of picture from 0 s on; a sound takes at least 1 s\n" in said
-    assert "left out: notes.pdf: no video file (.pdf)\n" in said
-    assert said.endswith("found 6 files = 3 made + 0 already there + 3 left out\n")
-    assert comment_of(out / "b.flac")["prompt"] == "a cat" and comment_of(out / "a.webm.webm")["prompt"] == "a dog"
+    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "left out: broken.mp4: no video\n" in printed
+    assert "left out: short.mp4: 0.48 s of picture from 0 s on; generation takes at least 1 s\n" in printed
+    assert "left out: notes.pdf: no video file (.pdf)\n" in printed
+    assert printed.endswith("found 6 files = 3 made + 0 already there + 3 left out\n")
+    assert read_comment(out / "b.flac")["prompt"] == "a cat" and read_comment(out / "a.webm.webm")["prompt"] == "a dog"
 
 
-def test_no_two_videos_of_a_folder_have_files_of_one_name(tmp_path):
-    make_video(tmp_path / "in" / "a.mp4", 0, 1)
+def test_videos_of_one_stem_get_separate_files(tmp_path):
+    write_noise_video(tmp_path / "in" / "a.mp4", 0, 1)
     for name in ("a.mov", "a.mp4.m4v", "a.mp4.m4v.mov", "B.mp4", "c.d.mp4"):
         shutil.copy(tmp_path / "in" / "a.mp4", tmp_path / "in" / name)
-    plan = plan_folder(tmp_path / "in", Wish(tmp_path, "rain"), tmp_path / "out", 1, overwrite=False)
-    files = [file.name.lower() for job in plan.jobs for file in job.files]
+    plan = plan_folder(tmp_path / "in", GenerationRequest(tmp_path, "rain"), tmp_path / "out", 1, overwrite=False)
+    files = [file.name.lower() for job in plan.jobs for file in job.outputs.paths]
     assert len(plan.jobs) == 6 and len(set(files)) == len(files)
     assert {"b.flac", "c.d.flac", "a.mp4.flac", "a.mov.flac"} <= set(files)
 
 
 @pytest.mark.slow
-def test_a_folder_goes_on_where_it_stopped(base, tmp_path, capsys):
+def test_a_folder_continues_where_it_stopped(base, tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for name in ("a", "b", "c"):
-        make_video(folder / f"{name}.mp4", 0, 1.2)
+        write_noise_video(folder / f"{name}.mp4", 0, 1.2)
     arguments = [base, out, "--folder", folder, "--prompt", "a dog"]
-    assert generated(*arguments) == 0
+    assert run_command(*arguments) == 0
     assert capsys.readouterr().out.endswith("found 3 files = 3 made + 0 already there + 0 left out\n")
-    kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    mtimes = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     for name in ("b.flac", "b.mp4", "c.mp4"):
         (out / name).unlink()
-    assert generated(*arguments) == 1
-    said = capsys.readouterr().out
-    assert "left out: c.mp4: " in said and "c.flac is there already, others are not; take --overwrite" in said
-    assert said.endswith("found 3 files = 1 made + 1 already there + 1 left out\n")
+    assert run_command(*arguments) == 1
+    printed = capsys.readouterr().out
+    assert "left out: c.mp4: " in printed and "c.flac is there already, others are not; take --overwrite" in printed
+    assert printed.endswith("found 3 files = 1 made + 1 already there + 1 left out\n")
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("[ac]*")} == {
-        name: kept[name] for name in ("a.flac", "a.mp4", "c.flac")
+        name: mtimes[name] for name in ("a.flac", "a.mp4", "c.flac")
     }
-    assert generated(*arguments, "--overwrite") == 0
+    assert run_command(*arguments, "--overwrite") == 0
     assert capsys.readouterr().out.endswith("found 3 files = 3 made + 0 already there + 0 left out\n")
-    assert (out / "a.flac").stat().st_mtime_ns != kept["a.flac"]
-    assert generated(*arguments) == 0
+    assert (out / "a.flac").stat().st_mtime_ns != mtimes["a.flac"]
+    assert run_command(*arguments) == 0
     assert capsys.readouterr().out == "found 3 files = 0 made + 3 already there + 0 left out\n"
 
 
-def test_what_is_there_is_not_overwritten_unasked(base, tmp_path):
+def test_existing_files_are_not_overwritten_by_default(base, tmp_path):
     video, out = base / "clip.mp4", tmp_path / "out"
     out.mkdir()
     (out / "clip.mp4").write_bytes(b"precious")
     with pytest.raises(ConfigError, match=r"clip\.mp4: is there already; --overwrite replaces it"):
-        generated(base, out, "--video", video)
+        run_command(base, out, "--video", video)
     assert [path.read_bytes() for path in out.iterdir()] == [b"precious"]
-    assert generated(base, out, "--video", video, "--overwrite") == 0
-    assert seconds_of(out / "clip.mp4", "video") == pytest.approx(1.5, abs=0.04)
-    for more in ([], ["--overwrite"]):
+    assert run_command(base, out, "--video", video, "--overwrite") == 0
+    assert read_duration(out / "clip.mp4", "video") == pytest.approx(1.5, abs=0.04)
+    for flags in ([], ["--overwrite"]):
         with pytest.raises(ConfigError, match="the video itself would be overwritten"):
-            generated(base, base, "--video", video, *more)
+            run_command(base, base, "--video", video, *flags)
         with pytest.raises(ConfigError, match="with --folder it is a folder, and not that of the videos"):
-            generated(base, base, "--folder", base, *more)
+            run_command(base, base, "--folder", base, *flags)
 
 
 @pytest.mark.slow
-def test_a_sound_begins_where_it_is_told_to_and_notes_say_what_is_left_silent(base, tmp_path, capsys):
-    make_video(tmp_path / "a.mp4", 0, 3.0)
-    assert generated(base, tmp_path / "b.mp4", "--video", tmp_path / "a.mp4", "--start", "1", "--seconds", "1.5") == 0
-    assert "note: a.mp4: 2.00 s of picture, sound for 1.5 s of it" in capsys.readouterr().err
-    sound = sound_of(tmp_path / "b.mp4")
+def test_audio_starts_at_the_given_time_and_silence_is_noted(base, tmp_path, capsys):
+    write_noise_video(tmp_path / "a.mp4", 0, 3.0)
+    assert run_command(base, tmp_path / "b.mp4", "--video", tmp_path / "a.mp4", "--start", "1", "--seconds", "1.5") == 0
+    assert "note: a.mp4: 2.00 s of picture, audio for 1.5 s of it" in capsys.readouterr().err
+    sound = read_audio(tmp_path / "b.mp4")
     assert np.abs(sound[:15_000]).max() < 1e-3 < np.abs(sound[17_000:]).max()
-    assert generated(base, tmp_path / "c.flac", "--video", tmp_path / "a.mp4", "--seconds", "10") == 0
-    assert "note: a.mp4: the picture ends after 3.00 s, and the sound with it" in capsys.readouterr().err
-    assert seconds_of(tmp_path / "c.flac", "audio") == pytest.approx(3.0, abs=0.04)
+    assert run_command(base, tmp_path / "c.flac", "--video", tmp_path / "a.mp4", "--seconds", "10") == 0
+    assert "note: a.mp4: the picture ends after 3.00 s, and the audio with it" in capsys.readouterr().err
+    assert read_duration(tmp_path / "c.flac", "audio") == pytest.approx(3.0, abs=0.04)
 
 
-def test_another_kind_of_file_is_said(base, tmp_path, capsys):
-    encoded_video(tmp_path / "a.avi", "avi", "mpeg4")
-    assert generated(base, tmp_path / "out", "--video", tmp_path / "a.avi") == 0
+def test_a_file_of_another_kind_is_an_error(base, tmp_path, capsys):
+    write_encoded_video(tmp_path / "a.avi", "avi", "mpeg4")
+    assert run_command(base, tmp_path / "out", "--video", tmp_path / "a.avi") == 0
     assert "note: a.avi: its picture is copied into .mp4, as a .avi is not written" in capsys.readouterr().err
     assert (tmp_path / "out" / "a.mp4").exists()
 
 
-def test_a_long_sound_is_warned_of(base, tmp_path, capsys):
-    assert generated(base, tmp_path / "a.flac", "--prompt", "rain", "--seconds", "8.5") == 0
+def test_a_long_duration_is_warned_of(base, tmp_path, capsys):
+    assert run_command(base, tmp_path / "a.flac", "--prompt", "rain", "--seconds", "8.5") == 0
     assert "warning: 8.5 s: models are trained on 8 s" in capsys.readouterr().err
-    assert seconds_of(tmp_path / "a.flac", "audio") == pytest.approx(8.5, abs=0.04)
+    assert read_duration(tmp_path / "a.flac", "audio") == pytest.approx(8.5, abs=0.04)
 
 
 @pytest.mark.parametrize(
-    ("more", "error", "words"),
+    ("flags", "error", "words"),
     [
         ([], ConfigError, "neither a video nor a prompt"),
         (["--video", "VIDEO", "--start", "1.2"], DataError, "at least 1 s"),
@@ -270,10 +270,10 @@ def test_a_long_sound_is_warned_of(base, tmp_path, capsys):
         (["--folder", "BASE", "--output", "sound.flac"], ConfigError, "with --folder it is a folder"),
     ],
 )
-def test_wishes_that_make_no_sense_are_named(base, adapter, tmp_path, more, error, words):
+def test_invalid_requests_are_refused(base, adapter, tmp_path, flags, error, words):
     names = {"VIDEO": base / "clip.mp4", "ADAPTER": adapter, "BASE": base}
     with pytest.raises(error, match=words):
-        generated(base, tmp_path, *[names.get(word, word) for word in more])
+        run_command(base, tmp_path, *[names.get(word, word) for word in flags])
     assert not list(tmp_path.iterdir())
 
 
@@ -286,18 +286,18 @@ def test_wishes_that_make_no_sense_are_named(base, adapter, tmp_path, more, erro
         (["--video", "nowhere.mp4"], 1, "nowhere.mp4: not there"),
     ],
 )
-def test_exit_status_and_one_line(capsys, monkeypatch, tmp_path, arguments, status, words):
+def test_an_error_is_one_line_with_its_exit_status(capsys, monkeypatch, tmp_path, arguments, status, words):
     monkeypatch.setattr("sys.argv", ["generation", *arguments, "--output", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(main)
-    said = capsys.readouterr().err
-    assert ended.value.code == status
-    assert words in said and said.startswith("error: ") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert exit_info.value.code == status
+    assert words in printed and printed.startswith("error: ") and printed.count("\n") == 1
 
 
-def test_a_folder_of_which_nothing_can_be_used_fails(base, tmp_path, capsys):
+def test_a_folder_without_usable_videos_fails(base, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match="none of its 1 files can be used"):
-        generated(base, tmp_path / "out", "--folder", tmp_path / "in")
+        run_command(base, tmp_path / "out", "--folder", tmp_path / "in")
     assert "left out: a.mp4: no video" in capsys.readouterr().out

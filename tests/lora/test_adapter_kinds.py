@@ -2,50 +2,25 @@
 
 import dataclasses
 
+import mini_training
 import pytest
-import small_world
 import torch
+from helpers import is_close, mini, mini_inputs, mini_velocity
+from mini_adapters import KINDS
 from peft import PeftModel
-from test_networks import mini, mini_inputs
 
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.finetune.state import new_state
-from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, merge, saved_config, set_strength
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, merge, saved_lora_config, set_strength
 from mmaudio.lora.base_values import without_adapter
-from mmaudio.lora.checkpoint import AdapterFile, attach, read_adapter, write_adapter
-from mmaudio.lora.merge import merged_copy
+from mmaudio.lora.checkpoint import AdapterFile, attach_adapter, read_adapter, write_adapter
+from mmaudio.lora.merge import merge_copy
 from mmaudio.lora.peft_layers import lora_layers
 from mmaudio.lora.targets import LINEAR_TARGETS
 
-LINEARS = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": list(LINEAR_TARGETS)}
-KINDS = {
-    "rslora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, use_rslora=True),
-    "dora": LoRAConfig(**LINEARS, use_dora=True),
-    "pissa": LoRAConfig(**LINEARS, init_lora_weights="pissa"),
-    "pissa and rslora": LoRAConfig(
-        **LINEARS, init_lora_weights="pissa", use_rslora=True, rank_pattern={"text_block.ffn": 2}
-    ),
-    "ranks": LoRAConfig(
-        rank=4, alpha=8.0, dropout=0.0, rank_pattern={"attn.qkv": 8, "ffn.w1": 2}, alpha_pattern={"w1": 3.0}
-    ),
-    "all biases": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, bias="all"),
-    "own biases": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, bias="lora_only"),
-    "further": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, extra_targets=["linear1", "*_input_proj"]),
-    "full": LoRAConfig(enabled=False),
-}
 
-
-def flow(network):
-    with torch.no_grad():
-        return network(**mini_inputs())
-
-
-def near(one, other, share=1e-5):
-    return float((one - other).abs().max()) < share * float(other.abs().max())
-
-
-def trained(config):
+def train_adapter(config):
     """The miniature with an adapter whose trained weights have all moved, and the model."""
     network = mini()
     model = add_lora(network, config, torch.Generator().manual_seed(0)).eval()
@@ -64,34 +39,34 @@ def kind(request):
 @pytest.fixture
 def saved(kind, tmp_path):
     """The trained network's velocity, and the file of its adapter."""
-    network, model = trained(kind)
+    network, model = train_adapter(kind)
     adapter = AdapterFile(
-        saved_config(model, kind), adapter_state(model), "tiny_16k", "", sorted(lora_layers(model)), 3
+        saved_lora_config(model, kind), adapter_state(model), "tiny_16k", "", sorted(lora_layers(model)), 3
     )
     write_adapter(tmp_path / "best_lora.pt", adapter)
-    return flow(network), tmp_path / "best_lora.pt"
+    return mini_velocity(network), tmp_path / "best_lora.pt"
 
 
 @pytest.mark.slow
-def test_a_fresh_one_changes_nothing(kind):
+def test_a_fresh_adapter_changes_nothing(kind):
     network = mini()
     add_lora(network, kind, torch.Generator().manual_seed(0)).eval()
-    assert near(flow(network), flow(mini()))
+    assert is_close(mini_velocity(network), mini_velocity(mini()))
 
 
 @pytest.mark.slow
-def test_without_it_the_network_is_the_base(kind):
-    network, model = trained(kind)
-    expected, adapted = flow(mini()), flow(network)
-    assert not near(adapted, expected, 1e-2)
+def test_without_adapter_the_network_is_the_base(kind):
+    network, model = train_adapter(kind)
+    expected, adapted = mini_velocity(mini()), mini_velocity(network)
+    assert not is_close(adapted, expected, 1e-2)
     with without_adapter(model):
-        assert torch.equal(flow(network), expected)
-    assert torch.equal(flow(network), adapted)
+        assert torch.equal(mini_velocity(network), expected)
+    assert torch.equal(mini_velocity(network), adapted)
 
 
 @pytest.mark.slow
-def test_a_graph_outlives_a_look_at_the_base(kind):
-    network, model = trained(kind)
+def test_an_autograd_graph_survives_without_adapter(kind):
+    network, model = train_adapter(kind)
     loss = network(**mini_inputs()).square().mean()
     with torch.no_grad(), without_adapter(model):
         network(**mini_inputs())
@@ -100,16 +75,16 @@ def test_a_graph_outlives_a_look_at_the_base(kind):
 
 
 @pytest.mark.slow
-def test_its_file_is_its_effect_in_every_form(kind, saved):
+def test_every_file_format_reproduces_the_velocity(kind, saved):
     expected, path = saved
     forms = (
         [path] if not kind.enabled else [path, path.with_suffix(""), path.with_suffix("") / "adapter_model.safetensors"]
     )
     for form in forms:
-        network, found = mini(), read_adapter(form)
-        attach(network, found, "tiny_16k")
-        assert near(flow(network), expected), form
-        assert found.lora.kind == kind.kind.replace("PiSSA + ", "").replace("PiSSA", "LoRA")
+        network, adapter = mini(), read_adapter(form)
+        attach_adapter(network, adapter, "tiny_16k")
+        assert is_close(mini_velocity(network), expected), form
+        assert adapter.lora.method_name == kind.method_name.replace("PiSSA + ", "").replace("PiSSA", "LoRA")
 
 
 @pytest.mark.slow
@@ -119,54 +94,54 @@ def test_plain_peft_reads_the_folder(kind, saved):
         assert not path.with_suffix("").exists(), "peft has no form for whole networks"
         return
     theirs = PeftModel.from_pretrained(mini(), str(path.with_suffix(""))).get_base_model().eval()
-    assert near(flow(theirs), expected)
+    assert is_close(mini_velocity(theirs), expected)
 
 
 @pytest.mark.slow
 def test_merged_equals_unmerged(kind, saved):
     expected, path = saved
     network = mini()
-    model = attach(network, read_adapter(path), "tiny_16k")
+    model = attach_adapter(network, read_adapter(path), "tiny_16k")
     dtypes = {key: value.dtype for key, value in mini().state_dict().items()}
-    copy = merged_copy(model, dtypes)
-    assert copy.state.keys() == dtypes.keys() and near(flow(copy.network), expected, 1e-4)
-    assert near(flow(merge(model)), expected, 1e-4) and list(network.state_dict()) == list(dtypes)
+    copy = merge_copy(model, dtypes)
+    assert copy.state_dict.keys() == dtypes.keys() and is_close(mini_velocity(copy.network), expected, 1e-4)
+    assert is_close(mini_velocity(merge(model)), expected, 1e-4) and list(network.state_dict()) == list(dtypes)
 
 
 @pytest.mark.slow
 def test_strength_goes_from_the_base_to_the_adapter(kind, saved):
     expected, path = saved
-    network, base = mini(), flow(mini())
-    model = attach(network, read_adapter(path), "tiny_16k")
+    network, base = mini(), mini_velocity(mini())
+    model = attach_adapter(network, read_adapter(path), "tiny_16k")
     set_strength(model, 0.5)
-    half = flow(network)
-    assert not near(half, expected, 1e-3) and not near(half, base, 1e-3)
+    half = mini_velocity(network)
+    assert not is_close(half, expected, 1e-3) and not is_close(half, base, 1e-3)
     set_strength(model, 0.0)
-    assert near(flow(network), base)
+    assert is_close(mini_velocity(network), base)
     set_strength(model, 1.0)
-    assert near(flow(network), expected)
+    assert is_close(mini_velocity(network), expected)
     set_strength(model, 0.5)
-    assert near(flow(merge(model)), half, 1e-4)
+    assert is_close(mini_velocity(merge(model)), half, 1e-4)
 
 
 @pytest.mark.slow
-def test_it_trains_resumes_and_saves(kind, tmp_path):
+def test_every_kind_trains_resumes_and_saves(kind, tmp_path):
     settings = {"lora": kind, "weight_decay": 0.0, "learning_rate": 1e-3, "ema_decay": 0.9, "preserve_base": 0.1}
-    whole = small_world.run(tmp_path / "whole", **settings)
-    assert whole.best < whole.base and whole.step == 6
-    small_world.run(tmp_path / "parts", max_steps=3, schedule="constant", **settings)
-    parts = small_world.run(tmp_path / "parts", max_steps=4, schedule="constant", **settings)
-    straight = small_world.run(tmp_path / "straight", max_steps=4, schedule="constant", **settings)
+    whole = mini_training.train_mini(tmp_path / "whole", **settings)
+    assert whole.best_loss < whole.base_loss and whole.step == 6
+    mini_training.train_mini(tmp_path / "parts", max_steps=3, schedule="constant", **settings)
+    parts = mini_training.train_mini(tmp_path / "parts", max_steps=4, schedule="constant", **settings)
+    straight = mini_training.train_mini(tmp_path / "straight", max_steps=4, schedule="constant", **settings)
     one, other = (read_adapter(run.folder / "lora_checkpoints/last_lora.pt") for run in (parts, straight))
     assert parts.new_steps == 1 and all(torch.equal(one.state[key], value) for key, value in other.state.items())
-    attach(mini(), one, "tiny_16k")
+    attach_adapter(mini(), one, "tiny_16k")
 
 
 def test_layers_have_the_rank_of_the_first_pattern_that_matches():
     model = add_lora(mini(), KINDS["ranks"])
-    found = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in lora_layers(model).items()}
-    assert found["fused_blocks.0.attn.qkv"] == (8, 1.0) and found["fused_blocks.0.ffn.w1"] == (2, 1.5)
-    assert found["fused_blocks.0.ffn.w2"] == (4, 2.0)
+    settings = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in lora_layers(model).items()}
+    assert settings["fused_blocks.0.attn.qkv"] == (8, 1.0) and settings["fused_blocks.0.ffn.w1"] == (2, 1.5)
+    assert settings["fused_blocks.0.ffn.w2"] == (4, 2.0)
     with pytest.raises(ConfigError, match=r"lora.rank_pattern: 'atn.qkv' matches nothing .*attn.qkv"):
         add_lora(mini(), LoRAConfig(rank=4, rank_pattern={"atn.qkv": 8}))
     assert compose(["lora.rank_pattern={attn.qkv:8,fused_blocks.*.ffn:2}"]).lora.rank_pattern == {
@@ -187,7 +162,7 @@ def test_a_rank_larger_than_the_layer_is_refused(changed):
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa", "dropout": 0.0}])
-def test_convolutions_are_refused_where_the_kind_is_for_linears(settings):
+def test_convolutions_are_refused_for_kinds_that_need_linears(settings):
     with pytest.raises(ConfigError, match=r"is for linears, but joint_blocks.* are convolutions.*preset=\w+"):
         add_lora(mini(), LoRAConfig(rank=4, **settings))
 
@@ -195,7 +170,7 @@ def test_convolutions_are_refused_where_the_kind_is_for_linears(settings):
 @pytest.mark.parametrize("preset, kind", [("dora", "DoRA"), ("pissa", "PiSSA")])
 def test_the_presets_of_the_kinds_fit_the_network(preset, kind):
     config = compose([f"preset={preset}", "rank=8"])
-    assert config.lora.kind == kind and list(config.lora.target_modules) == list(LINEAR_TARGETS)
+    assert config.lora.method_name == kind and list(config.lora.target_modules) == list(LINEAR_TARGETS)
     add_lora(mini(), config.lora)
 
 
@@ -206,31 +181,31 @@ def test_the_presets_of_the_kinds_fit_the_network(preset, kind):
         (["lora.init_lora_weights=pissa", "lora.dropout=0"], "set weight_decay=0"),
         (["lora.init_lora_weights=olora"], "it is kaiming, pissa"),
         (["lora.bias=some"], "it is none, all, lora_only"),
-        (["lora.enabled=false", "lora.use_rslora=true"], "lora.use_rslora means nothing there"),
+        (["lora.enabled=false", "lora.use_rslora=true"], "lora.use_rslora has no effect there"),
         (["lora.enabled=false", "lora_plus_ratio=16"], "lora_plus_ratio is for adapters alone"),
         (["lora.rank_pattern={ffn:0}"], "ffn: 0: the rank is at least 1"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(overrides, words):
+def test_contradictory_settings_are_refused(overrides, words):
     with pytest.raises(ConfigError, match=words):
         compose(overrides)
 
 
-def test_biases_are_those_asked_for(tmp_path):
+def test_only_the_selected_biases_are_trained(tmp_path):
     def trained_biases(bias):
-        config = small_world.config(tmp_path, lora=LoRAConfig(rank=4, bias=bias))
-        return {name for name in new_state(mini(), config, 5).trained() if name.endswith(".bias")}
+        config = mini_training.build_config(tmp_path, lora=LoRAConfig(rank=4, bias=bias))
+        return {name for name in new_state(mini(), config, 5).trainable_parameters() if name.endswith(".bias")}
 
-    everywhere, own = trained_biases("all"), trained_biases("lora_only")
-    assert not trained_biases("none") and own < everywhere
-    assert own and all(name.endswith("attn.qkv.base_layer.bias") for name in own)
+    everywhere, adapted_layers = trained_biases("all"), trained_biases("lora_only")
+    assert not trained_biases("none") and adapted_layers < everywhere
+    assert adapted_layers and all(name.endswith("attn.qkv.base_layer.bias") for name in adapted_layers)
 
 
 def test_a_fully_trained_file_of_another_model_is_refused(tmp_path):
-    _, model = trained(KINDS["full"])
+    _, model = train_adapter(KINDS["full"])
     state = {key: value for key, value in adapter_state(model).items() if "final_layer" not in key}
     adapter = AdapterFile(KINDS["full"], state, "tiny_16k", "")
     with pytest.raises(WeightsError, match=r"fully fine-tuned tiny_16k weights of another model.*missing"):
-        attach(mini(), adapter, "tiny_16k")
+        attach_adapter(mini(), adapter, "tiny_16k")
     with pytest.raises(WeightsError, match="made for tiny_16k, not for small_16k"):
-        attach(mini(), dataclasses.replace(adapter, state={}), "small_16k")
+        attach_adapter(mini(), dataclasses.replace(adapter, state={}), "small_16k")

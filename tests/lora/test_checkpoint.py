@@ -6,22 +6,21 @@ import shutil
 
 import pytest
 import torch
-from conftest import fill
+from helpers import fill, mini, mini_inputs
+from mini_adapters import zero_adapter_state
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_networks import mini, mini_inputs
-from test_peft_compat import state_of
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, load_adapter_state
 from mmaudio.lora.checkpoint import (
     AdapterFile,
-    attach,
+    attach_adapter,
     check_base,
     read_adapter,
     size_on_disk,
     write_adapter,
-    write_whole,
+    write_synced,
 )
 from mmaudio.model.networks import build_network
 
@@ -47,13 +46,13 @@ def written(tmp_path):
     return adapter, path, flow(network.eval())
 
 
-def test_every_form_reads_back_the_same(written):
+def test_every_file_format_reads_back_the_same(written):
     adapter, path, _ = written
     folder = path.with_suffix("")
     for form in (path, folder, folder / "adapter_model.safetensors"):
-        found = read_adapter(form)
-        assert found.described() == adapter.described()
-        assert all(torch.equal(found.state[key], value) for key, value in adapter.state.items())
+        read_back = read_adapter(form)
+        assert read_back.metadata() == adapter.metadata()
+        assert all(torch.equal(read_back.state[key], value) for key, value in adapter.state.items())
     assert not list(path.parent.glob(".*")), "temporary files are left"
 
 
@@ -69,7 +68,7 @@ def test_writing_twice_gives_the_same_bytes(written):
 def test_attached_computes_as_trained(written):
     adapter, path, expected = written
     network = mini()
-    attach(network, read_adapter(path), "tiny_16k", adapter.base_sha256)
+    attach_adapter(network, read_adapter(path), "tiny_16k", adapter.base_sha256)
     assert torch.equal(flow(network), expected)
 
 
@@ -79,10 +78,10 @@ def test_peft_reads_our_folder_and_we_read_pefts(written, tmp_path):
     model = PeftModel.from_pretrained(network, str(path.with_suffix("")))
     assert torch.equal(flow(network.eval()), expected)
     model.save_pretrained(str(tmp_path / "by_peft"))
-    found = read_adapter(tmp_path / "by_peft")
+    read_back = read_adapter(tmp_path / "by_peft")
     again = mini()
-    attach(again, found, "tiny_16k")
-    assert torch.equal(flow(again), expected) and found.lora.rank == 4
+    attach_adapter(again, read_back, "tiny_16k")
+    assert torch.equal(flow(again), expected) and read_back.lora.rank == 4
 
 
 @pytest.mark.parametrize(
@@ -91,11 +90,11 @@ def test_peft_reads_our_folder_and_we_read_pefts(written, tmp_path):
 def test_another_base_is_refused(written, model, sha256, expected):
     network = mini()
     with pytest.raises(WeightsError, match=expected):
-        attach(network, read_adapter(written[1]), model, sha256)
+        attach_adapter(network, read_adapter(written[1]), model, sha256)
     assert not any("lora" in name for name, _ in network.named_parameters())
 
 
-def test_what_is_no_adapter_is_named(tmp_path):
+def test_files_that_are_not_adapters_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="no such adapter"):
         read_adapter(tmp_path / "best_lora.pt")
     for content in (b"", b"not a file of torch"):
@@ -105,18 +104,18 @@ def test_what_is_no_adapter_is_named(tmp_path):
     for stored, words in (
         ({"weight": torch.zeros(1)}, r"other\.pt: holds weight: an adapter of LoRA's A and B"),
         (mini().state_dict(), "a whole network, not an adapter"),
-        ({"format": 1, "origin": {}, "state": {}}, r"the trainer's own state; .* best_lora\.pt"),
+        ({"format": 1, "origin": {}, "state": {}}, r"this is the training state; .* best_lora\.pt"),
         ({"epoch": 3}, "holds epoch, "),
         ([1], "holds a list"),
         ({"adapter": {}, "format": 1}, "holds no weights"),
-        ({"adapter": 3, "format": 1}, "no adapter of this program"),
+        ({"adapter": 3, "format": 1}, "not an adapter of this program"),
     ):
         torch.save(stored, tmp_path / "other.pt")
         with pytest.raises(WeightsError, match=words):
             read_adapter(tmp_path / "other.pt")
 
 
-def test_settings_that_make_no_sense_are_told_with_the_files_name(written):
+def test_invalid_settings_are_reported_with_the_file_name(written):
     path = written[1]
     stored = torch.load(path, weights_only=True)
     torch.save(stored | {"lora": stored["lora"] | {"rank": 0}, "peft": None}, path)
@@ -124,7 +123,7 @@ def test_settings_that_make_no_sense_are_told_with_the_files_name(written):
         read_adapter(path)
 
 
-def test_a_folder_without_an_adapter_names_the_one_inside(written):
+def test_a_folder_without_an_adapter_suggests_the_one_inside(written):
     _, path, _ = written
     folder = path.parent / "exp"
     (folder / "lora_checkpoints").mkdir(parents=True)
@@ -139,8 +138,8 @@ def test_a_folder_without_an_adapter_names_the_one_inside(written):
             read_adapter(above)
 
 
-def test_an_adapter_is_called_pt(written, tmp_path):
-    with pytest.raises(ConfigError, match=r"NAME\.pt"):
+def test_an_adapter_file_needs_the_suffix_pt(written, tmp_path):
+    with pytest.raises(ConfigError, match=r"ends in \.pt"):
         write_adapter(tmp_path / "adapter", written[0])
 
 
@@ -175,15 +174,15 @@ def by_peft(folder, network=None, **settings):
 )
 def test_folders_of_plain_peft_compute_as_in_peft(tmp_path, settings):
     network = by_peft(tmp_path / "by_peft", **settings)
-    found = read_adapter(tmp_path / "by_peft")
-    assert (found.base_model, found.base_sha256, found.likely) == ("", "", ())
+    read_back = read_adapter(tmp_path / "by_peft")
+    assert (read_back.base_model, read_back.base_sha256, read_back.possible_models) == ("", "", ())
     again = mini()
-    attach(again, found, "small_16k")
+    attach_adapter(again, read_back, "small_16k")
     assert torch.equal(flow(again), flow(network)) and not torch.equal(flow(again), flow(mini()))
-    write_adapter(tmp_path / "ours.pt", found)
+    write_adapter(tmp_path / "ours.pt", read_back)
     for form in (tmp_path / "ours.pt", tmp_path / "ours"):
         once_more = mini()
-        attach(once_more, read_adapter(form), "small_16k")
+        attach_adapter(once_more, read_adapter(form), "small_16k")
         assert torch.equal(flow(once_more), flow(network)), form
     theirs = PeftModel.from_pretrained(mini(), str(tmp_path / "ours")).get_base_model().eval()
     for mine, weight in zip(network.parameters(), theirs.parameters(), strict=True):
@@ -191,7 +190,7 @@ def test_folders_of_plain_peft_compute_as_in_peft(tmp_path, settings):
     assert torch.equal(flow(theirs), flow(network))
 
 
-def test_pefts_other_forms(tmp_path):
+def test_other_file_formats_of_peft_are_read(tmp_path):
     network = by_peft(tmp_path / "pickled", target_modules=["qkv"])
     assert (tmp_path / "pickled" / "adapter_model.bin").is_file()
     bare = {key: value for key, value in network.state_dict().items() if "lora_" in key}
@@ -203,15 +202,15 @@ def test_pefts_other_forms(tmp_path):
     torch.save(bare, tmp_path / "bare" / "bare.pt")
     for form in (tmp_path / "pickled", tmp_path / "keyed" / "keyed.pt", tmp_path / "bare" / "bare.pt"):
         again = mini()
-        attach(again, read_adapter(form), "tiny_16k")
+        attach_adapter(again, read_adapter(form), "tiny_16k")
         assert torch.equal(flow(again), flow(network)), form
     for lonely in ("lonely.pt", "lonely.safetensors"):
         (torch.save if lonely.endswith("pt") else save_file)(theirs, tmp_path / lonely)
-        with pytest.raises(WeightsError, match=rf"{lonely}: nothing says its lora_alpha: put peft's adapter_config"):
+        with pytest.raises(WeightsError, match=rf"{lonely}: its lora_alpha is unknown: put peft's adapter_config"):
             read_adapter(tmp_path / lonely)
 
 
-def test_pefts_methods_that_are_not_read_are_named(tmp_path):
+def test_unsupported_methods_of_peft_are_named(tmp_path):
     state = by_peft(tmp_path / "dora", target_modules=["qkv"], use_dora=True).state_dict()
     magnitudes = {key: value for key, value in state.items() if "magnitude" in key}
     assert magnitudes
@@ -226,36 +225,36 @@ def test_pefts_methods_that_are_not_read_are_named(tmp_path):
     assert read_adapter(tmp_path / "dora").lora.use_dora
     odd = json.loads(settings) | {"rank_pattern": {"(": 8}}
     (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps(odd))
-    with pytest.raises(WeightsError, match=r"dora: adapter_config\.json makes no sense: missing"):
+    with pytest.raises(WeightsError, match=r"dora: adapter_config\.json is invalid: missing"):
         read_adapter(tmp_path / "dora")
     (tmp_path / "dora" / "adapter_config.json").write_text("{broken")
     with pytest.raises(WeightsError, match="dora: "):
         read_adapter(tmp_path / "dora")
 
 
-def test_pefts_configuration_is_the_truth(written):
+def test_pefts_configuration_takes_precedence(written):
     adapter, path, expected = written
     config = path.with_suffix("") / "adapter_config.json"
     settings = json.loads(config.read_text())
     config.write_text(json.dumps(settings | {"lora_alpha": 0.5 * settings["lora_alpha"]}))
-    found = read_adapter(path.with_suffix(""))
-    assert (found.lora.alpha, found.lora.target_modules) == (4.0, adapter.lora.target_modules)
+    read_back = read_adapter(path.with_suffix(""))
+    assert (read_back.lora.alpha, read_back.lora.target_modules) == (4.0, adapter.lora.target_modules)
     network = mini()
-    attach(network, found, "tiny_16k")
+    attach_adapter(network, read_back, "tiny_16k")
     assert not torch.allclose(flow(network), expected)
 
 
-def test_files_of_before_pefts_configuration_was_in_them_are_read(written):
+def test_old_files_without_pefts_configuration_are_read(written):
     adapter, path, expected = written
     stored = torch.load(path, weights_only=True)
     assert stored.pop("peft")["lora_alpha"] == 8
     torch.save(stored, path)
     (path.with_suffix("") / "adapter_config.json").unlink()
     for form in (path, path.with_suffix("") / "adapter_model.safetensors"):
-        found = read_adapter(form)
-        assert found.described() == adapter.described()
+        read_back = read_adapter(form)
+        assert read_back.metadata() == adapter.metadata()
         network = mini()
-        attach(network, found, "tiny_16k")
+        attach_adapter(network, read_back, "tiny_16k")
         assert torch.equal(flow(network), expected)
     torch.save(stored | {"format": 2}, path)
     with pytest.raises(WeightsError, match="format 2; this version reads 1"):
@@ -267,19 +266,19 @@ def foreign(folder, model, base=None):
     folder.mkdir()
     config = LoraConfig(r=1, lora_alpha=2, target_modules="all-linear", base_model_name_or_path=base)
     config.save_pretrained(str(folder))
-    save_file(state_of(model), folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(zero_adapter_state(model), folder / "adapter_model.safetensors", {"format": "pt"})
     return read_adapter(folder)
 
 
-def test_shapes_tell_the_base_where_the_file_names_none(tmp_path):
-    found = foreign(tmp_path / "a", "medium_44k")
-    assert (found.base_model, found.likely) == ("medium_44k", ("medium_44k",))
-    check_base(found, "medium_44k")
+def test_shapes_identify_the_base_of_a_file_without_its_name(tmp_path):
+    read_back = foreign(tmp_path / "a", "medium_44k")
+    assert (read_back.base_model, read_back.possible_models) == ("medium_44k", ("medium_44k",))
+    check_base(read_back, "medium_44k")
     for other in ("small_16k", "large_44k"):  # all of it fits large_44k's first blocks
         with pytest.raises(WeightsError, match=f"does not fit {other}: these are the shapes of medium_44k. Name that"):
-            check_base(found, other)
+            check_base(read_back, other)
     several = foreign(tmp_path / "b", "small_16k")
-    assert (several.base_model, several.likely) == ("", ("small_16k", "small_44k"))
+    assert (several.base_model, several.possible_models) == ("", ("small_16k", "small_44k"))
     check_base(several, "small_44k")
     with pytest.raises(WeightsError, match="these are the shapes of small_16k or small_44k"):
         check_base(several, "large_44k_v2")
@@ -294,20 +293,20 @@ def test_shapes_tell_the_base_where_the_file_names_none(tmp_path):
         ("", ""),
     ],
 )
-def test_a_base_that_peft_names_is_taken_where_it_is_one_of_ours(tmp_path, name, base):
+def test_a_known_base_name_in_pefts_configuration_is_used(tmp_path, name, base):
     assert foreign(tmp_path / "a", "small_44k", name).base_model == base
 
 
-def test_an_adapter_whose_name_is_right_and_whose_shapes_are_not(written):
+def test_wrong_shapes_with_the_right_base_name_are_refused(written):
     adapter, _, _ = written
     with torch.device("meta"):
         small = build_network("small_16k")
-    wrong = AdapterFile(adapter.lora, state_of("medium_44k"), "small_16k", "")
+    wrong = AdapterFile(adapter.lora, zero_adapter_state("medium_44k"), "small_16k", "")
     with pytest.raises(WeightsError, match="does not fit small_16k: these are the shapes of medium_44k; name that"):
-        attach(small, wrong, "small_16k")
+        attach_adapter(small, wrong, "small_16k")
     unknown = AdapterFile(adapter.lora, adapter.state, "small_16k", "")
     with pytest.raises(WeightsError, match=r"attn\.qkv is 1344 x 448, not 192 x 64 and \d+ more; is it for"):
-        attach(small, unknown, "small_16k")
+        attach_adapter(small, unknown, "small_16k")
     assert not any("lora" in name for name, _ in small.named_parameters())
 
 
@@ -334,18 +333,20 @@ def test_no_flipped_bit_of_an_adapter_goes_unnoticed(written, tmp_path):
     for place in range(0, len(whole), len(whole) // 97):
         copy.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
         try:
-            found = read_adapter(copy).state
+            read_state = read_adapter(copy).state
         except WeightsError as error:
             assert "cannot be read as an adapter" in str(error)
             refused += 1
         else:  # a byte that only pads
-            assert found.keys() == state.keys() and all(torch.equal(found[key], value) for key, value in state.items())
+            assert read_state.keys() == state.keys() and all(
+                torch.equal(read_state[key], value) for key, value in state.items()
+            )
     assert refused > 80
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    path, seen = tmp_path / "state.pt", []
+def test_a_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    path, synced = tmp_path / "state.pt", []
     path.write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", lambda number: seen.append((os.fstat(number).st_size, path.read_bytes())))
-    write_whole(path, b"newer")
-    assert seen == [(5, b"old")] and path.read_bytes() == b"newer" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.fstat(number).st_size, path.read_bytes())))
+    write_synced(path, b"newer")
+    assert synced == [(5, b"old")] and path.read_bytes() == b"newer" and list(tmp_path.iterdir()) == [path]

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from conftest import assert_close
+from helpers import assert_close
+from mini_adapters import adapted_mini
 from peft.tuners.lora import layer as peft_layers
-from test_adapter import adapted
 
-from mmaudio.lora.fused_layers import QuickConv1d, QuickLinear, keep_mask
+from mmaudio.lora.fused_layers import FusedLoRAConv1d, FusedLoRALinear, dropout_mask
 
-LAYERS = {QuickLinear: "fused_blocks.0.attn.qkv", QuickConv1d: "fused_blocks.0.ffn.w2"}
-PEFTS = {QuickLinear: peft_layers.Linear, QuickConv1d: peft_layers.Conv1d}
+LAYERS = {FusedLoRALinear: "fused_blocks.0.attn.qkv", FusedLoRAConv1d: "fused_blocks.0.ffn.w2"}
+PEFTS = {FusedLoRALinear: peft_layers.Linear, FusedLoRAConv1d: peft_layers.Conv1d}
 
 
 def layer_of(kind, **settings):
     """An adapted layer in training, and an input that wants a gradient."""
-    network, _ = adapted(**settings)
+    network, _ = adapted_mini(**settings)
     layer = network.get_submodule(LAYERS[kind]).train()
     assert type(layer) is kind
     width = layer.in_features
@@ -23,13 +23,13 @@ def layer_of(kind, **settings):
 
 def outcome(layer, x, output):
     """The output and the gradients of x, A and B."""
-    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    inputs = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     weights = torch.linspace(-1, 1, output.numel()).view_as(output)
-    return [output, *torch.autograd.grad((output.float() * weights).sum(), wanted)]
+    return [output, *torch.autograd.grad((output.float() * weights).sum(), inputs)]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_it_is_pefts_function(kind):
+def test_the_fused_layer_computes_pefts_function(kind):
     layer, x = layer_of(kind)
     assert layer(x).grad_fn.name() == "_LowRankBackward"
     for got, expected in zip(
@@ -52,33 +52,33 @@ def test_under_autocast_it_is_as_exact_as_peft(kind):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_dropout_is_of_the_branchs_input(kind):
+def test_dropout_applies_to_the_adapters_input(kind):
     layer, x = layer_of(kind, dropout=0.25)
     torch.manual_seed(3)
-    mask = keep_mask(x.detach(), 0.25)
+    mask = dropout_mask(x.detach(), 0.25)
     a, b = layer.lora_A["default"], layer.lora_B["default"]
     expected = layer.base_layer(x) + layer.scaling["default"] * b(a(x * mask / 0.75))
     torch.manual_seed(3)
-    for got, wanted in zip(outcome(layer, x, layer(x)), outcome(layer, x, expected), strict=True):
-        assert_close(got, wanted, 1e-5)
+    for got, reference in zip(outcome(layer, x, layer(x)), outcome(layer, x, expected), strict=True):
+        assert_close(got, reference, 1e-5)
     assert torch.equal(layer.eval()(x), layer(x))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masks_drop_the_share(share, dtype):
+def test_masks_drop_the_given_share(share, dtype):
     x = torch.empty(1001, 999, dtype=dtype)
-    mask = keep_mask(x, share)
+    mask = dropout_mask(x, share)
     assert mask.dtype == dtype and mask.unique().tolist() == [0, 1]
     assert abs(1 - mask.float().mean() - share) < 5 * (share * (1 - share) / x.numel()) ** 0.5 + 1e-5
     columns = mask.float().mean(0)
     assert (columns + share - 1).abs().max() < 6 * (share * (1 - share) / 1001) ** 0.5
-    assert not torch.equal(mask, keep_mask(x, share))
+    assert not torch.equal(mask, dropout_mask(x, share))
 
 
 @pytest.mark.parametrize("case", ["no gradient", "disabled", "merged", "DoRA"])
-def test_everything_else_is_pefts_own(case):
-    kind = QuickLinear
+def test_other_cases_use_pefts_own_forward(case):
+    kind = FusedLoRALinear
     dora = {"use_dora": True, "target_modules": ["attn.qkv"]} if case == "DoRA" else {}
     layer, x = layer_of(kind, filled_adapter=case != "DoRA", **dora)
     if case == "disabled":

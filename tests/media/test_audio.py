@@ -1,4 +1,4 @@
-"""The sound of a video: on the picture's time axis, resampled without loss, cut to the exact sample."""
+"""Audio of a video: on the time axis of the frames, resampled, cut to the exact sample."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import RATE, make_video, tone
+from video_files import RATE, tone, write_tone_video
 
 from mmaudio.errors import DataError
-from mmaudio.media.audio import audio_window, read_audio, resample_audio
+from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 
@@ -26,8 +26,8 @@ def test_all_channels_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 0.75])
-def test_sample_zero_is_the_first_picture(tmp_path, shift):
-    """A click 1 s after the first picture is found there, wherever the two streams begin."""
+def test_sample_zero_is_at_the_first_frame(tmp_path, shift):
+    """A click 1 s after the first frame is read there, wherever the two streams begin."""
     clicks = np.zeros(3 * RATE, np.int16)
     clicks[round((1 - shift) * RATE) :][:200] = 20_000
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
@@ -48,44 +48,44 @@ def test_sample_zero_is_the_first_picture(tmp_path, shift):
     assert int(waveform.abs().argmax()) == pytest.approx(RATE, abs=RATE // 500)
 
 
-def part_of_a_stream(path, first, sound):
-    """A piece of a transport stream: a second of picture from `first` seconds on, `sound` (samples,) at 48 kHz."""
+def write_stream_segment(path, first, sound):
+    """A segment of a transport stream: a second of video from `first` seconds on, `sound` (samples,) at 48 kHz."""
     with av.open(str(path), "w", format="mpegts") as container:
-        picture = container.add_stream("libx264", rate=25, options={"bf": "0"})
-        picture.width = picture.height = 64
-        picture.pix_fmt = "yuv420p"
-        heard = container.add_stream("mp2", rate=48_000, layout="mono")
+        video = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("mp2", rate=48_000, layout="mono")
         for index in range(25):
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             frame.pts, frame.time_base = 25 * first + index, Fraction(1, 25)
-            container.mux(picture.encode(frame))
-        container.mux(picture.encode(None))
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
         for start in range(0, len(sound) - 1151, 1152):
             block = av.AudioFrame.from_ndarray(sound[None, start : start + 1152], format="s16", layout="mono")
             block.sample_rate, block.time_base, block.pts = 48_000, Fraction(1, 48_000), 48_000 * first + start
-            container.mux(heard.encode(block))
-        container.mux(heard.encode(None))
+            container.mux(audio.encode(block))
+        container.mux(audio.encode(None))
     return path.read_bytes()
 
 
-def test_sound_that_overlaps_delays_nothing_after_it(tmp_path):
-    """Pieces of a transport stream, each with more sound than picture, one behind the other."""
+def test_overlapping_audio_delays_nothing_after_it(tmp_path):
+    """Concatenated segments of a transport stream, each with more audio than video."""
     sound = np.zeros(round(1.25 * 48_000), np.int16)
-    parts = [part_of_a_stream(tmp_path / "part.ts", number, sound) for number in range(3)]
+    segments = [write_stream_segment(tmp_path / "segment.ts", number, sound) for number in range(3)]
     sound[24_000:][:200] = 20_000
-    parts.append(part_of_a_stream(tmp_path / "part.ts", 3, sound))
-    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    segments.append(write_stream_segment(tmp_path / "segment.ts", 3, sound))
+    (tmp_path / "a.ts").write_bytes(b"".join(segments))
     waveform, rate = read_audio(tmp_path / "a.ts")
     assert int(waveform.abs().argmax()) / rate == pytest.approx(3.5, abs=0.05)
 
 
-def test_a_video_without_sound_is_said(tmp_path):
-    path = make_video(tmp_path / "a.mp4", 1, sound=False)
+def test_a_video_without_audio_is_refused(tmp_path):
+    path = write_tone_video(tmp_path / "a.mp4", 1, sound=False)
     with pytest.raises(DataError, match=r"a\.mp4: no sound"):
         read_audio(path, probe(path))
 
 
-def test_resampling_keeps_a_tone_and_its_time():
+def test_resampling_preserves_a_tone_and_its_time():
     sound = torch.from_numpy(tone(1, 44_100))
     resampled = resample_audio(sound, 44_100, RATE)
     assert resampled.shape == (RATE,)
@@ -95,8 +95,8 @@ def test_resampling_keeps_a_tone_and_its_time():
 
 def test_a_window_has_the_exact_samples_and_peak():
     ramp = torch.arange(100, dtype=torch.float32)
-    assert audio_window(ramp, 10, 2.0, 5, peak=None).tolist() == [20, 21, 22, 23, 24]
-    assert audio_window(ramp, 10, 2.04, 5, peak=None)[0] == 20
-    end = audio_window(ramp, 10, 9.8, 5)
+    assert cut_audio_window(ramp, 10, 2.0, 5, peak=None).tolist() == [20, 21, 22, 23, 24]
+    assert cut_audio_window(ramp, 10, 2.04, 5, peak=None)[0] == 20
+    end = cut_audio_window(ramp, 10, 9.8, 5)
     assert end.tolist() == pytest.approx([0.95 * 98 / 99, 0.95, 0, 0, 0])
-    assert audio_window(torch.zeros(100), 10, 0.0, 5).tolist() == [0] * 5
+    assert cut_audio_window(torch.zeros(100), 10, 0.0, 5).tolist() == [0] * 5

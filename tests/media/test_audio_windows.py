@@ -1,4 +1,4 @@
-"""The sound of windows in one pass: what resampling the whole file gives, in memory that does not grow."""
+"""Audio windows in one pass: equal to those of the whole file resampled, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from media import RATE, make_video
+from video_files import RATE, write_tone_video
 
 from mmaudio.errors import DataError
-from mmaudio.media.audio import audio_window, read_audio, resample_audio
-from mmaudio.media.audio_windows import read_sounds, resampled
+from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
+from mmaudio.media.audio_windows import read_audio_windows, resample_chunks
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 
@@ -24,24 +24,24 @@ def noise(samples):
 
 
 def noisy_video(path, seconds, rate=44_100):
-    pictures = [np.zeros((64, 64, 3), np.uint8)] * round(seconds * 25)
-    write_video(path, pictures, 25, noise(round(seconds * rate)).numpy(), rate)
+    frames = [np.zeros((64, 64, 3), np.uint8)] * round(seconds * 25)
+    write_video(path, frames, 25, noise(round(seconds * rate)).numpy(), rate)
     return path
 
 
-@pytest.mark.parametrize(("rate", "target"), RATES)
+@pytest.mark.parametrize(("orig_rate", "new_rate"), RATES)
 @pytest.mark.parametrize("length", [1, 700, 300_001])
-def test_pieces_resample_like_the_whole(rate, target, length):
+def test_chunks_resample_like_the_whole(orig_rate, new_rate, length):
     sound = noise(length)
-    together = torch.cat(list(resampled(sound.split(1024), rate, target)))
-    expected = resample_audio(sound, rate, target)
-    assert together.shape == expected.shape
-    torch.testing.assert_close(together, expected, atol=2e-6, rtol=0)
+    joined = torch.cat(list(resample_chunks(sound.split(1024), orig_rate, new_rate)))
+    expected = resample_audio(sound, orig_rate, new_rate)
+    assert joined.shape == expected.shape
+    torch.testing.assert_close(joined, expected, atol=2e-6, rtol=0)
 
 
-def test_at_the_right_rate_nothing_changes():
-    pieces = list(noise(5000).split(999))
-    assert all(a is b for a, b in zip(resampled(pieces, 16_000, 16_000), pieces, strict=True))
+def test_without_a_change_of_rate_the_chunks_are_returned():
+    chunks = list(noise(5000).split(999))
+    assert all(a is b for a, b in zip(resample_chunks(chunks, 16_000, 16_000), chunks, strict=True))
 
 
 def test_windows_are_those_of_the_whole_file(tmp_path):
@@ -49,34 +49,34 @@ def test_windows_are_those_of_the_whole_file(tmp_path):
     waveform, rate = read_audio(info.path, info)
     waveform = resample_audio(waveform, rate, 16_000)
     starts = [0.0, 0.7, 0.7, 5.31, 8.2, 30.0]
-    windows = list(read_sounds(info, starts, 16_000, 32_000))
+    windows = list(read_audio_windows(info, starts, 16_000, 32_000))
     for start, window in zip(starts, windows, strict=True):
-        torch.testing.assert_close(window, audio_window(waveform, 16_000, start, 32_000), atol=5e-6, rtol=0)
+        torch.testing.assert_close(window, cut_audio_window(waveform, 16_000, start, 32_000), atol=5e-6, rtol=0)
     assert windows[0].abs().max() == pytest.approx(0.95)
     assert windows[4][16_000:].abs().max() == 0  # past the file's end
     assert windows[5].abs().max() == 0
-    (quiet,) = read_sounds(info, [2.0], 16_000, 16_000, peak=None)
+    (quiet,) = read_audio_windows(info, [2.0], 16_000, 16_000, peak=None)
     torch.testing.assert_close(quiet, waveform[32_000:48_000], atol=5e-6, rtol=0)
 
 
-def test_no_more_is_drawn_than_the_next_window_needs():
-    """What comes out lags little behind what is drawn, so that an hour of sound is never waiting."""
-    drawn = made = 0
+def test_resampling_reads_little_ahead():
+    """The output lags little behind the input, so that an hour of audio is never buffered."""
+    samples_in = samples_out = 0
 
-    def pieces():
-        nonlocal drawn
+    def chunks():
+        nonlocal samples_in
         for _ in range(60 * 43):
-            drawn += 1024
+            samples_in += 1024
             yield torch.zeros(1024)
 
-    for piece in resampled(pieces(), 44_100, 16_000):
-        made += len(piece)
-        assert drawn / 44_100 - made / 16_000 < 0.1
-        assert len(piece) < 1.1 * 16_000
+    for chunk in resample_chunks(chunks(), 44_100, 16_000):
+        samples_out += len(chunk)
+        assert samples_in / 44_100 - samples_out / 16_000 < 0.1
+        assert len(chunk) < 1.1 * 16_000
 
 
 def test_a_wrong_time_stamp_takes_no_memory(tmp_path):
-    """A hole of eleven days in the sound is zeros, drawn a second at a time."""
+    """A hole of eleven days in the audio is not filled: the audio ends there."""
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width = video.height = 64
@@ -92,12 +92,12 @@ def test_a_wrong_time_stamp_takes_no_memory(tmp_path):
             block.sample_rate, block.time_base, block.pts = RATE, Fraction(1, RATE), second * RATE
             container.mux(sound.encode(block))
         container.mux(sound.encode(None))
-    first, second = read_sounds(probe(tmp_path / "a.mkv"), [0.0, 4.0], RATE, 2 * RATE)
+    first, second = read_audio_windows(probe(tmp_path / "a.mkv"), [0.0, 4.0], RATE, 2 * RATE)
     assert (float(first[8_000]), float(first[24_000])) == (pytest.approx(0.95), 0.0)
     assert second.abs().max() == 0
 
 
-def test_no_sound_is_said(tmp_path):
-    info = probe(make_video(tmp_path / "a.mp4", 1, sound=False))
+def test_a_video_without_audio_is_refused(tmp_path):
+    info = probe(write_tone_video(tmp_path / "a.mp4", 1, sound=False))
     with pytest.raises(DataError, match=r"a\.mp4: no sound"):
-        next(read_sounds(info, [0.0], 16_000, 16_000))
+        next(read_audio_windows(info, [0.0], 16_000, 16_000))

@@ -43,12 +43,12 @@ def test_kad_has_no_bias_in_small_sets_where_the_frechet_distance_is_all_bias():
     assert np.mean([sets.frechet_distance(*gaussians(0, 1, 20, 64, seed)) for seed in range(5)]) > 20
 
 
-def test_kad_has_no_bias_where_the_takes_of_a_clip_are_alike():
+def test_kad_has_no_bias_where_the_samples_of_a_clip_are_alike():
     kads = []
     for seed in range(200):
-        own, reference = gaussians(0, 1, 10, 8, seed)
-        takes = 0.2**0.5 * np.random.default_rng(1000 + seed).normal(size=(20, 8))
-        kads.append(sets.kad(0.8**0.5 * own.repeat(2, 0) + takes, reference, np.arange(10).repeat(2)))
+        clips, reference = gaussians(0, 1, 10, 8, seed)
+        noise = 0.2**0.5 * np.random.default_rng(1000 + seed).normal(size=(20, 8))
+        kads.append(sets.kad(0.8**0.5 * clips.repeat(2, 0) + noise, reference, np.arange(10).repeat(2)))
     assert abs(np.mean(kads)) < 3 * np.std(kads) / math.sqrt(200)
 
 
@@ -72,12 +72,12 @@ def test_kad_of_paired_sets_is_gretton_s_sum_over_pairs_of_clips():
 def test_kad_is_what_sklearn_kernels_give():
     x, y = gaussians(0.2, 1.1, 40, 7)
     gamma = 1 / (2 * sets.median_distance(y) ** 2)
-    own = [(rbf_kernel(part, gamma=gamma).sum() - len(part)) / len(part) / (len(part) - 1) for part in (x, y)]
-    expected = 100 * (own[0] + own[1] - 2 * rbf_kernel(x, y, gamma=gamma).mean())
+    within = [(rbf_kernel(s, gamma=gamma).sum() - len(s)) / len(s) / (len(s) - 1) for s in (x, y)]
+    expected = 100 * (within[0] + within[1] - 2 * rbf_kernel(x, y, gamma=gamma).mean())
     assert sets.kad(x, y) == pytest.approx(expected, rel=1e-9)
 
 
-def test_kad_where_it_cannot_be():
+def test_kad_of_too_few_clips_is_nan():
     x, y = gaussians(0, 1, 5, 3)
     assert math.isnan(sets.kad(x[:1], y)) and math.isnan(sets.kad(x, y[:1]))
     assert math.isnan(sets.kad(x, np.ones((4, 3)))) and math.isnan(sets.kad(x, y, np.zeros(5, int)))
@@ -104,8 +104,8 @@ def test_frechet_distance_and_inception_score_are_those_of_torchmetrics():
     from torchmetrics.image.inception import InceptionScore
 
     x, y = gaussians(0.2, 1.1, 100, 5)
-    parts = [torch.from_numpy(part) for part in (x, y)]
-    moments = [moment for part in parts for moment in (part.mean(0), part.T.cov())]
+    tensors = [torch.from_numpy(values) for values in (x, y)]
+    moments = [moment for tensor in tensors for moment in (tensor.mean(0), tensor.T.cov())]
     assert sets.frechet_distance(x, y) == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
     logits = torch.from_numpy(gaussians(0, 2, 30, 8)[0])
     score = InceptionScore(feature=torch.nn.Identity(), splits=1)
@@ -123,7 +123,7 @@ def test_a_frechet_distance_needs_clips():
 def test_kl_divergence_is_that_of_scipy():
     from scipy.stats import entropy
 
-    p, r = (np.abs(part) for part in gaussians(0, 1, 6, 9))
+    p, r = (np.abs(values) for values in gaussians(0, 1, 6, 9))
     assert sets.kl_divergence(p, r) == pytest.approx([entropy(b, a) for a, b in zip(p, r, strict=True)])
     assert sets.kl_divergence(p, p) == pytest.approx(np.zeros(6), abs=1e-12)
     assert sets.inception_score(np.eye(5)) == pytest.approx(5)

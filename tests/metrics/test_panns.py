@@ -4,34 +4,37 @@ from dataclasses import replace
 
 import pytest
 import torch
-from web import serving
+from file_server import serve_files
 
 from mmaudio.errors import WeightsError
 from mmaudio.metrics import panns
-from mmaudio.metrics.pretrained_metrics import Candidate
-from mmaudio.metrics.search import Search
+from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import CNN14
 
+METRICS = ("kl", "kad", "fd", "isc")
 
-def test_weights_are_found_in_a_folder_and_are_otherwise_named(tmp_path):
-    absent = panns.find_panns(Search("tiny_16k", tmp_path))
+
+def test_panns_weights_are_loaded_from_a_folder_or_reported_missing(tmp_path):
+    absent = panns.find_panns(ModelSearch("tiny_16k", tmp_path), METRICS)
     assert isinstance(absent, str) and absent.startswith("needs Cnn14_mAP=0.431.pth") and "--metrics kl,kad" in absent
     torch.save({"model": {}}, tmp_path / CNN14.name)
-    found = panns.find_panns(Search("tiny_16k", tmp_path))
-    assert isinstance(found, Candidate) and found.identity == weights.file_hash(tmp_path / CNN14.name)
+    source = panns.find_panns(ModelSearch("tiny_16k", tmp_path), METRICS)
+    assert isinstance(source, PretrainedSource) and source.identity == weights.file_sha256(tmp_path / CNN14.name)
     with pytest.raises(WeightsError, match="Cnn14 weights of another model"):
-        found.load()
+        source.load()
     (tmp_path / CNN14.name).write_bytes(b"no weights")
     with pytest.raises(WeightsError, match="cannot be read as weights"):
         panns.load_panns(tmp_path / CNN14.name, torch.device("cpu"))
 
 
-def test_weights_are_fetched_where_one_of_their_metrics_is_named(monkeypatch):
-    with serving(files={"/cnn14.pth": b"weights"}) as site:
+def test_panns_weights_are_downloaded_only_where_a_metric_is_selected(monkeypatch):
+    with serve_files(files={"/cnn14.pth": b"weights"}) as site:
         monkeypatch.setattr(panns, "CNN14", replace(CNN14, source=f"{site.address}/cnn14.pth", size=7))
-        assert isinstance(panns.find_panns(Search("tiny_16k", offline=True, named=("kl",))), str)
-        assert isinstance(panns.find_panns(Search("tiny_16k", offline=False)), str) and not site.asked
-        found = panns.find_panns(Search("tiny_16k", offline=False, named=("kad",)))
-    assert isinstance(found, Candidate) and (weights.cache() / CNN14.name).read_bytes() == b"weights"
-    (weights.cache() / CNN14.name).unlink()
+        assert isinstance(
+            panns.find_panns(ModelSearch("tiny_16k", offline=True, requested_metrics=("kl",)), METRICS), str
+        )
+        assert isinstance(panns.find_panns(ModelSearch("tiny_16k", offline=False), METRICS), str) and not site.requests
+        source = panns.find_panns(ModelSearch("tiny_16k", offline=False, requested_metrics=("kad",)), METRICS)
+    assert isinstance(source, PretrainedSource) and (weights.cache_folder() / CNN14.name).read_bytes() == b"weights"
+    (weights.cache_folder() / CNN14.name).unlink()

@@ -1,161 +1,182 @@
-"""Metrics that need a judge, through the whole evaluation on 8 s clips; and metrics that have no value say why."""
+"""Pretrained metrics through the whole evaluation on 8 s clips, and reasons of metrics without a value."""
 
 import json
 import re
 
 import pytest
 import torch
-from random_base import MODEL, add_classifier, make_base, make_video
-from random_clap import make_clap
-from test_evaluate import ENCODERS, command, make_adapter, random_features
+from evaluation_inputs import ENCODERS, evaluate_arguments, random_features, write_random_adapter
+from random_clap import write_random_clap
+from random_model import MODEL, add_sync_classifier, write_noise_video, write_random_weights
 
 import evaluate_lora
-from mmaudio.data.clips import Clip, write_clips
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.evaluation.uncomputed_metrics import NEEDS
+from mmaudio.evaluation.original_audio import read_original_audio
 from mmaudio.features.cnn14 import Cnn14
 from mmaudio.features.desync import load_desync
-from mmaudio.metrics import registry as metrics
 from mmaudio.metrics.distribution import inception_score
 from mmaudio.metrics.panns import load_panns
-from mmaudio.metrics.pretrained_metrics import Candidate, Judges
-from mmaudio.metrics.pretrained_search import find_judges
-from mmaudio.metrics.search import Search
-from mmaudio.metrics.set_comparison import CLASSES
-from mmaudio.model.spec import SECONDS
-from mmaudio.report import clip_media as media
+from mmaudio.metrics.pretrained_metrics import PROBABILITIES, ModelSearch, PretrainedSource
+from mmaudio.metrics.pretrained_search import PretrainedSources, find_pretrained_metrics, load_metric_models
+from mmaudio.metrics.registry import LOWER, METRICS, Metric
+from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.weights.registry import CNN14
 
 VIDEOS = ("one.mp4", "two.mp4")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, nothing_ships):
+def root(tmp_path_factory, nothing_ships):
     """Two held-out clips of 8 s, the second without a caption, and a base whose Synchformer has its classifier."""
-    root = tmp_path_factory.mktemp("judges")
+    root = tmp_path_factory.mktemp("pretrained")
     generator = torch.Generator().manual_seed(2)
     (root / "videos").mkdir()
     clips = []
     for seed, (video, caption) in enumerate(zip(VIDEOS, ("a ball", ""), strict=True)):
-        make_video(root / "videos" / video, seed, SECONDS + 0.2)
-        clips.append(Clip(f"{video[:-4]}_0", video, 0.0, SECONDS, caption, "test", -1.0, -20.0, 0.0))
-        header = Header(video, [clips[-1].id], [caption], MODEL, SECONDS, ENCODERS, "s", "p", "t")
-        features = random_features(1, generator, SECONDS)
+        write_noise_video(root / "videos" / video, seed, CLIP_SECONDS + 0.2)
+        clips.append(Clip(f"{video[:-4]}_0", video, 0.0, CLIP_SECONDS, caption, "test", -1.0, -20.0, 0.0))
+        header = Header(video, [clips[-1].id], [caption], MODEL, CLIP_SECONDS, ENCODERS, "s", "p", "t")
+        features = random_features(1, generator, CLIP_SECONDS)
         write_shard(shard_path(root / "features", video), header, features)
     write_clips(root / "clips.tsv", clips)
-    make_base(root / "weights", encoders=False)
-    add_classifier(root / "weights")
-    make_clap(root / "weights" / "clap")
+    write_random_weights(root / "weights", encoders=False)
+    add_sync_classifier(root / "weights")
+    write_random_clap(root / "weights" / "clap")
     folder = root / "exp" / "lora_checkpoints"
     folder.mkdir(parents=True)
-    make_adapter(folder / "best_lora.pt", root / "weights")
+    write_random_adapter(folder / "best_lora.pt", root / "weights")
     return root
 
 
 @pytest.fixture(scope="module")
-def done(place):
-    assert evaluate_lora.main(command(place, "--steps", "1")) == 0
-    return json.loads((place / "exp" / "metrics.json").read_text())
+def results(root):
+    assert evaluate_lora.main(evaluate_arguments(root, "--steps", "1")) == 0
+    return json.loads((root / "exp" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
-def test_desync_of_every_sound_is_the_model_s_own(place, done):
-    found = done["metrics"]["desync"]
-    judge = load_desync(MODEL, place / "weights")
-    features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
+def test_desync_of_every_sound_is_the_model_s_own(root, results):
+    desync = results["metrics"]["desync"]
+    model = load_desync(MODEL, root / "weights")
+    features = load_features(root / "clips.tsv", root / "features", "test", MODEL)
     scores = []
     for row, clip in enumerate(features.clips):
-        (original,) = media.original_sounds(place / "videos", [clip], 16_000, 128_000)
-        scores.append(float(judge.score(features.sync_features[row], original[None], 16_000)))
-    assert found["original"] == pytest.approx(sum(scores) / 2)
-    assert all(0 <= found[sound] <= 2 for sound in ("original", "codec", "base", "adapted"))
-    assert (found["clips"], found["videos"]) == (2, 2)
+        (original,) = read_original_audio(root / "videos", [clip], 16_000, 128_000)
+        scores.append(float(model.score(features.sync_features[row], original[None], 16_000)))
+    assert desync["original"] == pytest.approx(sum(scores) / 2)
+    assert all(0 <= desync[sound] <= 2 for sound in ("original", "codec", "base", "adapted"))
+    assert (desync["clips"], desync["videos"]) == (2, 2)
 
 
 @pytest.mark.slow
-def test_clap_hears_the_clips_that_have_a_caption(done):
-    found = done["metrics"]["clap"]
-    assert found["clips"] == 1 and -1 <= found["original"] <= 1
+def test_clap_scores_the_clips_that_have_a_caption(results):
+    clap = results["metrics"]["clap"]
+    assert clap["clips"] == 1 and -1 <= clap["original"] <= 1
 
 
 @pytest.mark.slow
-def test_every_metric_has_a_value_or_a_reason(place, done):
-    assert set(done["metrics"]) | set(done["not_computed"]) == set(metrics.METRICS)
-    assert not set(done["metrics"]) & set(done["not_computed"])
-    assert done["not_computed"]["diversity"] == "needs two samples per clip (--samples 2)"
-    html = (place / "exp" / "report" / "index.html").read_text()
+def test_every_metric_has_a_value_or_a_reason(root, results):
+    assert set(results["metrics"]) | set(results["not_computed"]) == set(METRICS)
+    assert not set(results["metrics"]) & set(results["not_computed"])
+    assert results["not_computed"]["diversity"] == "needs two samples per clip (--samples 2)"
+    html = (root / "exp" / "report" / "index.html").read_text()
     assert "Not computed" in html and "needs two samples per clip" in html
     assert re.search(r"DeSync<small>.*?<small>original: \d", html, re.DOTALL)
 
 
 @pytest.mark.slow
-def test_only_the_metrics_that_are_named_are_computed_and_shown(place, done):
-    output = place / "named"
-    wanted = ("--metrics", "onset_f1, diversity", "--max_clips", "1", "--steps", "1")
-    evaluate_lora.main(command(place, *wanted, "--output", str(output)))
-    named = json.loads((output / "metrics.json").read_text())
-    assert set(named["metrics"]) == {"mel_l1_loud", "onset_f1"}
-    assert set(named["not_computed"]) == {"diversity"}
-    assert named["inputs"] != done["inputs"]
+def test_only_requested_metrics_are_computed_and_shown(root, results):
+    output = root / "requested"
+    options = ("--metrics", "onset_f1, diversity", "--max_clips", "1", "--steps", "1")
+    evaluate_lora.main(evaluate_arguments(root, *options, "--output", str(output)))
+    requested = json.loads((output / "metrics.json").read_text())
+    assert set(requested["metrics"]) == {"mel_l1_loud", "onset_f1"}
+    assert set(requested["not_computed"]) == {"diversity"}
+    assert requested["inputs"] != results["inputs"]
     html = (output / "report" / "index.html").read_text()
     assert "--metrics onset_f1,diversity" in html
     assert "DeSync" not in html and "Loudness difference" not in html
-    first, second = ((folder / "metrics.tsv").read_text().splitlines() for folder in (place / "exp", output))
-    values = [dict(zip(lines[0].split("\t"), lines[1].split("\t"), strict=True)) for lines in (first, second)]
-    assert values[1].items() <= values[0].items() and len(values[1]) == 4 + 2 * 2
+    first, second = ((folder / "metrics.tsv").read_text().splitlines() for folder in (root / "exp", output))
+    every, few = (dict(zip(lines[0].split("\t"), lines[1].split("\t"), strict=True)) for lines in (first, second))
+    assert len(few) == 4 + 2 * 2 and few["id"] == every["id"]
+    for name in list(few)[4:]:  # the batch has another size
+        assert float(few[name]) == pytest.approx(float(every[name]), rel=1e-4)
 
 
-def test_a_name_that_is_no_metric_is_refused_with_the_nearest(place):
+PEAK_DIFFERENCE = Metric(
+    "Peak level difference",
+    LOWER,
+    describes="Distance of the highest peak from that of the original.",
+    limits="Everything below the peak.",
+    unit="dB",
+    compute=lambda c: 20 * (c.audio.abs().amax(1).log10() - c.reference.abs().amax().log10()).abs(),
+)
+
+
+@pytest.mark.slow
+def test_a_metric_is_added_by_one_registry_entry(root, monkeypatch):
+    monkeypatch.setitem(METRICS, "peak_difference", PEAK_DIFFERENCE)
+    output = root / "added"
+    options = ("--metrics", "peak_difference", "--max_clips", "1", "--steps", "1", "--strengths", "")
+    evaluate_lora.main(evaluate_arguments(root, *options, "--output", str(output)))
+    added = json.loads((output / "metrics.json").read_text())["metrics"]
+    assert set(added) == {"mel_l1_loud", "peak_difference"}
+    assert added["peak_difference"]["original"] == 0 < added["peak_difference"]["base"]
+    assert "adapted_peak_difference" in (output / "metrics.tsv").read_text()
+    html = (output / "report" / "index.html").read_text()
+    assert all(text in html for text in (PEAK_DIFFERENCE.title, PEAK_DIFFERENCE.describes, PEAK_DIFFERENCE.limits))
+
+
+def test_an_unknown_metric_name_suggests_the_nearest(root):
     with pytest.raises(ConfigError, match="onset_f1"):
-        evaluate_lora.main(command(place, "--metrics", "onset_f"))
+        evaluate_lora.main(evaluate_arguments(root, "--metrics", "onset_f"))
     with pytest.raises(ConfigError, match="none is named"):
-        evaluate_lora.main(command(place, "--metrics", ","))
+        evaluate_lora.main(evaluate_arguments(root, "--metrics", ","))
 
 
-def test_a_synchformer_that_is_absent_or_only_sees_is_named(tmp_path):
-    absent = find_judges(Search("small_16k", tmp_path), ("desync",))
+def test_a_synchformer_that_is_absent_or_has_no_classifier_is_a_reason(tmp_path):
+    absent = find_pretrained_metrics(ModelSearch("small_16k", tmp_path), ("desync",))
     assert absent.missing["desync"].startswith("needs synchformer_state_dict.pth, which is nowhere on disk")
-    shipped = find_judges(Search(MODEL), ("desync",))
+    shipped = find_pretrained_metrics(ModelSearch(MODEL), ("desync",))
     assert shipped.missing["desync"] == "tiny_16k's Synchformer has no offset classifier"
-    assert not shipped.candidates and not shipped.identity
+    assert not shipped.available and not shipped.identities
 
 
-def test_a_judge_that_cannot_be_loaded_is_a_reason_and_no_crash():
+def test_a_model_that_cannot_be_loaded_is_a_reason_and_no_crash():
     def fail() -> None:
         raise WeightsError("weights of another model")
 
-    wanted = Judges([Candidate(("desync",), "hash", fail)]).load(("desync",))
-    assert (wanted.judges, wanted.missing) == ([], {"desync": "weights of another model"})
+    sources = PretrainedSources([PretrainedSource(("desync",), "hash", fail)])
+    metrics = load_metric_models(sources, ("desync",))
+    assert (metrics.pretrained, metrics.missing) == ([], {"desync": "weights of another model"})
 
 
-def test_only_named_metrics_are_worth_a_download():
-    assert Search("small_16k", offline=False, named=("desync",)).fetch("desync")
-    assert not Search("small_16k", offline=False, named=("clap",)).fetch("desync")
-    assert not Search("small_16k", offline=True, named=("desync",)).fetch("desync")
-
-
-def test_what_clips_need_is_said_of_metrics_that_there_are():
-    assert set(NEEDS) <= set(metrics.METRICS)
+def test_only_requested_metrics_cause_a_download():
+    assert ModelSearch("small_16k", offline=False, requested_metrics=("desync",)).may_download(("desync", "kl"))
+    assert not ModelSearch("small_16k", offline=False, requested_metrics=("clap",)).may_download(("desync", "kl"))
+    assert not ModelSearch("small_16k", offline=True, requested_metrics=("desync",)).may_download(("desync", "kl"))
 
 
 @pytest.mark.slow
-def test_panns_that_are_absent_are_named_and_too_few_clips_before_that(done):
-    absent = done["not_computed"]
-    assert absent["kl"].startswith("needs Cnn14_mAP=0.431.pth") and absent["kl"] == absent["kad"] == absent["isc"]
-    assert absent["fd"] == "2 clips: below 513 a Frechet distance is mostly bias"
+def test_absent_panns_are_a_reason_and_too_few_clips_come_first(results):
+    reasons = results["not_computed"]
+    assert reasons["kl"].startswith("needs Cnn14_mAP=0.431.pth") and reasons["kl"] == reasons["kad"] == reasons["isc"]
+    assert reasons["fd"] == "2 clips: below 513 a Frechet distance is mostly bias"
 
 
 @pytest.mark.slow
-def test_panns_give_kl_by_clip_and_kad_of_the_set(place, tmp_path):
+def test_panns_give_kl_by_clip_and_kad_of_the_set(root, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Cnn14().eval()
     torch.save({"model": model.state_dict()}, tmp_path / CNN14.name)
-    for path in (place / "weights").iterdir():
+    for path in (root / "weights").iterdir():
         (tmp_path / path.name).symlink_to(path)
     output = tmp_path / "out"
-    wanted = (
+    options = (
         "--metrics",
         "kl,kad,fd,isc",
         "--weights",
@@ -167,7 +188,7 @@ def test_panns_give_kl_by_clip_and_kad_of_the_set(place, tmp_path):
         "--strengths",
         "",
     )
-    evaluate_lora.main(command(place, *wanted))
+    evaluate_lora.main(evaluate_arguments(root, *options))
     results = json.loads((output / "metrics.json").read_text())
     assert set(results["metrics"]) == {"mel_l1_loud", "kl", "kad", "isc"}
     assert results["metrics"]["kl"]["original"] == 0 and results["metrics"]["kl"]["codec"] > 0
@@ -175,10 +196,10 @@ def test_panns_give_kl_by_clip_and_kad_of_the_set(place, tmp_path):
     assert (kad["interval"], kad["share_better"], kad["verdict"]) == (None, None, "cannot tell")
     assert results["not_computed"] == {"fd": "2 clips: below 2049 a Frechet distance is mostly bias"}
 
-    features = load_features(place / "clips.tsv", place / "features", "test", MODEL)
-    originals = [media.original_sounds(place / "videos", [clip], 16_000, 128_000)[0] for clip in features.clips]
-    judge = load_panns(tmp_path / CNN14.name, torch.device("cpu"))
-    classes = judge.rows(torch.stack(originals), 16_000)[CLASSES]
-    assert results["metrics"]["isc"]["original"] == pytest.approx(inception_score(classes))
+    features = load_features(root / "clips.tsv", root / "features", "test", MODEL)
+    originals = [read_original_audio(root / "videos", [clip], 16_000, 128_000)[0] for clip in features.clips]
+    panns = load_panns(tmp_path / CNN14.name, torch.device("cpu"))
+    probabilities = panns.compute_outputs(torch.stack(originals), 16_000)[PROBABILITIES]
+    assert results["metrics"]["isc"]["original"] == pytest.approx(inception_score(probabilities))
     html = (output / "report" / "index.html").read_text()
     assert "of the whole set" in html and "below 2049" in html

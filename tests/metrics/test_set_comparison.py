@@ -4,62 +4,68 @@ import numpy as np
 import pytest
 
 from mmaudio.metrics import distribution as sets
-from mmaudio.metrics.set_comparison import CLASSES, FEATURES, SOUNDS, Collected, Rows, _kad, compare_sets, jackknife
+from mmaudio.metrics.pretrained_metrics import EMBEDDINGS, PROBABILITIES
+from mmaudio.metrics.set_comparison import compare_sets, jackknife
+from mmaudio.metrics.set_statistics import SOUNDS, ModelOutputs, OutputRows, kad_statistic
 from mmaudio.metrics.statistics import t_interval
 
 DIMENSION, KINDS = 6, 5
 SHIFTS = {"original": 0.0, "codec": 0.05, "base": 1.2, "adapted": 0.3}
 
 
-def collect(videos: int, clips: int, takes: int = 1, seed: int = 0, **shifts: float) -> tuple[Collected, list[str]]:
+def collect(
+    videos: int, clips: int, samples: int = 1, seed: int = 0, **shifts: float
+) -> tuple[ModelOutputs, list[str]]:
     """Rows of `videos` videos of `clips` clips; those of one video are alike."""
-    rng, collected = np.random.default_rng(seed), Collected()
+    rng, outputs = np.random.default_rng(seed), ModelOutputs()
     for _ in range(videos):
-        own = 0.7 * rng.normal(size=DIMENSION)
+        center = 0.7 * rng.normal(size=DIMENSION)
         for _ in range(clips):
-            collected.add(
+            outputs.add(
                 {
                     sound: {
-                        FEATURES: (own + shift + rng.normal(size=(takes, DIMENSION))).astype(np.float32),
-                        CLASSES: rng.uniform(0, 1, (takes, KINDS)).astype(np.float32),
+                        EMBEDDINGS: (center + shift + rng.normal(size=(samples, DIMENSION))).astype(np.float32),
+                        PROBABILITIES: rng.uniform(0, 1, (samples, KINDS)).astype(np.float32),
                     }
                     for sound, shift in (SHIFTS | shifts).items()
                 }
             )
-    return collected, [f"{video}.mp4" for video in range(videos) for _ in range(clips)]
+    return outputs, [f"{video}.mp4" for video in range(videos) for _ in range(clips)]
 
 
-def test_values_are_those_of_all_sounds_of_the_set():
-    collected, videos = collect(4, 5, takes=2)
-    found, reasons = compare_sets(collected, videos, ("kad", "fd", "isc"))
-    features = {sound: collected.get(sound, FEATURES).values for sound in SOUNDS}
+def test_set_metrics_use_all_audio_of_the_set():
+    outputs, videos = collect(4, 5, samples=2)
+    comparisons, reasons = compare_sets(outputs, videos, ("kad", "fd", "isc"))
+    features = {sound: outputs.get(sound, EMBEDDINGS).values for sound in SOUNDS}
     assert features["base"].shape == (40, DIMENSION)
-    kad = found["kad"]
+    kad = comparisons["kad"]
     for sound in ("codec", "base", "adapted"):
-        takes = np.arange(20).repeat(2)
-        assert getattr(kad, sound) == pytest.approx(sets.kad(features[sound], features["original"], takes))
-    assert found["isc"].original == pytest.approx(sets.inception_score(collected.get("original", CLASSES).values))
+        clip_indices = np.arange(20).repeat(2)
+        assert getattr(kad, sound) == pytest.approx(sets.kad(features[sound], features["original"], clip_indices))
+    assert comparisons["isc"].original == pytest.approx(
+        sets.inception_score(outputs.get("original", PROBABILITIES).values)
+    )
     assert kad.difference == pytest.approx(kad.adapted - kad.base) and kad.original is None
     assert kad.interval[0] < kad.difference < kad.interval[1] < 0
     assert (kad.verdict, kad.clips, kad.videos, kad.share_better) == ("better", 20, 4, None)
     assert reasons == {"fd": "20 clips: below 513 a Frechet distance is mostly bias"}
 
 
-def test_the_frechet_distance_is_there_from_513_clips_on_without_an_interval():
-    collected, videos = collect(171, 3)
-    found, reasons = compare_sets(collected, videos, ("fd",))
-    values = [collected.get(sound, FEATURES).values for sound in ("base", "original")]
-    assert found["fd"].base == pytest.approx(sets.frechet_distance(*values)) and not reasons
-    assert (found["fd"].interval, found["fd"].verdict) == (None, "cannot tell")
+def test_the_frechet_distance_needs_513_clips_and_has_no_interval():
+    outputs, videos = collect(171, 3)
+    comparisons, reasons = compare_sets(outputs, videos, ("fd",))
+    values = [outputs.get(sound, EMBEDDINGS).values for sound in ("base", "original")]
+    assert comparisons["fd"].base == pytest.approx(sets.frechet_distance(*values)) and not reasons
+    assert (comparisons["fd"].interval, comparisons["fd"].verdict) == (None, "cannot tell")
 
 
-def test_nothing_to_compare_is_said():
-    collected, videos = collect(1, 1)
-    assert compare_sets(collected, videos, ("kad",)) == (
+def test_an_empty_set_is_a_reason():
+    outputs, videos = collect(1, 1)
+    assert compare_sets(outputs, videos, ("kad",)) == (
         {},
         {"kad": "needs two clips or more whose originals differ"} | few(1),
     )
-    assert compare_sets(Collected(), ["a"] * 35, ("kad", "fd")) == ({}, few(35))
+    assert compare_sets(ModelOutputs(), ["a"] * 35, ("kad", "fd")) == ({}, few(35))
 
 
 def few(clips: int) -> dict[str, str]:
@@ -69,46 +75,46 @@ def few(clips: int) -> dict[str, str]:
 def test_the_jackknife_of_a_mean_is_student_s_interval_over_the_videos():
     values = np.random.default_rng(0).normal(size=(7, 4))
     videos = [str(video) for video in range(7) for _ in range(4)]
-    found = jackknife(lambda kept: float(values.ravel()[kept].mean()), videos)
-    assert found == pytest.approx(t_interval(values.mean(1)))
-    assert jackknife(lambda kept: float(kept.sum()), ["a", "b"]) is None
+    interval = jackknife(lambda mask: float(values.ravel()[mask].mean()), videos)
+    assert interval == pytest.approx(t_interval(values.mean(1)))
+    assert jackknife(lambda mask: float(mask.sum()), ["a", "b"]) is None
 
 
 def test_many_videos_are_left_out_in_groups():
     values = np.random.default_rng(0).normal(size=200)
     calls = []
 
-    def mean(kept: np.ndarray) -> float:
-        calls.append(kept.sum())
-        return float(values[kept].mean())
+    def mean(mask: np.ndarray) -> float:
+        calls.append(mask.sum())
+        return float(values[mask].mean())
 
-    found = jackknife(mean, [str(video) for video in range(200)])
+    interval = jackknife(mean, [str(video) for video in range(200)])
     assert sorted(set(calls)) == [190, 200] and len(calls) == 21
     whole = t_interval(values)
-    assert found[1] - found[0] == pytest.approx(whole[1] - whole[0], rel=0.35)
+    assert interval[1] - interval[0] == pytest.approx(whole[1] - whole[0], rel=0.35)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("videos", [3, 5, 10])
-def test_the_interval_of_kad_covers_and_alike_models_are_not_told_apart(videos):
+def test_the_kad_interval_covers_and_equal_models_get_no_verdict(videos):
     """500 repeats: 95 % intervals cover the true difference at their rate, within 3 points, or more often."""
 
-    def difference(count: int, seed: int, base: float) -> tuple[Rows, ...]:
-        collected, names = collect(count, 6, seed=seed, base=base)
-        rows = {sound: collected.get(sound, FEATURES) for sound in SOUNDS}
-        of = {sound: _kad(rows[sound], rows["original"]) for sound in ("base", "adapted")}
-        return (lambda kept: of["adapted"](kept) - of["base"](kept)), names
+    def difference(count: int, seed: int, base: float) -> tuple[OutputRows, ...]:
+        outputs, names = collect(count, 6, seed=seed, base=base)
+        rows = {sound: outputs.get(sound, EMBEDDINGS) for sound in SOUNDS}
+        statistics = {sound: kad_statistic(rows[sound], rows["original"]) for sound in ("base", "adapted")}
+        return (lambda mask: statistics["adapted"](mask) - statistics["base"](mask)), names
 
-    everything = [difference(200, 1000 + seed, 0.6) for seed in range(5)]
-    truth = np.mean([statistic(np.ones(len(names), bool)) for statistic, names in everything])
-    covered = told = 0
+    large_sets = [difference(200, 1000 + seed, 0.6) for seed in range(5)]
+    truth = np.mean([statistic(np.ones(len(names), bool)) for statistic, names in large_sets])
+    covered = decided = 0
     for seed in range(500):
         low, high = jackknife(*difference(videos, seed, 0.6))
         covered += low <= truth <= high
         low, high = jackknife(*difference(videos, 5000 + seed, 0.3))
-        told += low > 0 or high < 0
+        decided += low > 0 or high < 0
     assert covered / 500 >= 0.92
-    assert told / 500 <= 0.07
+    assert decided / 500 <= 0.07
 
 
 @pytest.mark.parametrize("videos", [3, 5, 10])
@@ -118,6 +124,6 @@ def test_the_jackknife_covers_where_videos_have_different_numbers_of_clips(video
     for _ in range(500):
         video = np.repeat(np.arange(videos), rng.integers(2, 12, videos))
         values = 0.7 * rng.normal(size=videos)[video] + rng.normal(size=len(video))
-        low, high = jackknife(lambda kept, values=values: float(values[kept].mean()), [str(index) for index in video])
+        low, high = jackknife(lambda mask, values=values: float(values[mask].mean()), [str(index) for index in video])
         covered += low <= 0 <= high
     assert covered / 500 == pytest.approx(0.95, abs=0.03)

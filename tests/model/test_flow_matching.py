@@ -1,25 +1,23 @@
 """Flow matching against the golden numbers and against closed forms."""
 
+import math
+
 import pytest
 import torch
-from conftest import assert_close, filled, golden
-from test_networks import mini, mini_inputs
+from helpers import assert_close, filled, golden, mini, mini_conditions, mini_inputs
+from scipy import stats
 
 from mmaudio.errors import ConfigError
 from mmaudio.model.flow_matching import (
-    drop_conditions,
-    guided,
+    condition_dropout_masks,
     integrate,
     interpolate,
+    logit_normal_quantiles,
     logit_normal_times,
     sample_posterior,
     velocity_loss,
 )
-
-
-def mini_conditions(network):
-    inputs = mini_inputs()
-    return network.preprocess_conditions(inputs["clip_f"], inputs["sync_f"], inputs["text_f"])
+from mmaudio.model.guidance import guided_velocity
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -27,7 +25,7 @@ def mini_conditions(network):
 def test_guided_euler_matches_the_golden_numbers(version, steps):
     network, expected = mini(version == "v2"), golden(f"network_mini_{version}")
     with torch.no_grad():
-        velocity = guided(network, mini_conditions(network), network.empty_conditions(2), 4.5)
+        velocity = guided_velocity(network, mini_conditions(network), network.empty_conditions(2), 4.5)
         latent = integrate(velocity, mini_inputs()["latent"], steps)
     assert_close(latent, expected[f"euler{steps}.cfg4.5"])
     if steps == 4:
@@ -37,7 +35,7 @@ def test_guided_euler_matches_the_golden_numbers(version, steps):
 def test_guided_euler_under_bf16_autocast():
     network = mini()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        velocity = guided(network, mini_conditions(network), network.empty_conditions(2), 4.5)
+        velocity = guided_velocity(network, mini_conditions(network), network.empty_conditions(2), 4.5)
         latent = integrate(velocity, mini_inputs()["latent"], 4)
     assert latent.dtype == torch.float32
     assert_close(latent, golden("network_mini_v1")["euler4.cfg4.5"], tolerance=5e-2)
@@ -49,8 +47,10 @@ def test_guidance_of_one_or_less_is_the_conditional_velocity():
         conditions, empty = mini_conditions(network), network.empty_conditions(2)
         plain = network.predict_velocity(inputs["latent"], torch.tensor(0.3), conditions)
         for strength in (0.0, 1.0):
-            assert torch.equal(guided(network, conditions, empty, strength)(inputs["latent"], torch.tensor(0.3)), plain)
-        near_one = guided(network, conditions, empty, 1.0 + 1e-6)(inputs["latent"], torch.tensor(0.3))
+            assert torch.equal(
+                guided_velocity(network, conditions, empty, strength)(inputs["latent"], torch.tensor(0.3)), plain
+            )
+        near_one = guided_velocity(network, conditions, empty, 1.0 + 1e-6)(inputs["latent"], torch.tensor(0.3))
     assert_close(near_one, plain)
 
 
@@ -89,30 +89,31 @@ def test_times_are_logit_normal_and_follow_the_generator():
     assert abs(logits.mean()) < 0.03 and abs(logits.std() - 1) < 0.03
 
 
-def test_video_is_dropped_together_and_text_independently():
-    network, inputs = mini(), mini_inputs()
-    clip, sync, text = (inputs[name][:1].expand(400, -1, -1) for name in ("clip_f", "sync_f", "text_f"))
-    with torch.no_grad():
-        dropped = drop_conditions(network, clip, sync, text, torch.Generator().manual_seed(1), p=0.3)
-    empty = (network.empty_clip(1), network.empty_sync(1), network.empty_text(1))
-    is_empty = [(got == row).flatten(1).all(1) for got, row in zip(dropped, empty, strict=True)]
-    is_kept = [(got == was).flatten(1).all(1) for got, was in zip(dropped, (clip, sync, text), strict=True)]
-    assert all(torch.equal(a, ~b) for a, b in zip(is_empty, is_kept, strict=True))
-    assert torch.equal(is_empty[0], is_empty[1])
-    assert 0.2 < is_empty[0].float().mean() < 0.4 and 0.2 < is_empty[2].float().mean() < 0.4
-    assert 0.04 < (is_empty[0] & is_empty[2]).float().mean() < 0.15  # independent: 0.09
+def test_quantiles_stand_for_the_logit_normal_distribution():
+    quantiles = logit_normal_quantiles(64)
+    random_times = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).sigmoid()
+    assert torch.allclose(quantiles + quantiles.flip(0), torch.ones(64), atol=1e-6)
+    for function in (torch.square, torch.sqrt):
+        assert abs(float(function(quantiles).mean() - function(random_times).mean())) < 3e-3
 
 
-def test_dropping_never_and_always():
-    network, inputs = mini(), mini_inputs()
-    features = (inputs["clip_f"], inputs["sync_f"], inputs["text_f"])
-    kept = drop_conditions(network, *features, torch.Generator(), p=0.0)
-    assert all(torch.equal(a, b) for a, b in zip(kept, features, strict=True))
-    clip, _, text = drop_conditions(network, *features, torch.Generator(), p=0.0, p_text=1.0)
-    assert torch.equal(clip, features[0]) and torch.equal(text, network.empty_text(2))
-    clip, _, _ = drop_conditions(network, *features, torch.Generator(), p=1.0)
-    clip.sum().backward()
-    assert torch.equal(network.empty_clip_feat.grad, torch.full_like(network.empty_clip_feat, 2 * 16))
+@pytest.mark.parametrize("n", [8, 16])
+def test_quantiles_are_those_of_scipy_rounded_to_float32(n):
+    expected = [1 / (1 + math.exp(-stats.norm.ppf((i + 0.5) / n))) for i in range(n)]
+    assert torch.equal(logit_normal_quantiles(n), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_video_and_text_are_dropped_independently():
+    no_video, no_text = condition_dropout_masks(4000, 0.3, 0.5, torch.Generator().manual_seed(1))
+    assert no_video.shape == no_text.shape == (4000,) and no_video.dtype == no_text.dtype == torch.bool
+    assert no_video.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert no_text.float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (no_video & no_text).float().mean() == pytest.approx(0.15, abs=0.03)
+
+
+def test_conditions_are_dropped_never_and_always():
+    no_video, no_text = condition_dropout_masks(100, 0.0, 1.0, torch.Generator())
+    assert not no_video.any() and no_text.all()
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2)])
@@ -125,9 +126,11 @@ def test_solvers_converge_with_their_order(method, order):
 
 
 def test_steps_pass_through_progress_in_order():
-    seen = []
-    integrate(lambda x, t: x, torch.zeros(1, 1, 1), 3, progress=lambda steps: (seen.append(s) or s for s in steps))
-    assert seen == [0, 1, 2]
+    shown_steps = []
+    integrate(
+        lambda x, t: x, torch.zeros(1, 1, 1), 3, progress=lambda steps: (shown_steps.append(s) or s for s in steps)
+    )
+    assert shown_steps == [0, 1, 2]
 
 
 def test_guidance_does_not_magnify_the_rounding_of_bf16():
@@ -135,13 +138,13 @@ def test_guidance_does_not_magnify_the_rounding_of_bf16():
     network, latent, t = mini(), mini_inputs()["latent"], torch.tensor(0.3)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         conditions, empty = mini_conditions(network), network.empty_conditions(2)
-        got = guided(network, conditions, empty, 4.5)(latent, t)
-        given, free = network.predict_velocity(torch.cat([latent, latent]), t, conditions.cat(empty)).chunk(2)
+        got = guided_velocity(network, conditions, empty, 4.5)(latent, t)
+        v_cond, v_uncond = network.predict_velocity(torch.cat([latent, latent]), t, conditions.cat(empty)).chunk(2)
     assert got.dtype == torch.float32
-    assert_close(got, 4.5 * given.double() - 3.5 * free.double(), tolerance=1e-6)
+    assert_close(got, 4.5 * v_cond.double() - 3.5 * v_uncond.double(), tolerance=1e-6)
 
 
-def test_senseless_solver_settings_are_errors():
+def test_invalid_solver_settings_are_errors():
     with pytest.raises(ConfigError, match="steps=0"):
         integrate(lambda x, t: x, torch.zeros(1, 1, 1), 0)
     with pytest.raises(ConfigError, match="midpoint"):

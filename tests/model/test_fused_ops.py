@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import assert_close
+from helpers import assert_close
 
-from mmaudio.model import fused_ops as by_hand
-from mmaudio.model.layers import SelfAttention, attend, rotary_table
+from mmaudio.model import fused_ops
+from mmaudio.model.layers import SelfAttention, attend_heads, rotary_table
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -16,19 +16,19 @@ def random(*shape, dtype=torch.float32):
 
 def both(monkeypatch, function, inputs):
     """Outputs and the inputs' gradients, by hand and by autograd."""
-    found = []
+    results = []
     for by_autograd in (False, True):
         if by_autograd:
-            monkeypatch.setattr(by_hand, "applies", lambda *tensors: False)
+            monkeypatch.setattr(fused_ops, "can_fuse", lambda *tensors: False)
         outputs = function(*inputs)
         weights = [torch.linspace(-1, 2, out.numel()).view_as(out).to(out.dtype) for out in outputs]
-        found.append([*outputs, *torch.autograd.grad(outputs, inputs, weights)])
-    return zip(*found, strict=True)
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, weights)])
+    return zip(*results, strict=True)
 
 
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_inputs_of_the_heads(rotated, dtype, tolerance, monkeypatch):
+def test_fused_head_inputs_match_autograd(rotated, dtype, tolerance, monkeypatch):
     attention = SelfAttention(64, 2).requires_grad_(False)
     attention.qkv = torch.nn.Identity()
     for norm in (attention.q_norm, attention.k_norm):
@@ -49,12 +49,14 @@ def test_trained_norms_get_their_gradients():
 
 
 @pytest.mark.parametrize("keys", [20, 33])
-def test_attention(keys, monkeypatch):
+def test_cpu_attention_matches_autograd(keys, monkeypatch):
     inputs = [random(2, 3, tokens, 32, dtype=torch.bfloat16) for tokens in (20, keys, keys)]
-    assert attend(*inputs).shape == (2, 20, 96)
+    assert attend_heads(*inputs).shape == (2, 20, 96)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = next(iter(zip(*both(monkeypatch, lambda *qkv: [attend(*qkv)], exact), strict=True)))
+    expected = next(iter(zip(*both(monkeypatch, lambda *qkv: [attend_heads(*qkv)], exact), strict=True)))
     monkeypatch.undo()
-    for truth, (got, autograd) in zip(expected, both(monkeypatch, lambda *qkv: [attend(*qkv)], inputs), strict=True):
+    for truth, (got, autograd) in zip(
+        expected, both(monkeypatch, lambda *qkv: [attend_heads(*qkv)], inputs), strict=True
+    ):
         assert got.dtype == torch.bfloat16
         assert (got.double() - truth).norm() < 1.2 * (autograd.double() - truth).norm() + 2e-3 * truth.norm()

@@ -1,32 +1,16 @@
-"""The network against the golden numbers, the released keys, and its own promises."""
+"""The network against the golden numbers, the released keys, and its shapes promises."""
 
 import pytest
 import torch
-from conftest import assert_close, fill, filled, golden, manifest, relative_error
+from helpers import assert_close, fill, filled, golden, manifest, mini, mini_inputs, mini_spec, relative_error
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.model.blocks import JointBlock
-from mmaudio.model.layers import Conv1d, TimeEmbedding, by_taps
+from mmaudio.model.layers import Conv1d, TimeEmbedding, tap_major
 from mmaudio.model.networks import MMAudio, build_network
-from mmaudio.model.spec import MODELS, NetworkSpec, model_spec
+from mmaudio.model.spec import MODELS, model_spec
 
-RELEASED = [name for name, spec in MODELS.items() if not spec.embedded]
-
-
-def mini_spec(v2=False):
-    return NetworkSpec(8, 48, 32, 40, 64, 2, 2, 2, 30, 16, 24, v2)
-
-
-def mini(v2=False):
-    network = MMAudio(mini_spec(v2))
-    fill.fill_module(network)
-    return network
-
-
-def mini_inputs():
-    shapes = {"latent": (2, 30, 8), "clip_f": (2, 16, 48), "sync_f": (2, 24, 32), "text_f": (2, 77, 40), "t": (2,)}
-    inputs = {name: filled(f"input/{name}", *shape) for name, shape in shapes.items()}
-    return inputs | {"t": inputs["t"].sigmoid()}
+RELEASED = [name for name, spec in MODELS.items() if not spec.bundled]
 
 
 def capture(network, names):
@@ -87,7 +71,7 @@ def test_bf16_weights_keep_tables_and_times_in_float32():
         assert_close(network(**inputs), golden("network_mini_v2")["flow"], tolerance=5e-2)
 
 
-def test_time_embedding_v2():
+def test_time_embedding_v2_matches_the_golden_numbers():
     embedding, expected = TimeEmbedding(896, 896, period=1.0), golden("time_embedding_v2")
     fill.fill_module(embedding, prefix="t_embed.")
     t = filled("input/t_many", 16).sigmoid()
@@ -111,13 +95,13 @@ def test_small_16k_matches_the_golden_numbers():
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_keys_and_shapes_are_the_released_ones(name):
+def test_keys_and_shapes_equal_the_released_ones(name):
     with torch.device("meta"):
         network = build_network(name)
-    own = {
+    shapes = {
         key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in network.state_dict().items()
     }
-    assert own == manifest(f"network_{name}")
+    assert shapes == manifest(f"network_{name}")
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -128,7 +112,7 @@ def test_parameters_in_millions(name):
     assert count == pytest.approx(expected.get(name, 1030.6), abs=0.06)
 
 
-def test_the_convolution_is_pytorchs_over_tokens():
+def test_the_convolution_matches_pytorchs_over_tokens():
     ours, theirs = Conv1d(12, 20, 7, padding=3), torch.nn.Conv1d(12, 20, 7, padding=3)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(3, 31, 12, requires_grad=True)
@@ -137,16 +121,16 @@ def test_the_convolution_is_pytorchs_over_tokens():
     weights = torch.randn_like(expected)
     inputs = (x, ours.weight, ours.bias)
     got = torch.autograd.grad((ours(x) * weights).sum(), inputs)
-    wanted = torch.autograd.grad((expected * weights).sum(), (x, theirs.weight, theirs.bias))
-    for mine, reference in zip(got, wanted, strict=True):
+    gradients = torch.autograd.grad((expected * weights).sum(), (x, theirs.weight, theirs.bias))
+    for mine, reference in zip(got, gradients, strict=True):
         assert_close(mine, reference)
 
 
 @pytest.mark.parametrize(("width_in", "width_out", "kernel"), [(12, 20, 7), (9, 4, 3), (1, 6, 3), (8, 1, 3)])
-def test_weights_laid_out_by_taps_give_the_same_convolution_and_gradients(width_in, width_out, kernel):
+def test_tap_major_weights_give_the_same_convolution_and_gradients(width_in, width_out, kernel):
     layer = Conv1d(width_in, width_out, kernel, padding=kernel // 2)
     x, outs, gradients = torch.randn(3, 31, width_in, requires_grad=True), [], []
-    for weight in (layer.weight.data, by_taps(layer.weight.data)):
+    for weight in (layer.weight.data, tap_major(layer.weight.data)):
         layer.weight.data = weight
         outs.append(layer(x))
         gradients.append(torch.autograd.grad(outs[-1].square().sum(), (x, layer.weight, layer.bias)))
@@ -181,17 +165,17 @@ def test_loading_casts_and_materialises():
 def test_duration_sets_the_lengths():
     with torch.device("meta"):
         network = build_network("small_44k")
-    assert (network.lengths.latent, network.lengths.clip, network.lengths.sync) == (345, 64, 192)
-    assert network.lengths.samples == 353_280
+    assert (network.lengths.latent_tokens, network.lengths.clip_tokens, network.lengths.sync_tokens) == (345, 64, 192)
+    assert network.lengths.audio_samples == 353_280
     network.set_duration(5)
-    assert (network.lengths.latent, network.lengths.clip, network.lengths.sync) == (216, 40, 112)
+    assert (network.lengths.latent_tokens, network.lengths.clip_tokens, network.lengths.sync_tokens) == (216, 40, 112)
     with pytest.raises(ConfigError, match="set_lengths"):
         MMAudio(mini_spec()).set_duration(5)
     with pytest.raises(ConfigError, match="multiples of 8"):
         network.set_lengths(30, 16, 23)
 
 
-def test_wrong_shapes_name_the_features_and_the_remedy():
+def test_wrong_shapes_are_errors_that_name_the_features():
     network, inputs = mini(), mini_inputs()
     with pytest.raises(DataError, match=r"clip features of shape \(2, 15, 48\).*\(batch, 16, 48\)"):
         network(**inputs | {"clip_f": inputs["clip_f"][:, 1:]})
@@ -204,11 +188,11 @@ def test_conditions_are_batched_by_row():
     with torch.no_grad():
         conditions = network.preprocess_conditions(inputs["clip_f"], inputs["sync_f"], inputs["text_f"])
         flow = network.predict_velocity(inputs["latent"], inputs["t"], conditions)
-        second = network.predict_velocity(inputs["latent"][1:], inputs["t"][1], conditions.index(slice(1, None)))
+        second = network.predict_velocity(inputs["latent"][1:], inputs["t"][1], conditions.select(slice(1, None)))
         both = conditions.cat(network.empty_conditions(3))
     assert_close(second, flow[1:])
-    assert both.batch == 5
-    assert both.index(torch.tensor([4, 0])).repeat(2).batch == 4
+    assert both.batch_size == 5
+    assert both.select(torch.tensor([4, 0])).repeat(2).batch_size == 4
     repeated = conditions.repeat(2).clip_c
     assert torch.equal(repeated[0], repeated[1]) and torch.equal(repeated[2], conditions.clip_c[1])
 
@@ -259,7 +243,7 @@ def test_initialisation_depends_on_the_generator_alone():
     network = MMAudio(mini_spec())
     states = []
     for _ in range(2):
-        network.initialise(torch.Generator().manual_seed(3))
+        network.init_weights(torch.Generator().manual_seed(3))
         states.append({key: value.clone() for key, value in network.state_dict().items()})
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
 
@@ -269,7 +253,7 @@ def test_the_last_joint_block_keeps_no_dead_weights():
     assert not hasattr(block.clip_block, "ffn") and not hasattr(block.text_block, "linear1")
 
 
-def test_an_unknown_name_is_met_with_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ConfigError, match="small_16k"):
         build_network("smal_16k")
     assert model_spec("small_16k").network.width == 448

@@ -7,26 +7,28 @@ import subprocess
 import time
 
 import pytest
-from pipeline_run import digest, last_path, run
+from pipeline_command import printed_path, run_pipeline, sha256
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo, run once: its folder, what it printed, its numbers."""
     folder = tmp_path_factory.mktemp("demo")
-    printed, status = run("--demo", cwd=folder)
+    printed, status = run_pipeline("--demo", cwd=folder)
     assert status == 0, printed
-    numbers = (folder / last_path(printed, "Report")).parents[1] / "metrics.json"
+    numbers = (folder / printed_path(printed, "Report")).parents[1] / "metrics.json"
     return folder, printed, json.loads(numbers.read_text())
 
 
 @pytest.mark.slow
 def test_the_demo_names_a_report_an_adapter_and_the_command_that_uses_it(demo):
     folder, printed, _ = demo
-    assert (folder / last_path(printed, "Report")).is_file() and (folder / last_path(printed, "Adapter")).is_file()
+    assert (folder / printed_path(printed, "Report")).is_file() and (
+        folder / printed_path(printed, "Adapter")
+    ).is_file()
     command = shlex.split(re.findall(r"^Generate: (.*)$", printed, re.MULTILINE)[-1])
-    made = subprocess.run([*command, "--steps", "4"], cwd=folder, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
+    result = subprocess.run([*command, "--steps", "4"], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     assert {path.suffix for path in (folder / "sound").iterdir()} >= {".mp4", ".flac"}
 
 
@@ -45,10 +47,10 @@ def test_the_demo_adapter_is_better_on_held_out_videos(demo):
 @pytest.mark.slow
 def test_a_second_run_redoes_nothing(demo):
     folder, printed, _ = demo
-    kept = [folder / last_path(printed, "Adapter"), *folder.glob("demo_output/lora_data/**/*.*")]
-    before = {path: (path.stat().st_mtime_ns, digest(path)) for path in kept}
+    outputs = [folder / printed_path(printed, "Adapter"), *folder.glob("demo_output/lora_data/**/*.*")]
+    before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in outputs}
     begin = time.monotonic()
-    again, status = run("--demo", cwd=folder)
-    assert status == 0 and last_path(again, "Adapter") == last_path(printed, "Adapter")
-    assert {path: (path.stat().st_mtime_ns, digest(path)) for path in kept} == before
+    again, status = run_pipeline("--demo", cwd=folder)
+    assert status == 0 and printed_path(again, "Adapter") == printed_path(printed, "Adapter")
+    assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in outputs} == before
     assert time.monotonic() - begin < 120

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.pipeline.job import commands, parser, read_job, training_overrides
+from mmaudio.pipeline.flags import build_job, build_parser
+from mmaudio.pipeline.job import stage_commands, training_overrides
 from mmaudio.pipeline.preflight import check_disk, check_settings
 
 
 def job(tmp_path, flags=(), overrides=()):
-    return read_job(parser().parse_args([str(tmp_path), "--model", "tiny_16k", *flags]), list(overrides))
+    return build_job(build_parser().parse_args([str(tmp_path), "--model", "tiny_16k", *flags]), list(overrides))
 
 
 def test_flags_and_settings_go_to_splitting(tmp_path):
@@ -29,18 +30,18 @@ def test_flags_and_settings_go_to_splitting(tmp_path):
         "--timeout-per-video",
         "60.0",
     )
-    made = job(tmp_path, flags, ["split.stride=8", "max_steps=5", "validation.split_ratio=0.2"])
-    split = commands(made)["split"]
+    recursive_job = job(tmp_path, flags, ["split.stride=8", "max_steps=5", "validation.split_ratio=0.2"])
+    split = stage_commands(recursive_job)["split"]
     assert split[split.index("--recursive") :][: len(flags)] == list(flags)
     assert split[-2:] == ["split.stride=8", "validation.split_ratio=0.2"]
-    training = training_overrides(made)
+    training = training_overrides(recursive_job)
     assert "max_steps=5" in training and "validation.split_ratio=0.2" in training
     assert not [text for text in training if text.startswith("split.")]
-    check_settings(made)
+    check_settings(recursive_job)
 
 
-def test_without_flags_splitting_gets_none(tmp_path):
-    assert job(tmp_path).split == ()
+def test_default_flags_are_not_passed_to_splitting(tmp_path):
+    assert job(tmp_path).split_arguments == ()
 
 
 def test_a_wrong_setting_of_splitting_is_refused_before_any_work(tmp_path):
@@ -71,21 +72,21 @@ def test_results_below_a_file_are_refused_with_the_plan(tmp_path):
         check_disk(tmp_path / "notes" / "results", 1)
 
 
-@pytest.mark.parametrize(("flag", "module"), [("--scenes", "scenes"), ("--flags", "speech")])
-def test_an_absent_extra_is_said_before_any_work(tmp_path, monkeypatch, flag, module):
+@pytest.mark.parametrize(("flag", "module"), [("--scenes", "shots"), ("--flags", "speech")])
+def test_an_absent_extra_is_reported_before_any_work(tmp_path, monkeypatch, flag, module):
     monkeypatch.setattr(f"mmaudio.data.{module}.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"{flag} needs"):
         check_settings(job(tmp_path, [flag]))
 
 
-def test_an_unusable_table_of_captions_is_said_before_any_work(tmp_path):
+def test_an_unusable_table_of_captions_is_reported_before_any_work(tmp_path):
     with pytest.raises(DataError, match=r"words\.tsv"):
         check_settings(job(tmp_path, ["--captions", str(tmp_path / "words.tsv")]))
 
 
-def test_the_videos_and_the_precision_are_handed_on(tmp_path):
-    made = job(tmp_path, ["--precision", "bf16"])
-    assert f"video_root={tmp_path}" in training_overrides(made)
-    extract = commands(made)["extract"]
+def test_the_videos_and_the_precision_are_passed_on(tmp_path):
+    recursive_job = job(tmp_path, ["--precision", "bf16"])
+    assert f"video_root={tmp_path}" in training_overrides(recursive_job)
+    extract = stage_commands(recursive_job)["extract"]
     assert extract[extract.index("--precision") + 1] == "bf16"
-    assert "--precision" not in commands(job(tmp_path))["extract"]
+    assert "--precision" not in stage_commands(job(tmp_path))["extract"]

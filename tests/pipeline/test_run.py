@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from pipeline_run import PYTHON, ROOT, digest, last_path, run, start
+from pipeline_command import PYTHON, ROOT, printed_path, run_pipeline, sha256, start_pipeline
 
 SHORT = ("max_steps=12", "eval_every=6", "save_every=3", "warmup_steps=2", "batch_size=4", "lora.rank=4")
 """Training that takes seconds."""
@@ -34,7 +34,7 @@ def short(videos, output):
 def whole(videos, tmp_path_factory):
     """The job, run once without a break: its output folder, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    printed, status = run(*short(videos, folder / "out"), cwd=folder)
+    printed, status = run_pipeline(*short(videos, folder / "out"), cwd=folder)
     assert status == 0, printed
     return folder / "out", printed
 
@@ -44,7 +44,7 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
     killed = 0
     for stage in ("split", "extract", "train", "evaluate"):
         for delay in (0.5, 6.0) if stage == "train" else (2.5,):
-            process = start(*short(videos, tmp_path / "killed"), cwd=tmp_path)
+            process = start_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
             for line in process.stdout:
                 if line.startswith(f"== {stage}"):
                     break
@@ -53,40 +53,40 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert killed >= 4, "the stages end before they are killed: the test proves nothing"
-    printed, status = run(*short(videos, tmp_path / "killed"), cwd=tmp_path)
+    printed, status = run_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
     assert status == 0, printed
-    assert digest(tmp_path / "killed" / CHECKPOINT) == digest(whole[0] / CHECKPOINT)
+    assert sha256(tmp_path / "killed" / CHECKPOINT) == sha256(whole[0] / CHECKPOINT)
 
 
 @pytest.mark.slow
-def test_bad_videos_are_named_and_left_out_and_the_rest_goes_on(whole):
+def test_unusable_videos_are_reported_and_left_out(whole):
     output, printed = whole
     assert "notes.mp4" in printed and "cut.mp4" in printed
     report = output / "output" / "x" / "report" / "index.html"
-    assert str(report) == last_path(printed, "Report")
+    assert str(report) == printed_path(printed, "Report")
     assert "notes.mp4" in report.read_text() and "cut.mp4" in report.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "status", "said"),
+    ("make", "status", "message"),
     [
         (lambda folder: None, 1, "a folder of videos is expected"),
         (lambda folder: (folder / "a.mp4").write_text("no video"), 1, "a.mp4"),
     ],
 )
-def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
+def test_no_usable_video_is_one_line_of_error(tmp_path, make, status, message):
     folder = tmp_path / "videos"
     folder.mkdir()
     make(folder)
-    printed, code = run(folder, "--model", "tiny_16k", "--output", tmp_path / "out", cwd=tmp_path)
-    assert code == status and said in printed and "Traceback" not in printed
+    printed, code = run_pipeline(folder, "--model", "tiny_16k", "--output", tmp_path / "out", cwd=tmp_path)
+    assert code == status and message in printed and "Traceback" not in printed
     assert printed.count("error:") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--demo", "--modle", "tiny_16k"], "did you mean"),
         (["--demo", "--model", "tiny_16"], "tiny_16k"),
@@ -95,14 +95,14 @@ def test_nothing_usable_is_one_clear_line(tmp_path, make, status, said):
         (["--demo", "--", "lora.rank=1000"], "take at most 96"),
     ],
 )
-def test_wrong_use_is_status_2_before_any_work(tmp_path, arguments, said):
-    printed, code = run(*arguments, cwd=tmp_path)
-    assert code == 2 and said in printed and not any(tmp_path.iterdir())
+def test_wrong_flags_are_status_2_before_any_work(tmp_path, arguments, message):
+    printed, code = run_pipeline(*arguments, cwd=tmp_path)
+    assert code == 2 and message in printed and not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_the_plan_alone(tmp_path):
-    printed, code = run("--demo", "--dry-run", cwd=tmp_path)
+def test_a_dry_run_prints_the_plan(tmp_path):
+    printed, code = run_pipeline("--demo", "--dry-run", cwd=tmp_path)
     assert code == 0 and "model:    tiny_16k" in printed and not any(tmp_path.iterdir())
     assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min);", printed, re.MULTILINE)
 
@@ -113,7 +113,7 @@ def test_a_big_model_without_a_gpu_stops_after_the_plan(videos, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    printed, code = run(videos, cwd=tmp_path)
+    printed, code = run_pipeline(videos, cwd=tmp_path)
     assert code == 1 and "--model tiny_16k" in printed and "--yes" in printed
 
 
@@ -132,7 +132,7 @@ time.sleep(60)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])
-def test_ctrl_c_lets_a_stage_end_what_it_does_and_a_second_one_does_not(tmp_path, presses, saved):
+def test_ctrl_c_finishes_the_step_and_a_second_one_kills(tmp_path, presses, saved):
     (tmp_path / "stage.py").write_text(STAGE)
     code = "import sys; from mmaudio import cli, pipeline\n"
     code += "cli.run(lambda arguments: pipeline.run_stage('train', [sys.executable, *arguments]))"
@@ -149,5 +149,5 @@ def test_ctrl_c_lets_a_stage_end_what_it_does_and_a_second_one_does_not(tmp_path
     for _ in range(presses):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.4)
-    said = process.communicate()[0]
-    assert process.returncode == 130 and ("saved" in said) is saved and "the same command goes on" in said
+    output = process.communicate()[0]
+    assert process.returncode == 130 and ("saved" in output) is saved and "the same command continues" in output

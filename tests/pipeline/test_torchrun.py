@@ -1,4 +1,4 @@
-"""Several processes at once: what a failed one said, and its status, are what a user gets."""
+"""Several processes at once: what a failed one output, and its status, are what a user gets."""
 
 import os
 import signal
@@ -22,28 +22,28 @@ def start(script):
     )
 
 
-def only(said, line):
-    """Whether `line` was said, by one process or by both, and nothing else."""
-    return line in said and not said.replace(line, "").strip()
+def only(output, line):
+    """Whether `line` was output, by one process or by both, and nothing else."""
+    return line in output and not output.replace(line, "").strip()
 
 
 @pytest.mark.slow
-def test_the_status_and_the_line_of_a_failed_process_are_all_that_is_left(tmp_path):
+def test_only_the_error_and_status_of_a_failed_process_remain(tmp_path):
     script = tmp_path / "job.py"
     fail = "def main(arguments):\n    raise errors.ConfigError('rank=0: too small')\ncli.run(main)\n"
     script.write_text(f"from mmaudio import cli, errors\n{fail}")
     process = start(script)
-    said = process.communicate()[1]
-    assert process.returncode == 2 and only(said, "error: rank=0: too small")
+    output = process.communicate()[1]
+    assert process.returncode == 2 and only(output, "error: rank=0: too small")
 
 
 @pytest.mark.slow
-def test_all_done_is_status_zero(tmp_path):
+def test_success_is_status_zero(tmp_path):
     script = tmp_path / "job.py"
     script.write_text("import os\nos.write(1, f'rank {os.environ[\"RANK\"]}\\n'.encode())\n")
     process = start(script)
-    said = process.communicate()[0]
-    assert process.returncode == 0 and sorted(said.split("\n")) == ["", "rank 0", "rank 1"]
+    output = process.communicate()[0]
+    assert process.returncode == 0 and sorted(output.split("\n")) == ["", "rank 0", "rank 1"]
 
 
 WAITING = r"""
@@ -68,6 +68,6 @@ def test_an_interrupt_comes_once_and_is_no_error(tmp_path):
     process = start(script)
     assert process.stdout.readline() == "here\n" and process.stdout.readline() == "here\n"
     os.killpg(process.pid, signal.SIGINT)
-    printed, said = process.communicate()
+    printed, errors = process.communicate()
     assert process.returncode == 130 and "saved" in printed
-    assert only(said, "interrupted; the same command goes on from here")
+    assert only(errors, "interrupted; the same command continues from here")

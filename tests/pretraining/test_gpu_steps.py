@@ -1,23 +1,28 @@
-"""Steps that wait for no device do what the plain ones do; run here on the CPU, where nothing is recorded."""
+"""GPU steps train as the CPU's do; run here on the CPU, where no graph is captured."""
 
 import copy
 import functools
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from mmaudio.errors import ConfigError, TrainingError
-from mmaudio.pretraining import sync_stage as sync
-from mmaudio.pretraining.gpu_steps import CPU, HeldSteps, Objective, hold
-from mmaudio.pretraining.muon import Optimizers
-from mmaudio.pretraining.stages import TRAINED, Plan, steps_from
-from mmaudio.pretraining.training_loop import PlainSteps, Recipe, step_generator
+from mmaudio.pretraining.cpu_steps import CpuSteps
+from mmaudio.pretraining.gpu_steps import GpuSteps
+from mmaudio.pretraining.muon import MuonAdamW
+from mmaudio.pretraining.objective import CPU, Objective, step_generator
+from mmaudio.pretraining.recipe import Recipe
+from mmaudio.pretraining.segment_augmentation import flip_segments, gather_flipped_segments
+from mmaudio.pretraining.shards import concatenate_on_gpu
+from mmaudio.pretraining.stages import TRAINED_STAGES, PretrainingConfig, parse_steps
 
-RECIPE = Recipe(steps=8, learning_rate=1e-2, muon=1e-2, warmup=2, ema=0.9, parts=2, bf16=False)
+RECIPE = Recipe(
+    steps=8, learning_rate=1e-2, muon_learning_rate=1e-2, warmup_steps=2, ema_decay=0.9, micro_batches=2, bf16=False
+)
 
 
 def problem():
@@ -32,114 +37,112 @@ def problem():
     return module, Objective(lambda generator: (torch.randn(2, 4, 7, generator=generator),), loss)
 
 
-def steps(kind, recipe=RECIPE):
+def build(steps_class, recipe=RECIPE):
     module, objective = problem()
-    optimizer = Optimizers(module, recipe, recordable=kind is HeldSteps)
-    average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    last = functools.partial(step_generator, 7) if kind is HeldSteps else 7
-    order = (objective, recipe, last)
-    return module, optimizer, average, kind(module, optimizer, average, *order)
+    optimizer = MuonAdamW(module, recipe, capturable=steps_class is GpuSteps)
+    ema = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    generator_for = functools.partial(step_generator, 7)
+    return module, optimizer, ema, steps_class(module, optimizer, ema, objective, recipe, generator_for)
 
 
-def test_held_steps_train_as_plain_ones_do():
+def test_gpu_steps_train_as_cpu_steps_do():
     results = []
-    for kind in (PlainSteps, HeldSteps):
-        module, _, average, run = steps(kind)
+    for steps_class in (CpuSteps, GpuSteps):
+        module, _, ema, steps = build(steps_class)
         losses = []
         for step in range(RECIPE.steps):
-            run.step(step)
-            losses.append(run.mean_loss(step))
-        results.append((losses, dict(module.state_dict()), average))
-    (plain, weights, average), (held, held_weights, held_average) = results
-    assert held == pytest.approx(plain, rel=1e-4)
-    for name in weights:
+            steps.run(step)
+            losses.append(steps.mean_loss(step))
+        results.append((losses, dict(module.state_dict()), ema))
+    (cpu_losses, cpu_weights, cpu_ema), (gpu_losses, gpu_weights, gpu_ema) = results
+    assert gpu_losses == pytest.approx(cpu_losses, rel=1e-4)
+    for name in cpu_weights:
         # Muon orthogonalises in bfloat16, one matrix at a time or several
-        torch.testing.assert_close(held_weights[name], weights[name], atol=2e-4, rtol=1e-3)
-        torch.testing.assert_close(held_average[name], average[name], atol=2e-4, rtol=1e-3)
-    first = problem()[0].state_dict()
-    assert not torch.equal(weights["blocks.1.weight"], first["blocks.1.weight"])
-    assert torch.equal(held_weights["unused.weight"], first["unused.weight"])
+        torch.testing.assert_close(gpu_weights[name], cpu_weights[name], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(gpu_ema[name], cpu_ema[name], atol=2e-4, rtol=1e-3)
+    initial = problem()[0].state_dict()
+    assert not torch.equal(cpu_weights["blocks.1.weight"], initial["blocks.1.weight"])
+    assert torch.equal(gpu_weights["unused.weight"], initial["unused.weight"])
 
 
-def test_the_mean_loss_is_of_the_steps_since_the_last_one():
-    _, _, _, one = steps(HeldSteps)
-    single = []
+def test_the_mean_loss_covers_the_steps_since_the_last_one():
+    _, _, _, steps = build(GpuSteps)
+    losses = []
     for step in range(4):
-        one.step(step)
-        single.append(one.mean_loss(step))
-    _, _, _, run = steps(HeldSteps)
+        steps.run(step)
+        losses.append(steps.mean_loss(step))
+    _, _, _, steps = build(GpuSteps)
     for step in range(4):
-        run.step(step)
-    assert run.mean_loss(3) == pytest.approx(sum(single) / 4)
-    run.step(4)
-    assert run.mean_loss(4) < single[0]
+        steps.run(step)
+    assert steps.mean_loss(3) == pytest.approx(sum(losses) / 4)
+    steps.run(4)
+    assert steps.mean_loss(4) < losses[0]
 
 
-@pytest.mark.parametrize("to", [PlainSteps, HeldSteps])
-@pytest.mark.parametrize("kind", [PlainSteps, HeldSteps])
-def test_the_optimizers_state_goes_from_one_kind_to_the_other(kind, to):
-    module, optimizer, _, run = steps(kind)
+@pytest.mark.parametrize("resumed_class", [CpuSteps, GpuSteps])
+@pytest.mark.parametrize("first_class", [CpuSteps, GpuSteps])
+def test_the_optimizer_state_moves_between_devices(first_class, resumed_class):
+    module, optimizer, _, steps = build(first_class)
     for step in range(4):
-        run.step(step)
-    state, at = (
-        copy.deepcopy(optimizer.state_dict()),
-        {name: value.clone() for name, value in module.state_dict().items()},
-    )
-    ends = []
-    other, others, _, onward = steps(to)
-    other.load_state_dict(at)
-    others.load_state_dict(state)
-    for group, rate in zip((part.param_groups[0] for part in others.parts), others.rates, strict=True):
+        steps.run(step)
+    optimizer_state = copy.deepcopy(optimizer.state_dict())
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    resumed_module, resumed_optimizer, _, resumed_steps = build(resumed_class)
+    resumed_module.load_state_dict(weights)
+    resumed_optimizer.load_state_dict(optimizer_state)
+    groups = [each.param_groups[0] for each in resumed_optimizer.optimizers]
+    for group, rate in zip(groups, resumed_optimizer.learning_rates, strict=True):
         assert group["lr"] is rate
-    for now, part in ((other, onward), (module, run)):
+    for each in (steps, resumed_steps):
         for step in range(4, 8):
-            part.step(step)
-        ends.append(now.state_dict())
-    for name, value in ends[0].items():
-        torch.testing.assert_close(value, ends[1][name], atol=2e-4, rtol=1e-3)
+            each.run(step)
+    expected = module.state_dict()
+    for name, value in resumed_module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_loss_that_is_not_finite_is_found_at_the_next_look():
-    module, _, _, run = steps(HeldSteps)
-    run.step(0)
+def test_mean_loss_raises_for_a_loss_that_was_not_finite():
+    module, _, _, steps = build(GpuSteps)
+    steps.run(0)
     with torch.no_grad():
         module["head"].weight.fill_(torch.nan)
-    run.step(1)
-    run.step(2)
+    steps.run(1)
+    steps.run(2)
     with pytest.raises(TrainingError, match="step 2, or one of the 2 before it"):
-        run.mean_loss(2)
+        steps.mean_loss(2)
 
 
 def test_on_a_cpu_clips_stay_in_their_files():
-    assert hold([torch.zeros(2, 3)], CPU) is None
+    assert concatenate_on_gpu([torch.zeros(2, 3)], CPU) is None
 
 
-def test_segments_are_mirrored_by_indices_as_by_turning_them():
+def test_gathered_segments_are_the_flipped_ones():
     frames = torch.randint(256, (5, 40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    clips, first = torch.tensor([0, 4, 2, 2, 1, 3, 0, 4, 1]), torch.tensor([0, 24, 2, 4, 6, 8, 10, 12, 14])
-    cut = torch.stack([frames[clip, at : at + 16] for clip, at in zip(clips, first, strict=True)])
+    clips, first_frames = torch.tensor([0, 4, 2, 2, 1, 3, 0, 4, 1]), torch.tensor([0, 24, 2, 4, 6, 8, 10, 12, 14])
+    segments = torch.stack([frames[clip, at : at + 16] for clip, at in zip(clips, first_frames, strict=True)])
     for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
-        kinds = torch.tensor(order)
-        expected = sync.flip(cut, kinds)
-        assert torch.equal(sync.gather(frames, clips, first, kinds), expected)
-        assert torch.equal(sync.gather(cut, torch.arange(9), torch.zeros(9, dtype=torch.int64), kinds), expected)
+        flip_order = torch.tensor(order)
+        expected = flip_segments(segments, flip_order)
+        assert torch.equal(gather_flipped_segments(frames, clips, first_frames, flip_order), expected)
+        zeros = torch.zeros(9, dtype=torch.int64)
+        assert torch.equal(gather_flipped_segments(segments, torch.arange(9), zeros, flip_order), expected)
 
 
-def test_numbers_of_steps_are_read_and_go_into_the_plan():
-    plan = Plan().with_steps(steps_from(["sync=20000", "network=10000"]), record=False)
-    default = Plan()
-    assert {stage: plan.recipes[stage].steps for stage in TRAINED} == {
+def test_step_counts_are_parsed_into_the_configuration():
+    config = PretrainingConfig().with_steps(parse_steps(["sync=20000", "network=10000"]), cuda_graph=False)
+    default = PretrainingConfig()
+    assert {stage: config.recipes[stage].steps for stage in TRAINED_STAGES} == {
         "sync": 20_000,
         "vae": default.recipes["vae"].steps,
         "clip": default.recipes["clip"].steps,
         "network": 10_000,
     }
-    assert not any(recipe.record for recipe in plan.recipes.values())
-    assert Plan().with_steps({}).recipes == default.recipes
+    assert not any(recipe.cuda_graph for recipe in config.recipes.values())
+    assert PretrainingConfig().with_steps({}).recipes == default.recipes
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("synch=3", "did you mean sync"),
         ("data=3", "no stage with steps"),
@@ -149,18 +152,18 @@ def test_numbers_of_steps_are_read_and_go_into_the_plan():
         ("sync=1e4", "expected a number"),
     ],
 )
-def test_other_words_for_steps_are_refused(word, said):
-    with pytest.raises(ConfigError, match=said):
-        steps_from([word])
+def test_invalid_step_counts_are_refused(word, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_steps([word])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "said"), [(["--steps", "synch=3"], "sync"), (["--device", "gpux"], "auto, cpu, cuda")]
+    ("flags", "message"), [(["--steps", "synch=3"], "sync"), (["--device", "gpux"], "auto, cpu, cuda")]
 )
-def test_wrong_use_of_the_recipe_is_said_before_any_work(flags, said, tmp_path):
-    script = Path(__file__).parents[2] / "training/pretrain_tiny.py"
+def test_wrong_flags_are_refused_before_any_work(flags, message, tmp_path):
+    script = ROOT / "training/pretrain_tiny.py"
     result = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert said in result.stderr and "Traceback" not in result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())

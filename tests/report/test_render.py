@@ -4,26 +4,26 @@ import json
 import time
 
 import pytest
-import report_material
-from browser import absent, chromium
+import report_results
+from browser import chromium, missing_browser
 from scipy import stats
 
+from mmaudio.report.number_format import format_number
 from mmaudio.report.render import write_report
-from mmaudio.report.verdict import number
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.alone,
-    pytest.mark.skipif(bool(absent()), reason=absent() or "chromium is here"),
+    pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "chromium is here"),
 ]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    results = report_material.make_results(folder)
+    results = report_results.make_results(folder)
     page = folder / "index.html"
-    write_report(page, report_material.with_strengths(results), None, report_material.background(results))
+    write_report(page, report_results.with_strengths(results), None, report_results.make_provenance(results))
     return page
 
 
@@ -31,7 +31,7 @@ def page(tmp_path_factory):
 def reader(page, tmp_path):
     """A browser with the page open; at the end it has shown no errors and asked no host."""
     with chromium(tmp_path) as browser:
-        browser.look(1280, 900)
+        browser.resize(1280, 900)
         browser.open(page)
         browser.downloads = tmp_path
         yield browser
@@ -40,17 +40,17 @@ def reader(page, tmp_path):
 
 
 SLOWLY = "if (deck.position <= 0.5) return false; for (const media of deck.media) media.playbackRate = 0.1; return true"
-"""From then on a clip outlasts the test, whatever else the machine does, and its sounds may differ by HEARD."""
+"""From then on a clip outlasts the test on any machine, and its sounds may differ by AUDIO_TOLERANCE."""
 
 
-def test_a_source_is_changed_at_the_same_position(reader):
+def test_switching_the_audio_source_keeps_the_position(reader):
     reader.click("#clip-1 .play")
     reader.wait(SLOWLY)
-    before, apart = reader.run("return [deck.position, HEARD]")
+    before, tolerance = reader.run("return [deck.position, AUDIO_TOLERANCE]")
     for key, name in (("1", "original"), ("2", "base"), ("3", "adapted")):
         reader.press(key)
-        chosen, position = reader.run("return [deck.owner.chosen, deck.position]")
-        assert chosen == name and before - apart <= position < before + 1
+        chosen, position = reader.run("return [deck.player.selected, deck.position]")
+        assert chosen == name and before - tolerance <= position < before + 1
         heard = reader.run("return [...deck.sounds].filter(([n, s]) => !s.muted).map(([n, s]) => n)")
         assert heard == [name]
     reader.press(" ")
@@ -71,37 +71,37 @@ def test_blind_votes_count_and_survive_a_reload(reader, stored):
         reader.run(REFUSED)
     reader.run("document.querySelector('#blind-start').click()")
     reader.press(" ")
-    listen(reader, "heard.a > 0.6")
+    listen(reader, "listened.a > 0.6")
     reader.press("2")
     listen(reader, "!panel.votes[0].disabled")
     reader.click("[data-vote=b]")
     assert reader.run("return Object.keys(blind.state.votes).length") == 1
-    kept, words = reader.run("return [blind.kept, byId('blind-kept').textContent]")
-    assert kept == (reader.run("return localStorage.getItem(blind.key)") is not None)
-    assert ("1 of 6" in words) if kept else ("does not keep votes" in words and "export" in words)
+    stored, text = reader.run("return [blind.stored, byId('blind-storage').textContent]")
+    assert stored == (reader.run("return localStorage.getItem(blind.key)") is not None)
+    assert ("1 of 6" in text) if stored else ("does not keep votes" in text and "export" in text)
     reader.reload()
-    assert "1 of 6" in reader.run("return byId('blind-kept').textContent")
+    assert "1 of 6" in reader.run("return byId('blind-storage').textContent")
     assert reader.run("return blind.state.votes.length") == 1
 
 
-def test_a_pair_that_cannot_be_played_says_so_and_not_whose_sound_it_is(reader):
-    reader.run("for (const clip of PAGE.clips) clip.media.adapted = 'data:audio/flac,adapted'")
+def test_an_unplayable_pair_does_not_reveal_its_source(reader):
+    reader.run("for (const clip of PAGE.clips) clip.files.adapted = 'data:audio/flac,adapted'")
     reader.run("document.querySelector('#blind-start').click()")
-    reader.wait("return !pair.trouble.hidden")
-    said = reader.run("return [pair.trouble.innerText, byId('said').textContent]")
-    assert "cannot be played" in said[0] and "adapted" not in "".join(said)
+    reader.wait("return !pair.error.hidden")
+    messages = reader.run("return [pair.error.innerText, byId('status').textContent]")
+    assert "cannot be played" in messages[0] and "adapted" not in "".join(messages)
 
 
-def test_starting_over_throws_the_votes_away(reader):
-    vote = "blind.state = fresh(); blind.state.votes.push({ preferred: 'base' }); keep(); view('intro')"
+def test_starting_over_deletes_the_votes(reader):
+    vote = "blind.state = newState(); blind.state.votes.push({ preferred: 'base' }); saveState(); showView('intro')"
     reader.run(f"{vote}; window.confirm = () => true")
     reader.run("panel.clear.click()")
     reader.reload()
     assert reader.run("return blind.state") is None
 
 
-def test_votes_that_were_thrown_away_do_not_come_back_from_an_older_page_of_the_tab(reader):
-    vote = "blind.state = fresh(); blind.state.votes.push({ preferred: 'base' }); keep(); view('intro')"
+def test_deleted_votes_do_not_return_from_the_tabs_history(reader):
+    vote = "blind.state = newState(); blind.state.votes.push({ preferred: 'base' }); saveState(); showView('intro')"
     reader.run(f"{vote}; window.confirm = () => true; location.hash = '#clip-1'")
     reader.run("panel.clear.click(); history.back()")
     reader.wait("return location.hash === ''")
@@ -110,15 +110,15 @@ def test_votes_that_were_thrown_away_do_not_come_back_from_an_older_page_of_the_
 
 
 @pytest.mark.parametrize(("wins", "votes"), [(0, 9), (12, 15), (5, 5), (1, 2), (40, 100)])
-def test_the_interval_is_clopper_and_pearsons(reader, wins, votes):
-    found = reader.run("return exactInterval(arguments[0], arguments[1])", wins, votes)
-    assert found == pytest.approx(list(stats.binomtest(wins, votes).proportion_ci(method="exact")), abs=1e-6)
+def test_the_vote_interval_is_clopper_pearson(reader, wins, votes):
+    interval = reader.run("return exactInterval(arguments[0], arguments[1])", wins, votes)
+    assert interval == pytest.approx(list(stats.binomtest(wins, votes).proportion_ci(method="exact")), abs=1e-6)
 
 
 def test_the_votes_are_exported(reader):
     reader.run("document.querySelector('#blind-start').click()")
     reader.press(" ")
-    listen(reader, "heard.a > 0.6")
+    listen(reader, "listened.a > 0.6")
     reader.press("2")
     listen(reader, "!panel.votes[0].disabled")
     reader.click("[data-vote=a]")
@@ -133,7 +133,7 @@ def test_the_votes_are_exported(reader):
 
 def test_numbers_are_written_alike_by_page_and_script(reader):
     values = [0, 1e-9, 3e-6, 0.00042, -0.0123, 0.5, 9.87, -123.45, 12345.6]
-    assert reader.run("return arguments[0].map(shown)", values) == [number(value) for value in values]
+    assert reader.run("return arguments[0].map(formatNumber)", values) == [format_number(value) for value in values]
 
 
 def test_the_table_by_clip_sorts(reader):
@@ -148,8 +148,8 @@ def test_the_table_by_clip_sorts(reader):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_the_whole_width(reader, dark):
-    reader.look(390, 844, dark)
+def test_the_page_fits_a_phones_width(reader, dark):
+    reader.resize(390, 844, dark)
     assert reader.run("return document.documentElement.scrollWidth") <= 390
 
 
@@ -167,29 +167,29 @@ const behind = node => {
   }
   return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
 };
-const found = [];
+const ratios = [];
 for (const node of document.querySelectorAll("body *")) {
-  const words = [...node.childNodes].some(part => part.nodeType === 3 && part.textContent.trim());
+  const words = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
   if (!words || !node.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
   const style = getComputedStyle(node), svg = node instanceof SVGElement;
   const under = behind(node), ink = over(colour(svg ? style.fill : style.color), under);
   const [high, low] = [light(ink), light(under)].sort((a, b) => b - a), ratio = (high + 0.05) / (low + 0.05);
   const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
   const name = node.className.baseVal ?? node.className;
-  found.push([ratio / (large ? 3 : 4.5), ratio, node.tagName, name, node.textContent.trim().slice(0, 40)]);
+  ratios.push([ratio / (large ? 3 : 4.5), ratio, node.tagName, name, node.textContent.trim().slice(0, 40)]);
 }
-return found.sort((a, b) => a[0] - b[0]);
+return ratios.sort((a, b) => a[0] - b[0]);
 """
 """Every visible text with the contrast of its ink and what lies behind it, the worst first: over what WCAG 2.2, 1.4.3
 asks, then the ratio itself."""
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_text_has_the_contrast_that_reading_takes(reader, dark):
-    reader.look(1280, 900, dark)
-    reader.run("for (const part of document.querySelectorAll('details')) part.open = true")
-    found = reader.run(CONTRAST)
-    assert len(found) > 200
-    assert [text for text in found if text[0] < 1] == []
+def test_every_text_has_enough_contrast(reader, dark):
+    reader.resize(1280, 900, dark)
+    reader.run("for (const details of document.querySelectorAll('details')) details.open = true")
+    ratios = reader.run(CONTRAST)
+    assert len(ratios) > 200
+    assert [text for text in ratios if text[0] < 1] == []
     reader.run("document.querySelector('h1').style.color = arguments[0]", "#444" if dark else "#bbb")
     assert [text for text in reader.run(CONTRAST) if text[0] < 1]

@@ -1,6 +1,6 @@
-"""The parts of a report below its numbers: what is said of the training."""
+"""The report's section about training."""
 
-from mmaudio.report.sections import training
+from mmaudio.report.sections import training_section
 
 HISTORY = [
     {"step": 0, "validation/loss": 2.0},
@@ -9,12 +9,12 @@ HISTORY = [
 ]
 
 
-def test_the_adapter_that_is_compared_is_not_called_the_best():
-    made = training(HISTORY, 9)
-    assert "this adapter, step 9" in made["charts"]["wide"] and "best" not in made["charts"]["wide"]
-    assert made["note"].endswith("1.000 at its lowest. The adapter is that of step 9.")
+def test_the_compared_adapter_is_not_called_the_best():
+    section = training_section(HISTORY, 9)
+    assert "this adapter, step 9" in section["charts"]["wide"] and "best" not in section["charts"]["wide"]
+    assert section["note"].endswith("1.000 at its lowest. The adapter is that of step 9.")
 
 
-def test_of_an_adapter_that_does_not_say_its_step_none_is_told():
-    made = training(HISTORY, None)
-    assert "adapter" not in made["charts"]["wide"] + made["note"]
+def test_an_adapter_without_a_step_has_no_mark_in_the_curve():
+    section = training_section(HISTORY, None)
+    assert "adapter" not in section["charts"]["wide"] + section["note"]

@@ -1,4 +1,4 @@
-"""Claims between real processes: one holds what it took, until it lets go or dies."""
+"""FileLocks between real processes: one holds what it took, until it lets go or dies."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sys
 import pytest
 
 from mmaudio.errors import MMAudioError
-from mmaudio.utils.locks import Claims
+from mmaudio.utils.locks import FileLocks
 
 HOLDER = """
 import sys
 from pathlib import Path
-from mmaudio.utils.locks import Claims
-claims = Claims(Path(sys.argv[1]))
-print(claims.take("a"), claims.take("b"), flush=True)
+from mmaudio.utils.locks import FileLocks
+locks = FileLocks(Path(sys.argv[1]))
+print(locks.acquire("a"), locks.acquire("b"), flush=True)
 for line in sys.stdin:
-    claims.release(line.strip())
+    locks.release(line.strip())
     print("released", flush=True)
 """
 
@@ -32,25 +32,25 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_what_another_process_holds_is_not_granted(tmp_path, holder):
-    with Claims(tmp_path) as claims:
-        assert (claims.take("a"), claims.take("b"), claims.take("c")) == (False, False, True)
+def test_a_lock_held_by_another_process_is_refused(tmp_path, holder):
+    with FileLocks(tmp_path) as locks:
+        assert (locks.acquire("a"), locks.acquire("b"), locks.acquire("c")) == (False, False, True)
         holder.stdin.write("a\n")
         holder.stdin.flush()
         assert holder.stdout.readline() == "released\n"
-        assert claims.take("a")
-        assert not claims.take("b")
+        assert locks.acquire("a")
+        assert not locks.acquire("b")
 
 
-def test_a_killed_process_holds_nothing(tmp_path, holder):
-    with Claims(tmp_path) as claims:
-        assert not claims.take("a")
+def test_a_killed_process_releases_its_locks(tmp_path, holder):
+    with FileLocks(tmp_path) as locks:
+        assert not locks.acquire("a")
         holder.kill()
-        assert claims.take("a", wait=True)
-        assert claims.take("b", wait=True)
+        assert locks.acquire("a", wait=True)
+        assert locks.acquire("b", wait=True)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MMAudioError, match="cannot be written"):
-        Claims(tmp_path / "file")
+        FileLocks(tmp_path / "file")

@@ -3,20 +3,20 @@
 import re
 
 from mmaudio.utils import progress
-from mmaudio.utils.progress import amount, progress_bytes
+from mmaudio.utils.progress import format_bytes, progress_bytes
 
 
 def test_bytes_are_passed_through_with_plain_lines_where_there_is_no_terminal(monkeypatch, capfd):
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     blocks = [bytes(1_000_000)] * 3
     assert list(progress_bytes(blocks, 4_000_000, 1_000_000, "w.pth")) == blocks
-    said = capfd.readouterr()
-    assert [line.split(",")[0] for line in said.out.splitlines()] == [
+    captured = capfd.readouterr()
+    assert [line.split(",")[0] for line in captured.out.splitlines()] == [
         "w.pth: 2.00M of 4.00M",
         "w.pth: 3.00M of 4.00M",
     ]
-    assert all(re.fullmatch(r".*, .*B/s, \d\d:\d\d left", line) for line in said.out.splitlines())
-    assert said.err == ""
+    assert all(re.fullmatch(r".*, .*B/s, \d\d:\d\d left", line) for line in captured.out.splitlines())
+    assert captured.err == ""
 
 
 def test_work_of_seconds_prints_nothing(capfd):
@@ -25,6 +25,6 @@ def test_work_of_seconds_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_amounts_read_well():
+def test_bytes_are_formatted():
     sizes = (0, 999, 1000, 629_134_576, 999_600_000, 4_120_008_672)
-    assert [amount(size) for size in sizes] == ["0 bytes", "999 bytes", "1 kB", "629 MB", "1.0 GB", "4.1 GB"]
+    assert [format_bytes(size) for size in sizes] == ["0 bytes", "999 bytes", "1 kB", "629 MB", "1.0 GB", "4.1 GB"]

@@ -4,15 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import assert_close, fill
+from helpers import assert_close, fill, mini_spec
 from safetensors.torch import save_file
-from test_networks import mini_spec
 from torch import nn
 
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.features.bigvgan import fold
+from mmaudio.features.bigvgan import fold_weight_norm
 from mmaudio.features.clip import build_clip
-from mmaudio.features.encoders import SEEING, load_encoders
+from mmaudio.features.encoders import CONDITION_ENCODERS, load_encoders
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
 from mmaudio.features.vocoder import build_vocoder
@@ -22,7 +21,7 @@ from mmaudio.model.spec import MODELS
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
 
-RELEASED = [name for name, spec in MODELS.items() if not spec.embedded]
+RELEASED = [name for name, spec in MODELS.items() if not spec.bundled]
 MODEL = "tiny_16k"
 
 
@@ -44,22 +43,22 @@ def stored(request, tmp_path):
     return path, MODEL if path.suffix == ".safetensors" else "small_16k"
 
 
-def test_a_loaded_network_can_be_written_to_and_its_file_stays(stored):
+def test_writing_to_a_loaded_network_leaves_its_file(stored):
     path, model = stored
     before = path.read_bytes()
     network = load_frozen(lambda: MMAudio(mini_spec()), model, "network", path.parent)
-    state = weights.load_part(model, "network", path.parent).state
+    state = weights.load_weights(model, "network", path.parent).state_dict
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2).add_(1)
     assert path.read_bytes() == before
-    again = weights.load_part(model, "network", path.parent).state
+    again = weights.load_weights(model, "network", path.parent).state_dict
     assert all(torch.equal(value, state[key]) for key, value in again.items())
     assert not torch.equal(network.state_dict()["final_layer.conv.weight"], again["final_layer.conv.weight"])
 
 
-def test_a_module_on_the_meta_device_takes_the_tensors_and_another_copies():
+def test_a_meta_module_adopts_the_tensors_and_another_copies():
     source = MMAudio(mini_spec())
     state = source.state_dict()
     for network, shared in ((on_meta(partial(MMAudio, mini_spec())), True), (MMAudio(mini_spec()), False)):
@@ -69,7 +68,7 @@ def test_a_module_on_the_meta_device_takes_the_tensors_and_another_copies():
         assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_values_take_the_modules_type_and_layout():
+def test_values_are_cast_to_the_modules_dtype_and_layout():
     state = {key: value.double() for key, value in MMAudio(mini_spec()).state_dict().items()}
     state["text_cond_proj.weight"] = state["text_cond_proj.weight"].T.contiguous().T
     network = on_meta(partial(MMAudio, mini_spec()))
@@ -106,7 +105,7 @@ def test_folding_in_place_gives_the_same_weights_in_the_same_memory():
     layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3))
     state = {key: value.detach().clone() for key, value in layer.state_dict().items()}
     direction = state["parametrizations.weight.original1"]
-    copied, folded = fold(state), fold(state, in_place=True)
+    copied, folded = fold_weight_norm(state), fold_weight_norm(state, in_place=True)
     assert_close(copied["weight"], layer.weight, 1e-6)
     assert torch.equal(copied["weight"], folded["weight"])
     assert folded["weight"].data_ptr() == direction.data_ptr() != copied["weight"].data_ptr()
@@ -132,24 +131,24 @@ def test_another_codecs_file_is_recognised(build):
         on_meta(partial(build, "16k")).load_released(state)
 
 
-def test_a_file_of_something_else_is_like_no_variant():
+def test_a_foreign_file_matches_no_variant():
     with pytest.raises(WeightsError, match="check the model's name and the file"):
         on_meta(partial(build_network, "small_16k")).load_released(build_vae(MODEL).state_dict())
 
 
-def test_each_stage_holds_what_it_needs():
-    sampler, seeing = load_sampler(MODEL), load_encoders(MODEL, parts=SEEING)
+def test_each_stage_loads_only_the_models_it_needs():
+    sampler, seeing = load_sampler(MODEL), load_encoders(MODEL, names=CONDITION_ENCODERS)
     assert sampler.vae.encoder is None and sampler.vae.decoder is not None
     assert seeing.vae is None and seeing.clip is not None and seeing.sync is not None
     with pytest.raises(ConfigError, match="without 'codec'"):
-        seeing.sound(torch.zeros(1, 16_000))
+        seeing.encode_audio(torch.zeros(1, 16_000))
     texts = ["a dog barks", "rain"]
-    encoded = seeing.texts(texts)
-    seeing.only_texts(texts)
+    encoded = seeing.encode_texts(texts)
+    seeing.drop_text_tower(texts)
     assert seeing.clip.model.transformer is None
-    assert_close(seeing.texts(texts[::-1]), encoded.flip(0), 1e-5)
-    with pytest.raises(ConfigError, match="no text tower"):
-        seeing.texts(["snow"])
+    assert_close(seeing.encode_texts(texts[::-1]), encoded.flip(0), 1e-5)
+    with pytest.raises(ConfigError, match="text tower of this CLIP was dropped"):
+        seeing.encode_texts(["snow"])
     whole = load_encoders(MODEL)
     assert whole.vae.decoder is None and whole.vae.encoder is not None
     with pytest.raises(WeightsError, match="drop_decoder"):

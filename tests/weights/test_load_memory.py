@@ -13,7 +13,7 @@ from mmaudio.model.spec import NetworkSpec
 
 SMALL = NetworkSpec(8, 48, 32, 40, 256, 4, 2, 2, 30, 16, 24)
 LIMIT = 1.2
-"""Growth of the process allowed, as a multiple of the file."""
+"""RankGrowth of the process allowed, as a multiple of the file."""
 SCRIPT = """
 import re, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ with torch.device("meta"):
     {build}  # torch imports more when it first does this
 Path("/proc/self/clear_refs").write_text("5")  # the largest size counts from here on
 before = memory("VmRSS")
-module = load_frozen(lambda: {build}, "small_16k", "{part}", Path(sys.argv[1]))
+module = load_frozen(lambda: {build}, "small_16k", "{component}", Path(sys.argv[1]))
 read(module)
 print(memory("VmHWM") - before)
 """
@@ -43,33 +43,33 @@ print(memory("VmHWM") - before)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured through Linux's /proc")
 
 
-def growth(folder: Path, part: str, build: str) -> int:
-    """Bytes by which a process grows at most while it loads a part and reads every value."""
-    script = SCRIPT.replace("{build}", build).replace("{part}", part)
+def growth(folder: Path, component: str, build: str) -> int:
+    """Bytes by which a process grows at most while it loads a component and reads every value."""
+    script = SCRIPT.replace("{build}", build).replace("{component}", component)
     result = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return int(result.stdout)
 
 
-def check(path: Path, part: str, build: str):
+def check(path: Path, component: str, build: str):
     size = path.stat().st_size
-    grown = growth(path.parent, part, build)
+    grown = growth(path.parent, component, build)
     assert 0.8 * size < grown <= LIMIT * size, f"{grown / size:.2f} times the file"
 
 
 @pytest.mark.slow
-def test_a_small_network(tmp_path):
+def test_loading_a_small_network_holds_one_copy(tmp_path):
     torch.save(MMAudio(SMALL).state_dict(), tmp_path / "mmaudio_small_16k.pth")
     check(tmp_path / "mmaudio_small_16k.pth", "network", f"MMAudio({SMALL!r})")
 
 
 @pytest.mark.slow
-def test_small_16k(tmp_path):
+def test_loading_small_16k_holds_one_copy(tmp_path):
     torch.save(build_network("small_16k").state_dict(), tmp_path / "mmaudio_small_16k.pth")
     check(tmp_path / "mmaudio_small_16k.pth", "network", "build_network('small_16k')")
 
 
 @pytest.mark.slow
-def test_a_weight_normalised_vocoder(tmp_path):
+def test_loading_a_weight_normalised_vocoder_holds_one_copy(tmp_path):
     torch.save({"generator": build_vocoder("16k").state_dict()}, tmp_path / "best_netG.pt")
     check(tmp_path / "best_netG.pt", "vocoder", "build_vocoder('16k')")

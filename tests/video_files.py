@@ -19,15 +19,15 @@ from mmaudio.media.mux import write_video
 RATE = 16_000
 
 
-def level(index):
+def grey_level(index):
     """The grey level of frame number `index`: it tells neighbouring frames apart after H.264."""
     return (index * 40) % 200 + 20
 
 
-def frames(count, side=64):
+def grey_frames(count, side=64):
     """`count` even grey frames, each of its own level."""
     for index in range(count):
-        yield np.full((side, side, 3), level(index), np.uint8)
+        yield np.full((side, side, 3), grey_level(index), np.uint8)
 
 
 def tone(seconds, rate=RATE, amplitude=0.5):
@@ -35,14 +35,14 @@ def tone(seconds, rate=RATE, amplitude=0.5):
     return (amplitude * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-def make_video(path, seconds=8.0, fps=25, amplitude=0.5, sound=True, side=64):
+def write_tone_video(path, seconds=8.0, fps=25, amplitude=0.5, sound=True, side=64):
     """A video with a tone of `amplitude`; `sound=False`: without a sound track."""
     waveform = tone(seconds, amplitude=amplitude) if sound else None
-    write_video(path, frames(round(seconds * fps), side), fps, waveform, RATE)
+    write_video(path, grey_frames(round(seconds * fps), side), fps, waveform, RATE)
     return path
 
 
-def cut_off(source, target, share=0.5):
+def truncate_mp4(source, target, share=0.5):
     """The first `share` of a file whose index is moved to its head first, as downloads have it."""
     moved = Path(target).with_name(f"moved.{Path(target).name}")
     head = {"movflags": "+faststart"} if moved.suffix == ".mp4" else {}
@@ -58,13 +58,13 @@ def cut_off(source, target, share=0.5):
     return target
 
 
-def variable_rate_video(path, stamps):
+def write_variable_rate_video(path, stamps):
     """A video without sound whose frame number i is shown at `stamps[i]` seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=1000, options={"crf": "10"})
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
-        for pixels, stamp in zip(frames(len(stamps)), stamps, strict=True):
+        for pixels, stamp in zip(grey_frames(len(stamps)), stamps, strict=True):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = round(stamp * 1000), Fraction(1, 1000)
             container.mux(stream.encode(frame))
@@ -72,14 +72,14 @@ def variable_rate_video(path, stamps):
     return path
 
 
-def encoded_video(path, muxer, encoder, seconds=2, first=0, pixels="yuv420p", **options):
+def write_encoded_video(path, muxer, encoder, seconds=2, first=0, pixels="yuv420p", **options):
     """A silent video by any muxer and encoder of FFmpeg, 25 fps; frame number 0 is shown at `first` seconds."""
     with av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(encoder, rate=25, options=options)
         stream.width = stream.height = 64
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
-        for index, picture in enumerate(frames(round(seconds * 25))):
+        for index, picture in enumerate(grey_frames(round(seconds * 25))):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = index + round(first * 25), Fraction(1, 25)
             container.mux(stream.encode(frame))
@@ -87,7 +87,7 @@ def encoded_video(path, muxer, encoder, seconds=2, first=0, pixels="yuv420p", **
     return path
 
 
-def turned(path, degrees=90):
+def rotated_video(path, degrees=90):
     """Write a quarter turn into an MP4's header, as phones do; the picture's bytes stay as they are."""
     content = Path(path).read_bytes()
     matrix = {90: (0, 1 << 16, -1 << 16, 0), 270: (0, -1 << 16, 1 << 16, 0)}[degrees]
@@ -115,12 +115,12 @@ def random_encoders(folder):
     return folder
 
 
-def poison(path, name, row):
+def put_nan(path, name, row):
     """Write a NaN into a row of a shard, where it lies."""
     content = bytearray(path.read_bytes())
     size = int.from_bytes(content[:8], "little")
     entry = json.loads(content[8 : 8 + size])[name]
     start, end = entry["data_offsets"]
-    place = 8 + size + start + (end - start) // entry["shape"][0] * row + 8
-    content[place : place + 4] = torch.tensor([torch.nan]).numpy().tobytes()
+    offset = 8 + size + start + (end - start) // entry["shape"][0] * row + 8
+    content[offset : offset + 4] = torch.tensor([torch.nan]).numpy().tobytes()
     path.write_bytes(content)

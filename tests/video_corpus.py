@@ -1,6 +1,6 @@
 """A folder of awkward videos, each with what splitting has to say of it. Run as a script, it writes one to look at:
 
-python tests/corpus.py FOLDER
+python tests/video_corpus.py FOLDER
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
-from media import turned
+from video_files import rotated_video
 
 SECONDS = 8.2
 FPS = 10
@@ -72,18 +72,55 @@ class Sound:
     def packets(self, container, stream):
         """Encode everything; a `hole` (at, length) moves what follows it to a later time."""
         context = stream.codec_context
-        wanted = [f.name for f in context.codec.audio_formats or []] or ["fltp"]
-        converter = av.AudioResampler(format="fltp" if "fltp" in wanted else wanted[0], layout=LAYOUTS[self.channels])
-        made = []
+        formats = [f.name for f in context.codec.audio_formats or []] or ["fltp"]
+        converter = av.AudioResampler(format="fltp" if "fltp" in formats else formats[0], layout=LAYOUTS[self.channels])
+        packets = []
         for at in range(0, self.wave.shape[1], BLOCK):
-            part = np.ascontiguousarray(self.wave[:, at : at + BLOCK].astype(np.float32).T).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(part, format="flt", layout=LAYOUTS[self.channels])
+            block = np.ascontiguousarray(self.wave[:, at : at + BLOCK].astype(np.float32).T).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(block, format="flt", layout=LAYOUTS[self.channels])
             late = 0 if self.hole is None or at < self.hole[0] * self.rate else self.hole[1]
             frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
             frame.pts = at + round((self.first + late) * self.rate)
             for converted in converter.resample(frame):
-                made += stream.encode(converted)
-        return made + stream.encode(None)
+                packets += stream.encode(converted)
+        return packets + stream.encode(None)
+
+
+def add_video_stream(container, codec, rate, size, pixels, pixel, hdr, options):
+    """A stream for pictures of `size`; `pixel`: width over height; `hdr`: the transfer characteristic."""
+    stream = container.add_stream(codec, rate=rate, options=QUICK.get(codec, {}) | (options or {}))
+    stream.width, stream.height = size
+    stream.pix_fmt = pixels
+    stream.codec_context.thread_count = 1
+    if pixel:
+        stream.sample_aspect_ratio = stream.codec_context.sample_aspect_ratio = pixel
+    if hdr:
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = hdr, ColorPrimaries.BT2020
+        stream.codec_context.colorspace = Colorspace.BT2020
+    return stream
+
+
+def add_audio_streams(container, sounds, titles):
+    """A stream per sound, with its language from `titles`."""
+    streams = [container.add_stream(sound.codec, rate=sound.rate, layout=LAYOUTS[sound.channels]) for sound in sounds]
+    for stream, title in zip(streams, titles or [], strict=bool(titles)):
+        stream.metadata["language"] = title
+    return streams
+
+
+def video_packets(stream, draw, size, pixels, times, unit):
+    """The encoded pictures, each shown at its time in seconds; `unit`: the time base."""
+    packets: list[av.Packet] = []
+    for index, time in enumerate(times):
+        frame = av.VideoFrame.from_ndarray(draw(index, *size), format="rgb24").reformat(format=pixels)
+        frame.pts, frame.time_base = round(time / unit), unit
+        packets += stream.encode(frame)
+    return packets + stream.encode(None)
+
+
+def decoding_time(packet):
+    """Seconds from the start, or the presentation time where there is no decoding time."""
+    return float((packet.dts if packet.dts is not None else packet.pts or 0) * packet.time_base)
 
 
 def write(
@@ -107,39 +144,17 @@ def write(
     """Write a video. `stamps`: when each picture is shown; `pixel`: width over height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=muxer, options=head or {}) as container:
-        made: list[av.Packet] = []
+        packets: list[av.Packet] = []
         if video:
-            picture = container.add_stream(
-                video, rate=1000 if stamps else fps, options=QUICK.get(video, {}) | (options or {})
-            )
-            picture.width, picture.height = size
-            picture.pix_fmt = pixels
-            picture.codec_context.thread_count = 1
-            if pixel:
-                picture.sample_aspect_ratio = picture.codec_context.sample_aspect_ratio = pixel
-            if hdr:
-                picture.codec_context.color_trc, picture.codec_context.color_primaries = hdr, ColorPrimaries.BT2020
-                picture.codec_context.colorspace = Colorspace.BT2020
-        streams = []
-        for number, sound in enumerate(sounds):
-            stream = container.add_stream(sound.codec, rate=sound.rate, layout=LAYOUTS[sound.channels])
-            if titles:
-                stream.metadata["language"] = titles[number]
-            streams.append(stream)
+            rate = 1000 if stamps else fps
+            picture = add_video_stream(container, video, rate, size, pixels, pixel, hdr, options)
+        streams = add_audio_streams(container, sounds, titles)
         if video:
-            shown = stamps or [first + index / fps for index in range(round(seconds * fps))]
-            for index, stamp in enumerate(shown):
-                frame = av.VideoFrame.from_ndarray(draw(index, *size), format="rgb24").reformat(format=pixels)
-                unit = Fraction(1, 1000) if stamps else 1 / Fraction(fps)
-                frame.pts, frame.time_base = round(stamp / unit), unit
-                made += picture.encode(frame)
-            made += picture.encode(None)
+            times = stamps or [first + index / fps for index in range(round(seconds * fps))]
+            packets += video_packets(picture, draw, size, pixels, times, 1 / Fraction(rate))
         for sound, stream in zip(sounds, streams, strict=True):
-            made += sound.packets(container, stream)
-        made.sort(
-            key=lambda packet: float((packet.dts if packet.dts is not None else packet.pts or 0) * packet.time_base)
-        )
-        for packet in made:
+            packets += sound.packets(container, stream)
+        for packet in sorted(packets, key=decoding_time):
             container.mux(packet)
     return path
 
@@ -196,7 +211,7 @@ USED = {
     "ten bits.mkv": lambda p: write(p, sounds=[Sound("flac")], pixels="yuv422p10le"),
     "prores.mov": lambda p: write(p, "prores_ks", [Sound("pcm_s16le", 192_000)], pixels="yuv422p10le"),
     "odd sides.mkv": lambda p: write(p, "ffv1", [Sound("flac")], size=(63, 47), pixels="yuv444p"),
-    "turned.mp4": lambda p: turned(write(p, sounds=[Sound()])),
+    "turned.mp4": lambda p: rotated_video(write(p, sounds=[Sound()])),
     "wide pixels.mp4": lambda p: write(p, sounds=[Sound()], pixel=Fraction(64, 45)),
     "narrow pixels.mkv": lambda p: write(p, sounds=[Sound()], pixel=Fraction(8, 9)),
     "interlaced.mp4": lambda p: write(p, sounds=[Sound()], options={**FIELDS, "x264-params": "tff=1"}),

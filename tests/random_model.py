@@ -17,7 +17,7 @@ from mmaudio.model.spec import model_spec
 MODEL = "tiny_16k"
 
 
-def make_base(folder: Path, encoders: bool = True) -> None:
+def write_random_weights(folder: Path, encoders: bool = True) -> None:
     """Write the weights files of MODEL with random values; without `encoders`, those that generate from features."""
     spec = model_spec(MODEL)
     with torch.random.fork_rng():
@@ -36,21 +36,21 @@ def make_base(folder: Path, encoders: bool = True) -> None:
         save_file(state, folder / f"{name}.safetensors")
 
 
-def add_classifier(folder: Path) -> None:
+def add_sync_classifier(folder: Path) -> None:
     """Put Synchformer's audio branch and classifier with random values beside its visual branch in `folder`."""
     spec = model_spec(MODEL)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        parts = build_synchformer(spec.sync.name), build_desync(spec.sync.name)
+        modules = build_synchformer(spec.sync.name), build_desync(spec.sync.name)
         state = {
             key: (value + 0.1 * torch.randn(value.shape)).contiguous()  # a fresh classifier hears nothing
-            for part in parts
-            for key, value in part.state_dict().items()
+            for module in modules
+            for key, value in module.state_dict().items()
         }
     save_file(state, folder / "synchformer.safetensors")
 
 
-def make_video(path: Path, seed: int, seconds: float) -> None:
+def write_noise_video(path: Path, seed: int, seconds: float) -> None:
     """Write a small video whose sound has bursts of noise."""
     rng = np.random.default_rng(seed)
     sound = 0.01 * rng.normal(size=round(seconds * 16_000))

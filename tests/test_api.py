@@ -5,16 +5,16 @@ import dataclasses
 
 import pytest
 import torch
+from mini_adapters import zero_adapter_state
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from test_peft_compat import state_of
 
 from mmaudio.api import load_pretrained_with_lora
 from mmaudio.errors import ConfigError, MMAudioError, WeightsError
 from mmaudio.lora.adapter import LoRAConfig, adapter_state
 from mmaudio.lora.checkpoint import AdapterFile, read_adapter, write_adapter
 from mmaudio.model.networks import build_network
-from mmaudio.weights.store import file_hash
+from mmaudio.weights.store import file_sha256
 
 TARGETS = ["joint_blocks.*.latent_block.attn.qkv", "fused_blocks.*.attn.qkv"]
 
@@ -36,13 +36,13 @@ def folder(tmp_path_factory):
         for key, value in adapter_state(fresh.peft_model).items()
     }
     targets = list(fresh.peft_model.base_model.targeted_module_names)
-    identity = file_hash(place / "network.safetensors")
+    identity = file_sha256(place / "network.safetensors")
     write_adapter(place / "best_lora.pt", AdapterFile(config, state, "tiny_16k", identity, targets))
     return place
 
 
-def load(folder, **more):
-    return load_pretrained_with_lora("tiny_16k", folder / "best_lora.pt", weights=folder, device="cpu", **more)
+def load(folder, **options):
+    return load_pretrained_with_lora("tiny_16k", folder / "best_lora.pt", weights=folder, device="cpu", **options)
 
 
 def velocity(network):
@@ -58,26 +58,26 @@ def velocity(network):
         return network(*(torch.randn(1, *shape, generator=generator) for shape in shapes), torch.tensor([0.3]))
 
 
-def test_the_guides_checks(folder, capsys):
+def test_the_guides_checks_print_adapted_layers(folder, capsys):
     lora_model = load(folder)
     lora_model.print_parameter_info()
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     adapted = [name for name, _ in lora_model.named_modules() if "lora" in name]
     spec = lora_model.network.spec
-    expected = (spec.joint_blocks + spec.fused_blocks) * 4 * 4 * spec.width
-    lines = dict(line.split(":", 1) for line in said.splitlines()[1:3])
+    expected = (spec.num_joint_blocks + spec.num_fused_blocks) * 4 * 4 * spec.width
+    lines = dict(line.split(":", 1) for line in printed.splitlines()[1:3])
     assert lines["  trainable"].split()[0] == f"{expected:,}" and adapted
     base = sum(value.numel() for value in build_network("tiny_16k").parameters())
-    assert lines["  base, frozen"].strip() == f"{base:,}" and f"{base + expected:,} parameters" in said
-    assert f"({100 * expected / (base + expected):.2f} % of all)" in said
-    blocks = [line.split() for line in said.splitlines() if "_blocks." in line]
+    assert lines["  base, frozen"].strip() == f"{base:,}" and f"{base + expected:,} parameters" in printed
+    assert f"({100 * expected / (base + expected):.2f} % of all)" in printed
+    blocks = [line.split() for line in printed.splitlines() if "_blocks." in line]
     assert sum(int(count.replace(",", "")) for _, count in blocks) == expected
     assert [name for name, _ in blocks] == [
-        *(f"joint_blocks.{i}" for i in range(spec.joint_blocks)),
-        *(f"fused_blocks.{i}" for i in range(spec.fused_blocks)),
+        *(f"joint_blocks.{i}" for i in range(spec.num_joint_blocks)),
+        *(f"fused_blocks.{i}" for i in range(spec.num_fused_blocks)),
     ]
     size = (folder / "best_lora.pt").stat().st_size
-    assert f"{size / 1e6:.1f} MB in {folder}/best_lora.pt" in said
+    assert f"{size / 1e6:.1f} MB in {folder}/best_lora.pt" in printed
     assert all(name.startswith("network.") for name in adapted) and len(adapted) == len(set(adapted))
 
 
@@ -90,7 +90,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(folder):
     assert torch.equal(velocity(trained.network), before)
 
 
-def test_a_fresh_adapter_tells_its_size(folder):
+def test_a_fresh_adapter_prints_its_size(folder):
     config = LoRAConfig(rank=8, target_modules=TARGETS)
     fresh = load_pretrained_with_lora("tiny_16k", lora_config=config, weights=folder, device="cpu")
     trained = sum(value.nbytes for value in adapter_state(fresh.peft_model).values())
@@ -103,8 +103,8 @@ def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path, n
     lora_model = load(folder)
     before = velocity(lora_model.network)
     merged = lora_model.merge_and_save(tmp_path / name)
-    said = capsys.readouterr().out
-    assert name in said and "largest difference from the adapter at a random input: " in said
+    printed = capsys.readouterr().out
+    assert name in printed and "largest difference from the adapter at a random input: " in printed
     path = tmp_path / name
     stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     released = build_network("tiny_16k")
@@ -115,22 +115,22 @@ def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path, n
     assert torch.equal(velocity(lora_model.network), before)
     assert any("lora" in name for name, _ in lora_model.named_modules())
     assert not any("lora" in name for name, _ in merged.named_modules())
-    assert merged.surroundings is lora_model.surroundings, "encoders would be loaded twice"
+    assert merged.frozen_models is lora_model.frozen_models, "encoders would be loaded twice"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_merged_file_takes_the_bases_place(folder, tmp_path):
+def test_a_merged_file_replaces_the_base_file(folder, tmp_path):
     """In a folder of its own, under the released name, it is what the commands load."""
     lora_model = load(folder)
     expected = velocity(lora_model.network)
     lora_model.merge_and_save(tmp_path / "network.safetensors")
     deployed = load_pretrained_with_lora("tiny_16k", weights=tmp_path, device="cpu")
     assert torch.allclose(velocity(deployed.network), expected, atol=1e-4)
-    with pytest.raises(ConfigError, match="the base model's own file"):
+    with pytest.raises(ConfigError, match="the base model's file"):
         deployed.merge_and_save(tmp_path / "network.safetensors")
 
 
-def test_a_merged_file_has_the_types_of_the_bases(folder, tmp_path):
+def test_a_merged_file_has_the_dtypes_of_the_base(folder, tmp_path):
     state = load_file(folder / "network.safetensors")
     half = {key: value.half() if "blocks" in key else value for key, value in state.items()}
     save_file(half | {"t_embed.freqs": torch.zeros(3)}, tmp_path / "network.safetensors")  # a table that old files hold
@@ -159,21 +159,21 @@ def test_the_base_and_the_variant_are_checked_before_weights_are_read(folder, tm
         load_pretrained_with_lora("small_16k", lora_config=LoRAConfig(target_modules=["atn.qkv"]), weights=tmp_path)
 
 
-def test_an_adapter_that_could_be_for_several_asks_for_the_name(tmp_path):
+def test_an_ambiguous_base_model_must_be_named(tmp_path):
     LoraConfig(r=1, lora_alpha=2, target_modules=["qkv"]).save_pretrained(str(tmp_path))
-    save_file(state_of("small_16k"), tmp_path / "adapter_model.safetensors")
+    save_file(zero_adapter_state("small_16k"), tmp_path / "adapter_model.safetensors")
     with pytest.raises(ConfigError, match=r"no model_name.*its shapes fit small_16k and small_44k"):
         load_pretrained_with_lora(lora_checkpoint=tmp_path)
 
 
-def test_mistakes(folder, tmp_path):
+def test_invalid_arguments_are_errors(folder, tmp_path):
     with pytest.raises(WeightsError, match="no such adapter"):
         load_pretrained_with_lora("tiny_16k", tmp_path / "absent.pt", weights=folder)
     with pytest.raises(ConfigError, match="no model_name"):
         load_pretrained_with_lora()
-    with pytest.raises(ConfigError, match="one of them"):
+    with pytest.raises(ConfigError, match="one of the two"):
         load(folder, lora_config=LoRAConfig())
-    with pytest.raises(ConfigError, match=r"NAME\.pt, NAME\.pth, NAME\.safetensors"):
+    with pytest.raises(ConfigError, match=r"ends in \.pt, \.pth, \.safetensors"):
         load(folder).merge_and_save(tmp_path / "merged")
     (tmp_path / "file").touch()
     with pytest.raises(MMAudioError, match=r"merged\.pt: cannot be written"):

@@ -5,12 +5,12 @@ import signal
 import time
 
 
-def misbehave(how):
+def fail(failure):
     """What a decoder may do."""
-    if how == "hang":
+    if failure == "hang":
         time.sleep(60)
-    if how == "crash":
+    if failure == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if how == "raise":
-        raise ValueError(how)
-    return how.upper()
+    if failure == "raise":
+        raise ValueError(failure)
+    return failure.upper()

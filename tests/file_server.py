@@ -11,43 +11,43 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass
-class Site:
+class FileSite:
     """What the server has, how it behaves, and what it was asked."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     """By path, such as `/file.pth`."""
-    cuts: list[int] = field(default_factory=list)
+    cut_after: list[int] = field(default_factory=list)
     """After so many bytes of the body the next responses end."""
     statuses: list[int] = field(default_factory=list)
     """What the next requests are answered with instead."""
-    tags: bool = True
+    sends_etag: bool = True
     """Whether responses have an ETag."""
-    ranges: bool = True
+    supports_range: bool = True
     """Whether it answers a Range."""
-    checks: bool = True
+    supports_if_range: bool = True
     """Whether it heeds If-Range."""
-    lengths: bool = True
+    sends_length: bool = True
     """Whether it says how long a whole file is."""
     gate: threading.Event | None = None
     """Bodies wait for it after their first byte."""
     address: str = ""
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Range of each GET, in order."""
 
-    def tag(self, path: str) -> str:
+    def etag(self, path: str) -> str:
         """The ETag of what lies at `path` now."""
         return f'"{hashlib.md5(self.files[path]).hexdigest()}"'
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    site: Site
+    site: FileSite
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
     def do_GET(self) -> None:
-        self.site.asked.append((self.path, self.headers.get("Range")))
+        self.site.requests.append((self.path, self.headers.get("Range")))
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
@@ -68,19 +68,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, content: bytes, body: bool) -> None:
         site, asked = self.site, self.headers.get("Range")
-        fresh = not site.checks or self.headers.get("If-Range") in (None, site.tag(self.path))
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked and site.ranges and fresh else None
+        fresh = not site.supports_if_range or self.headers.get("If-Range") in (None, site.etag(self.path))
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked and site.supports_range and fresh else None
         if start is not None and start >= len(content):
             self._empty(416, Content_Range=f"bytes */{len(content)}")
             return
         self.send_response(200 if start is None else 206)
-        if site.tags:
-            self.send_header("ETag", site.tag(self.path))
+        if site.sends_etag:
+            self.send_header("ETag", site.etag(self.path))
         self.send_header("X-Repo-Commit", "0" * 40)
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         rest = content[start or 0 :]
-        if site.lengths:
+        if site.sends_length:
             self.send_header("Content-Length", str(len(rest)))
         else:
             self.close_connection = True
@@ -89,8 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(rest)
 
     def _send(self, rest: bytes) -> None:
-        if self.site.cuts:
-            rest = rest[: self.site.cuts.pop(0)]
+        if self.site.cut_after:
+            rest = rest[: self.site.cut_after.pop(0)]
             self.close_connection = True
         try:
             self.wfile.write(rest[:1])
@@ -105,9 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(**settings: object) -> Iterator[Site]:
+def serve_files(**settings: object) -> Iterator[FileSite]:
     """A server, up while the block runs."""
-    site = Site(**settings)  # type: ignore[arg-type]
+    site = FileSite(**settings)  # type: ignore[arg-type]
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
     site.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

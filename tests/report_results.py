@@ -1,4 +1,4 @@
-"""Results of an evaluation as a report takes them: real small videos and sounds, numbers from a generator."""
+"""Results of an evaluation for reports: real small videos and audio, numbers from a generator."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from mmaudio.data.clips import Clip, LeftOut
-from mmaudio.evaluation.inference import Sound
-from mmaudio.evaluation.results import ClipResult, Results
-from mmaudio.evaluation.sync_check import MOTION, DataCheck, Misfit
+from mmaudio.evaluation.results import ClipMeasurement, ClipMedia, ClipResult, Results
+from mmaudio.evaluation.sync_check import MOTION
+from mmaudio.evaluation.sync_report import OutOfSyncClip, SyncReport
 from mmaudio.features.mel import build_mel
 from mmaudio.media.mux import write_video
 from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.statistics import Comparison
 from mmaudio.model.spec import model_spec
-from mmaudio.report.charts import mel_picture
-from mmaudio.report.clip_media import write_pictures, write_sounds
-from mmaudio.report.render import Background
+from mmaudio.report.clip_media import ClipMediaWriter
+from mmaudio.report.images import mel_image
+from mmaudio.report.provenance import Provenance
 
 MODEL = "tiny_16k"
 SECONDS = 4.0
@@ -31,7 +31,7 @@ SPEC = model_spec(MODEL)
 def tone(pitch: float, seed: int) -> torch.Tensor:
     """Short tones over a little noise: SECONDS at the codec's rate."""
     generator = torch.Generator().manual_seed(seed)
-    time = torch.arange(round(SECONDS * SPEC.codec.rate)) / SPEC.codec.rate
+    time = torch.arange(round(SECONDS * SPEC.codec.sample_rate)) / SPEC.codec.sample_rate
     sound = 0.003 * torch.randn(len(time), generator=generator)
     for start in (0.3, 1.1, 1.9, 2.7, 3.5):
         after = (time - start).clamp(min=0)
@@ -42,13 +42,13 @@ def tone(pitch: float, seed: int) -> torch.Tensor:
 def frames(seed: int) -> list[np.ndarray]:
     """A ball that falls: SECONDS at 25 per second, 96 x 64."""
     x, y = np.meshgrid(np.arange(96), np.arange(64))
-    made = []
+    pictures = []
     for index in range(round(SECONDS * 25)):
         picture = np.full((64, 96, 3), (30 + 20 * seed, 40, 70), np.uint8)
         height = 12 + 40 * abs(math.sin(index / 9))
         picture[(x - 20 - 9 * seed) ** 2 + (y - height) ** 2 < 80] = (240, 200, 90)
-        made.append(picture)
-    return made
+        pictures.append(picture)
+    return pictures
 
 
 def make_clip(number: int, video: str, rng: np.random.Generator, sounds: tuple[str, ...]) -> ClipResult:
@@ -58,14 +58,16 @@ def make_clip(number: int, video: str, rng: np.random.Generator, sounds: tuple[s
         if metric.of_set:
             continue
         base, change = rng.uniform(1, 2), rng.normal(-0.3, 0.3)
-        made = {"base": base, "adapted": base + change, "codec": 0.1, "original": 0.0}
+        value_by_sound = {"base": base, "adapted": base + change, "codec": 0.1, "original": 0.0}
         for sound in sounds:
-            values[sound][name] = made[sound]
+            values[sound][name] = value_by_sound[sound]
     if number == 1:
         values["base"]["onset_f1"] = values["adapted"]["onset_f1"] = math.nan  # a clip without onsets
     marks = [0.3, 1.1, 1.9, 2.7, 3.5]
     clip = Clip(f"{number:03d}", video, 4.0 * number, 4.0 * number + SECONDS, "a <b>ball</b>", "test", -1.0, -20.0, 0.0)
-    return ClipResult(clip, {name: Sound(values[name], [m + 0.02 * i for m in marks]) for i, name in enumerate(sounds)})
+    return ClipResult(
+        clip, {name: ClipMeasurement(values[name], [m + 0.02 * i for m in marks]) for i, name in enumerate(sounds)}
+    )
 
 
 def make_results(folder: Path, clips: int = 6, videos: int = 3, codec: bool = True) -> Results:
@@ -73,22 +75,18 @@ def make_results(folder: Path, clips: int = 6, videos: int = 3, codec: bool = Tr
     rng, to_mel = np.random.default_rng(5), build_mel(SPEC.codec.name)
     sounds = tuple(PITCHES) if codec else tuple(PITCHES)[:3]
     (folder / "media").mkdir(parents=True)
+    writer = ClipMediaWriter(folder / "index.html")
     results = []
     for number in range(clips):
         result = make_clip(number, f"folder/video {number % videos}.mp4", rng, sounds)
         waves = {name: tone(PITCHES[name], number) for name in sounds}
-        stem = f"{number + 1:03d}"
-        files = write_sounds(folder / "media", stem, waves, SPEC)
-        source = folder / f"source{stem}.mp4"
-        write_video(source, frames(number % 5), 25, waves["original"].numpy(), SPEC.codec.rate)
+        source = folder / f"source{number}.mp4"
+        write_video(source, frames(number % 5), 25, waves["original"].numpy(), SPEC.codec.sample_rate)
         whole = replace(result.clip, video=source.name, start=0.0, end=SECONDS)
-        target = folder / "media" / f"{stem}.mp4"
-        result.poster = write_pictures(folder, [whole], [waves["original"]], SPEC.codec.rate, [target])[0]
+        mels = {name: to_mel(wave[None])[0] for name, wave in waves.items()}
+        result.media = writer.write_audio(number, waves, mels, SPEC.codec)
+        (result.media.poster,) = writer.write_videos(folder, [whole], [number], [waves["original"]], SPEC.codec)
         source.unlink()
-        result.media = {name: f"media/{file}" for name, file in {**files, "video": target.name}.items()}
-        result.mels = {
-            name: mel_picture(to_mel(wave[None])[0], SPEC.codec.log_base, 0.5) for name, wave in waves.items()
-        }
         results.append(result)
     return Results(results)
 
@@ -105,13 +103,15 @@ def with_strengths(results: Results) -> Results:
     results.recommended = 0.5
     results.recommendation = "Half of the adapter is closest to the originals."
     results.not_computed = {"clap": "needs clap.safetensors", "fd": "6 clips are fewer than 513"}
-    videos = len({result.clip.video for result in results.clips})
-    results.sets["kad"] = Comparison(2.0, 1.1, -0.9, (-1.4, -0.4), "lower", "better", len(results.clips), videos, None)
+    videos = results.num_videos
+    results.set_comparisons["kad"] = Comparison(
+        2.0, 1.1, -0.9, (-1.4, -0.4), "lower", "better", len(results.clips), videos, None
+    )
     return results
 
 
-def background(results: Results) -> Background:
-    """The rest of a report."""
+def make_provenance(results: Results) -> Provenance:
+    """The provenance that a report shows."""
     trained = [replace(result.clip, id=f"t{n}", split="train") for n, result in enumerate(results.clips)]
     held = [result.clip for result in results.clips]
     val = [replace(held[0], id="v", split="val")]
@@ -121,18 +121,20 @@ def background(results: Results) -> Background:
         {"step": 50, "validation/loss": 1.3},
         {"step": 100, "train/loss": 1.0, "validation/loss": 1.1},
     ]
-    return Background(
+    return Provenance(
         MODEL,
         "MIT",
         history,
         100,
         [*trained, *val, *held],
         [LeftOut("notes.txt", "no video file (.txt)")],
-        [("This evaluation", {"seed": 0, "sounds per clip": 1}), ("Versions", {"python": "3"})],
+        [("This evaluation", {"seed": 0, "samples per clip": 1}), ("Versions", {"python": "3"})],
         [("Make this report again", "python evaluate_lora.py --seed 0")],
         "no videos are at hand",
         "",
-        DataCheck(MOTION, len(trained), [Misfit("late.mp4", 4.0, 8.0, 1.04, "the sound is about 1.0 s late")], 2),
+        SyncReport(
+            MOTION, len(trained), [OutOfSyncClip("late.mp4", 4.0, 8.0, 1.04, "the sound is about 1.0 s late")], 2
+        ),
     )
 
 
@@ -140,12 +142,11 @@ def many(folder: Path, clips: int) -> Results:
     """`clips` clips that share the media of one, with spectrograms of noise, which compress worst."""
     one = make_results(folder, 1, 1).clips[0]
     rng = np.random.default_rng(0)
-    made = []
+    results = []
     for number in range(clips):
         result = make_clip(number, f"{number // 20}.mp4", rng, tuple(PITCHES))
-        result.media = one.media
         mels = {name: torch.from_numpy(rng.normal(-2, 0.5, (80, 500))) for name in PITCHES}
-        result.mels = {name: mel_picture(mel, 10, 0.0) for name, mel in mels.items()}
-        result.poster = one.poster
-        made.append(result)
-    return Results(made)
+        images = {name: mel_image(mel, 10, 0.0) for name, mel in mels.items()}
+        result.media = ClipMedia(one.media.files, images, one.media.poster)
+        results.append(result)
+    return Results(results)

@@ -5,12 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
+
 SCRIPT = ROOT / "run_lora_pipeline.sh"
 PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").is_dir() else "python"
 
 
-def start(*arguments, cwd):
+def start_pipeline(*arguments, cwd):
     """The pipeline as a process with a group of its own, its output in a pipe."""
     return subprocess.Popen(
         [str(SCRIPT), *map(str, arguments)],
@@ -22,17 +23,17 @@ def start(*arguments, cwd):
     )
 
 
-def run(*arguments, cwd):
+def run_pipeline(*arguments, cwd):
     """(what was printed, status) of the pipeline."""
-    process = start(*arguments, cwd=cwd)
+    process = start_pipeline(*arguments, cwd=cwd)
     return process.communicate()[0], process.returncode
 
 
-def last_path(printed, what):
+def printed_path(printed, label):
     """The path on the last line that begins with `what`."""
-    return re.findall(rf"^{what}: +(\S+)$", printed, re.MULTILINE)[-1]
+    return re.findall(rf"^{label}: +(\S+)$", printed, re.MULTILINE)[-1]
 
 
-def digest(path):
+def sha256(path):
     """SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,130 @@
+"""The table of clips and the table of what was left out, as tab-separated files.
+
+`clips.tsv` has a row per clip, `clips.left_out.tsv` beside it a row per video or window that is not used. Both are
+written only where their content changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from codecs import BOM_UTF8
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import TypeVar
+
+from mmaudio.data.clips import SPLITS, Clip, LeftOut
+from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.files import atomic_write, read_text, table_columns, table_rows
+
+REQUIRED_NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
+OPTIONAL_NUMBERS = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
+"""Columns that may be empty: a table made by hand need not have them."""
+Row = TypeVar("Row", Clip, LeftOut)
+
+
+def check_table_path(path: Path) -> None:
+    """ConfigError where `path` is not the name of a table, or another kind of file is there that would be lost."""
+    expected = "--output_tsv takes a name such as lora_data/clips.tsv"
+    if path.suffix != ".tsv" or path.is_dir():
+        raise ConfigError(f"{path}: no name of a table; {expected}")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not file.read(64).removeprefix(BOM_UTF8).startswith(b"id\tvideo\t"):
+                raise ConfigError(f"{path}: is there already and no table of clips, so it stays; {expected}")
+
+
+def left_out_path(clips_tsv: Path) -> Path:
+    """Path of the table of what was left out, beside the table of clips."""
+    return clips_tsv.with_suffix(".left_out.tsv")
+
+
+def write_clips(path: Path, clips: list[Clip]) -> bool:
+    """Write the table; False where the file has the same content already and stays untouched."""
+    return _write_table(path, Clip, clips)
+
+
+def write_left_out(path: Path, rows: list[LeftOut]) -> bool:
+    """Write the table of what was left out; False where the file has the same content already and stays untouched."""
+    return _write_table(path, LeftOut, rows)
+
+
+def read_clips(path: Path) -> list[Clip]:
+    """The clips of a table; DataError that names the line where one is not valid."""
+    clips = [_parse_clip(path, number, row) for number, row in _read_rows(path, Clip)]
+    if len({clip.id for clip in clips}) < len(clips):
+        raise DataError(f"{path}: an id stands there twice; every clip needs its own")
+    return clips
+
+
+def read_left_out(path: Path) -> list[LeftOut]:
+    """The rows of a table of left-out files and windows, none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [
+        LeftOut(row["video"], row["reason"], *(float(row[name]) if row[name] else None for name in ("start", "end")))
+        for _, row in _read_rows(path, LeftOut)
+    ]
+
+
+def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
+    try:
+        start, end, peak_db, rms_db, silence = (float(row[name]) for name in REQUIRED_NUMBERS)
+        optional = {name: float(row[name]) for name in OPTIONAL_NUMBERS if row.get(name)}
+        track = int(row.get("track") or 0)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}, line {number}: {error}") from error
+    if row["split"] not in SPLITS or not 0 <= start < end < math.inf:
+        raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
+    if not row["id"] or not row["video"]:
+        raise DataError(f"{path}, line {number}: every clip needs an id and a video")
+    return Clip(
+        row["id"],
+        row["video"],
+        start,
+        end,
+        row["caption"],
+        row["split"],
+        peak_db,
+        rms_db,
+        silence,
+        **optional,
+        track=track,
+        breaks=row.get("breaks") or "",
+    )
+
+
+def _read_rows(path: Path, row_type: type[Row]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells by column of every row."""
+    if not path.is_file():
+        raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
+    text = read_text(path)
+    columns = table_columns(path, text, "\t")
+    required = [field.name for field in fields(row_type) if row_type is LeftOut or field.default is MISSING]
+    absent = [name for name in required if name not in columns]
+    if absent:
+        raise DataError(f"{path}: no column {', '.join(absent)}; split the videos again")
+    return [(number, _require_all_cells(path, number, row)) for number, row in table_rows(path, text, "\t")]
+
+
+def _require_all_cells(path: Path, number: int, row: dict[str, str | None]) -> dict[str, str]:
+    """`row` where it has a cell for every column."""
+    cells = {name: cell for name, cell in row.items() if cell is not None}
+    if len(cells) < len(row):
+        raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
+    return cells
+
+
+def _write_table(path: Path, row_type: type[Row], rows: list[Row]) -> bool:
+    text = io.StringIO()
+    columns = [field.name for field in fields(row_type)]
+    writer = csv.DictWriter(text, columns, dialect="excel-tab", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if cell is None else cell for name, cell in asdict(row).items()} for row in rows)
+    content = text.getvalue().encode()
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
+    return True

@@ -1,0 +1,78 @@
+"""Files of an evaluation: `metrics.json` (the contract with other programs), `metrics.tsv`, TensorBoard's scalars."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
+from mmaudio.evaluation.evaluate import Evaluation
+from mmaudio.evaluation.results import Results
+from mmaudio.evaluation.tensorboard import write_scalars
+from mmaudio.metrics.metric_inputs import ADAPTED, BASE
+from mmaudio.metrics.registry import METRICS
+from mmaudio.metrics.statistics import Comparison, overall_verdict
+from mmaudio.utils.files import atomic_write
+
+SCHEMA = 1
+"""Version of the layout of `metrics.json`."""
+
+
+def write_results(evaluation: Evaluation) -> None:
+    """Write all files and remove the intermediate ones; `metrics.json`, which marks results as complete, comes last."""
+    config = evaluation.inputs.config
+    write_tsv(config.output_dir / "metrics.tsv", evaluation.results)
+    shutil.rmtree(config.intermediate_dir)
+    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.adapter.step)
+    write_json(config.metrics_path, metrics_json(evaluation))
+
+
+def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The contents of `metrics.json`."""
+    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
+    config, comparisons, sync_report = evaluation.inputs.config, held_out.comparisons(), evaluation.sync_report
+    return {
+        "schema": SCHEMA,
+        "clips": len(held_out.clips),
+        "videos": held_out.num_videos,
+        "verdict": overall_verdict(comparisons),
+        "metrics": _to_json(comparisons),
+        "forgetting": {} if general is None else _to_json(general.comparisons()),
+        "strengths": {f"{strength:g}": _to_json(at_strength) for strength, at_strength in held_out.strengths.items()},
+        "recommended_strength": held_out.recommended,
+        "not_computed": held_out.not_computed,
+        "inputs": evaluation.inputs.key,
+        "model": evaluation.inputs.spec.name,
+        "adapter": str(config.checkpoint),
+        "draws": config.sampling.to_json(),
+        "data_check": None if sync_report is None else sync_report.to_json(),
+    }
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write strict JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n")
+
+
+def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
+    """Write one line per clip: set, id, video, start, then base and adapted of every metric that has values."""
+    metrics = [name for name in METRICS if any(results.has_values(name) for results in sets.values())]
+    columns = [(model, name) for name in metrics for model in (BASE, ADAPTED)]
+    rows: list[Sequence[object]] = [["set", "id", "video", "start", *(f"{model}_{name}" for model, name in columns)]]
+    for set_name, results in sets.items():
+        for result in results.clips:
+            clip, values = result.clip, [result.value(model, name) for model, name in columns]
+            cells = ["" if value != value else f"{value:.6g}" for value in values]
+            rows.append([set_name, clip.id, clip.video, clip.start, *cells])
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+
+
+def _to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
+    return {name: asdict(comparison) for name, comparison in comparisons.items()}

@@ -1,0 +1,84 @@
+"""The inputs of a training run (settings, base weights, clips): which of them a resumed run may change."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmaudio.config import TrainConfig, flatten
+from mmaudio.data.feature_set import AnyFeatureSet
+
+LOCATION_KEYS = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
+"""Settings that say where, not what; adapter files leave them out."""
+CHANGEABLE_KEYS = (
+    *LOCATION_KEYS,
+    "exp_id",
+    "max_steps",
+    "lora.max_steps",
+    "eval_every",
+    "save_every",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "amp",
+    "base_bf16",
+    "gradient_checkpointing",
+    "compile",
+    "cuda_graph",
+    "features_in_memory",
+    "logging.",
+    "early_stopping.",
+)
+"""Settings (and groups of them) that may change when a run continues."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Settings, base weights and clips of one run."""
+
+    config: TrainConfig
+    base_sha256: str
+    train: AnyFeatureSet
+    held_out: AnyFeatureSet | None
+
+    def fixed_values(self) -> dict[str, Any]:
+        """Everything that a resumed run must have in common with the saved one, by name, as plain values."""
+        settings = flatten(self.config.to_dict())
+        return {name: value for name, value in settings.items() if not name.startswith(CHANGEABLE_KEYS)} | {
+            "clips per step": self.config.effective_batch_size,
+            "base weights": self.base_sha256,
+            "training clips": hash_clips(self.train),
+            "validation clips": "none" if self.held_out is None else hash_clips(self.held_out),
+        }
+
+    def data_summary(self) -> dict[str, Any]:
+        """The `data` entry of an adapter file: clip length, ids and source videos."""
+        summary: dict[str, Any] = {"seconds": self.train.seconds}
+        for name, clips in (("train", self.train), ("validation", self.held_out)):
+            ids, videos = ([], []) if clips is None else (clips.ids, sorted(set(clips.videos)))
+            summary[name] = {"clips": len(ids), "videos": videos, "ids": ids}
+        return summary
+
+
+def describe_differences(saved: dict[str, Any], current: dict[str, Any]) -> str:
+    """The differences between two runs' `fixed_values` in words, empty where there are none.
+
+    A setting that is not in `saved`, of an older version, had its default value.
+    """
+    defaults = {name: value for name, value in flatten(TrainConfig().to_dict()).items() if name in current}
+    saved = defaults | saved
+    names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
+    text = "; ".join(f"{name}: {saved.get(name)}, now {current.get(name)}" for name in names)
+    if any(name.endswith(" clips") for name in names):
+        text += "; videos, captions or how they are cut have changed"
+    return text
+
+
+def hash_clips(clips: AnyFeatureSet) -> str:
+    """The number of clips and a hash of their ids, captions and latents."""
+    digest, latents = hashlib.sha256(repr((clips.ids, clips.captions)).encode()), clips.to_lazy().lazy_tensor("mean")
+    for row in range(len(clips)):
+        digest.update(latents[torch.tensor([row])].cpu().numpy().tobytes())
+    return f"{len(clips)} ({digest.hexdigest()[:12]})"

@@ -1,0 +1,89 @@
+"""Statistics of whole sets of sounds, as functions of the clips that are left in: KAD, FD, inception score.
+
+n rows (one per sample of each clip), D width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from mmaudio.metrics.distribution import Array, PairwiseKernels, frechet_distance, inception_score
+from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
+
+SOUNDS = (ORIGINAL, CODEC, BASE, ADAPTED)
+
+Mask = npt.NDArray[np.bool_]
+SetStatistic = Callable[[Mask], float]
+"""A value from the clips that a mask leaves in."""
+
+
+@dataclass(frozen=True)
+class OutputRows:
+    """Rows of a model's output for one sound of all clips."""
+
+    values: Array
+    """(n, D)"""
+    clip_indices: npt.NDArray[np.intp]
+    """The clip of each row (n,)."""
+
+
+@dataclass
+class ModelOutputs:
+    """Outputs of the pretrained models for every clip of a set."""
+
+    rows: dict[str, dict[str, list[npt.NDArray[np.float32]]]] = field(default_factory=dict)
+    """By sound, then by kind: an array (samples, D) per clip."""
+
+    def add(self, clip_rows: Mapping[str, Mapping[str, npt.NDArray[np.float32]]]) -> None:
+        """Append one clip's rows, those of the four sounds."""
+        for sound in SOUNDS:
+            for kind, values in clip_rows.get(sound, {}).items():
+                self.rows.setdefault(sound, {}).setdefault(kind, []).append(values)
+
+    def get(self, sound: str, kind: str) -> OutputRows:
+        """All rows of one kind of a sound."""
+        arrays = self.rows[sound][kind]
+        clip_indices = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+        return OutputRows(np.concatenate(arrays).astype(np.float64), clip_indices)
+
+    def width(self, kind: str) -> int:
+        """The width D of the rows of one kind; 0 where there are none."""
+        arrays = self.rows.get(BASE, {}).get(kind, [])
+        return arrays[0].shape[1] if arrays else 0
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """The part of a metric's registry entry that a metric of whole sets has."""
+
+    kind: str
+    """The kind of model output that it is computed from."""
+    statistic: Callable[[OutputRows, OutputRows], SetStatistic]
+    """From the rows of a sound and those of the originals."""
+    has_interval: bool = True
+    """False for a statistic whose bias grows as clips are left out: a jackknife would measure that."""
+    too_few: Callable[[int, int], str] = lambda clips, width: ""
+    """Why so many clips with rows of such a width have no value; empty where they have one."""
+
+
+def kad_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
+    """Kernel audio distance from the originals."""
+    kernels = PairwiseKernels(rows.values, reference.values, rows.clip_indices)
+    return lambda mask: kernels.kad(mask[rows.clip_indices], mask[reference.clip_indices])
+
+
+def frechet_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
+    """Frechet distance from the originals."""
+    return lambda mask: frechet_distance(
+        rows.values[mask[rows.clip_indices]], reference.values[mask[reference.clip_indices]]
+    )
+
+
+def inception_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
+    """Inception score, which has no reference."""
+    del reference
+    return lambda mask: inception_score(rows.values[mask[rows.clip_indices]])

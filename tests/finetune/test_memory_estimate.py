@@ -1,0 +1,42 @@
+"""The estimate of the memory that training needs."""
+
+import mini_training
+import torch
+from helpers import mini
+
+from benchmarks.random_inputs import random_features, random_network
+from mmaudio.finetune.dataset import build_dataset
+from mmaudio.finetune.memory_estimate import format_memory_line, measure_activation_bytes
+from mmaudio.finetune.state import new_state
+from mmaudio.lora.adapter import LoRAConfig
+
+CPU = torch.device("cpu")
+
+
+def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
+    sizes = []
+    for checkpointing in (False, True):
+        config, network = mini_training.build_config(tmp_path, gradient_checkpointing=checkpointing), mini()
+        state = new_state(network, config, 2)
+        sizes.append(
+            measure_activation_bytes(state, build_dataset(network, mini_training.mini_clips(2), CPU), config, 1)
+        )
+    assert 0 < 2 * sizes[1] < sizes[0]
+
+
+def test_a_batch_that_memory_cannot_hold_is_reported_at_the_start(tmp_path):
+    output = []
+    for size in (2, 10**8):
+        config, network = mini_training.build_config(tmp_path, batch_size=size), mini()
+        state = new_state(network, config, 2)
+        output.append(format_memory_line(state, build_dataset(network, mini_training.mini_clips(2), CPU), None, config))
+    assert "are free" not in output[0] and output[1].endswith("lower batch_size and raise gradient_accumulation_steps")
+
+
+def test_the_estimate_counts_the_base_values_in_full_finetuning(tmp_path):
+    output, clips = [], random_features("tiny_16k", 1)  # 14 MB of weights
+    for lora in (LoRAConfig(rank=4, alpha=8.0), LoRAConfig(enabled=False)):
+        config, network = mini_training.build_config(tmp_path, lora=lora), random_network("tiny_16k")
+        state = new_state(network, config, 1)
+        output.append(format_memory_line(state, build_dataset(network, clips, CPU), None, config))
+    assert "(weights 0.01," in output[0] and "(weights 0.03," in output[1]

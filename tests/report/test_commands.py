@@ -1,0 +1,42 @@
+"""Commands of a report: they repeat what was run, in the shell's and in Hydra's grammar."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import evaluate_lora
+from mmaudio.config import TrainConfig, compose
+from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
+from mmaudio.lora.checkpoint import AdapterFile
+from mmaudio.lora.config import LoRAConfig
+from mmaudio.model.spec import model_spec
+from mmaudio.report.commands import build_commands
+
+MODEL = "tiny_16k"
+
+
+def test_the_training_command_states_the_settings():
+    lora = LoRAConfig(rank=8, target_modules=["fused_blocks[*].ffn"], rank_pattern={"ffn": 4})
+    train_config = TrainConfig(exp_id="x", model=MODEL, learning_rate=1e-3, preserve_base=0.5, lora=lora, amp=False)
+    adapter = AdapterFile(lora, {}, MODEL, "", config=train_config.to_dict())
+    config = EvaluationConfig(Path("a.pt"), Path("v"), Path("ö #1/c.tsv"), Path("f's ${x}"), Path("o"))
+    python, script, *overrides = shlex.split(dict(build_commands(config, model_spec(MODEL), adapter))["Train again"])
+    assert (python, script) == ("python", "train_lora.py")
+    paths = {"exp_id": "again", "clips_tsv": "ö #1/c.tsv", "features_dir": "f's ${x}"}
+    assert compose(overrides).to_dict() == {**train_config.to_dict(), **paths}
+
+
+def test_the_report_command_parses_to_the_same_settings():
+    config = EvaluationConfig(
+        Path("a.pt"), Path("v"), Path("c.tsv"), Path("f"), Path("o"), SamplingConfig(3, 2, 5, 2.5, 4)
+    )
+    config = replace(
+        config, weights=Path("w"), metrics=("mel_l1",), strengths=(0.5,), max_clips=7, check_data=True, model=MODEL
+    )
+    commands = dict(build_commands(config, model_spec(MODEL), AdapterFile(LoRAConfig(), {}, MODEL, "")))
+    assert "Train again" not in commands
+    repeated = evaluate_lora.parse_config([*shlex.split(commands["Make this report again"])[2:], "--device", "cpu"])
+    assert repeated == replace(config, offline=repeated.offline)
+    assert all(
+        text.endswith("--weights w") for title, text in commands.items() if title.startswith(("Extract", "Make a"))
+    )
