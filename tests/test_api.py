@@ -147,6 +147,7 @@ def test_a_merged_file_has_the_dtypes_of_the_base(folder, tmp_path):
     assert not torch.allclose(velocity(merged.network), before, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_base_and_the_variant_are_checked_before_weights_are_read(folder, tmp_path):
     assert load_pretrained_with_lora(lora_checkpoint=folder / "best_lora", weights=folder).model_name == "tiny_16k"
     with pytest.raises(WeightsError, match="made for tiny_16k, not for small_16k"):
@@ -166,6 +167,7 @@ def test_an_ambiguous_base_model_must_be_named(tmp_path):
         load_pretrained_with_lora(lora_checkpoint=tmp_path)
 
 
+@pytest.mark.slow
 def test_invalid_arguments_are_errors(folder, tmp_path):
     with pytest.raises(WeightsError, match="no such adapter"):
         load_pretrained_with_lora("tiny_16k", tmp_path / "absent.pt", weights=folder)

@@ -1,6 +1,7 @@
 """The layout's rules: which way imports point, what no module may do, how long files and functions are."""
 
 import ast
+import functools
 import os
 import statistics
 import subprocess
@@ -29,6 +30,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = [*ROOT.glob("*.py"), *(ROOT / "training").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 
 
+@functools.cache
+def syntax(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
 def name_of(path: Path) -> str:
     """`mmaudio/media/video.py` is `media.video`; the package itself is the empty name."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
@@ -53,7 +60,7 @@ def is_module(name: str) -> bool:
 def imports(path: Path) -> set[str]:
     """The modules of this package that a file imports, anywhere in it, as names below the package."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax(path)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -86,7 +93,7 @@ def test_packages_are_two_deep():
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_nothing_imports_a_benchmark(path):
-    others = {str(node.module) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    others = {str(node.module) for node in ast.walk(syntax(path)) if isinstance(node, ast.ImportFrom)}
     assert "benchmarks" in path.parts or not any(name.startswith("benchmarks") for name in others)
     assert not any("benchmarks" in others for others in GRAPH.values())
 
@@ -144,14 +151,12 @@ def test_splitting_and_the_plan_import_no_large_package(script):
 
 def function_lines(path: Path) -> dict[str, int]:
     """The length of every function in a file, by name and line."""
-    functions = [
-        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    functions = [n for n in ast.walk(syntax(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     return {f"{path.name}:{n.lineno} {n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
 
 
 @pytest.mark.parametrize(
-    "path", [*SOURCES, *COMMANDS, *TESTS.rglob("*.py")], ids=lambda path: str(path.relative_to(ROOT))
+    "path", [*SOURCES, *COMMANDS, *sorted(TESTS.rglob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_files_and_functions_are_short(path):
     assert path.read_text().count("\n") <= 400
@@ -166,7 +171,7 @@ def test_the_usual_file_and_function_is_shorter():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_public_names_have_docstrings(path):
-    tree = ast.parse(path.read_text())
+    tree = syntax(path)
     bare = [
         node.name
         for scope in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmaudio.data.captions import Captions
+from mmaudio.data.clip_builder import build_clips
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.data.filters import FilterRules, reason_kind
 from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_video
 from mmaudio.data.scan_store import ScanStore
-from mmaudio.data.split_clips import build_clips
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
 from mmaudio.data.video_files import find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError

@@ -14,6 +14,7 @@ from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.draws import DrawSource, EpochSampler
 from mmaudio.finetune.early_stopping import ValidationHistory
+from mmaudio.finetune.ema import copy_values, swap_values, update_ema
 from mmaudio.finetune.optimizers import build_optimizer
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.adapter import adapted_network, add_lora
@@ -57,12 +58,9 @@ class TrainState:
         return list(lora_layers(self.model))
 
     def update_ema(self, decay: float) -> None:
-        """Move the EMA toward the parameters; the decay is smaller in the first steps, so that it starts unbiased."""
-        if self.ema is None:
-            return
-        rate, parameters = 1.0 - min(decay, (1 + self.step) / (10 + self.step)), self.trainable_parameters()
-        averages, values = [self.ema[name] for name in parameters], [value.detach() for value in parameters.values()]
-        torch._foreach_lerp_(averages, values, rate)
+        """Move the EMA toward the parameters, where there is one."""
+        if self.ema is not None:
+            update_ema(self.ema, self.trainable_parameters(), decay, self.step)
 
     @contextmanager
     def use_ema(self, enabled: bool = True) -> Iterator[None]:
@@ -70,13 +68,8 @@ class TrainState:
         if self.ema is None or not enabled:
             yield
             return
-        parameters = self.trainable_parameters()
-        current = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        _copy_into(parameters, self.ema)
-        try:
+        with swap_values(self.trainable_parameters(), self.ema):
             yield
-        finally:
-            _copy_into(parameters, current)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -134,7 +127,7 @@ class TrainState:
         if mismatched_names:
             raise TrainingError(f"the saved state is of another adapter ({', '.join(mismatched_names[:3])}, ...)")
         pissa.subtract_factors(self.model, state.get("taken_out", {}))
-        _copy_into(parameters, state["trained"])
+        copy_values(parameters, state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             averages = state["average"] or state["trained"]
@@ -143,12 +136,6 @@ class TrainState:
         self.draws.sampler.load_state_dict(state["order"])
         self.history = ValidationHistory.from_state_dict(state["progress"])
         self.step = state["step"]
-
-
-@torch.no_grad()
-def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
 
 
 def _grow_moments(moments: dict[str, Any], growth: RankGrowth) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def rms(values):
     return float(values.double().square().mean().sqrt())
 
 
+@pytest.mark.slow
 def test_losses_differ_as_little_as_rounding_allows(world):
     """Errors of n products that add up like independent ones are sqrt(n) roundings of the velocity: E. The loss is
     mean((v - u)^2), so by Cauchy and Schwarz it moves by at most 2 sqrt(loss) E + E^2."""
@@ -81,6 +82,7 @@ def test_losses_differ_as_little_as_rounding_allows(world):
     assert abs(error.mean_loss_error) <= error.max_loss_error
 
 
+@pytest.mark.slow
 def test_gradients_differ_by_as_many_roundings_there_and_back(world):
     """A gradient goes through every product once forward and, for its two factors, twice backward."""
     state, clips, draws = world
@@ -89,6 +91,7 @@ def test_gradients_differ_by_as_many_roundings_there_and_back(world):
     assert UNIT / 10 < error.gradient_error < math.sqrt(3 * products) * UNIT
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_errors(capsys):
     assert main(["--model", "tiny_16k", "--clips", "1", "--rank", "8"]) == 0
     printed = capsys.readouterr().out

@@ -71,6 +71,7 @@ def test_every_file_is_used_or_left_out_with_its_reason(messy, tmp_path):
     assert all(len(split) == 1 for split in splits.values())
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_that_read_back_and_prints_the_counts(messy, tmp_path, capsys):
     table = tmp_path / "clips.tsv"
     flags = ("--input_dir", messy, "--output_tsv", table, "--seconds", 1, "--stride", 0.5, "--prompt", "a\ttone")
@@ -186,6 +187,7 @@ def test_odd_names_links_and_folders(tmp_path):
     assert result.file_count == 7
 
 
+@pytest.mark.slow
 def test_videos_in_sub_folders_are_reported_and_results_are_not_videos(tmp_path, capsys):
     """A report's films hold generated sounds and held-out pictures: they never become training clips."""
     content = write_tone_video(tmp_path / "a.mp4", 8).read_bytes()

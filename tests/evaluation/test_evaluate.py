@@ -313,6 +313,7 @@ def test_clips_of_videos_that_were_trained_on_are_refused_or_marked(root, tmp_pa
     assert "2 of these 8 clips are of videos that the adapter was trained on" in html
 
 
+@pytest.mark.slow
 def test_a_video_divided_in_time_is_not_refused(root, tmp_path):
     clips = [clip for clip in read_clips(root / "clips.tsv") if clip.video == "four.mp4"]
     write_clips(tmp_path / "clips.tsv", [clips[0], replace(clips[1], split="test")])

@@ -89,6 +89,7 @@ def test_only_the_late_clip_is_listed(root, capsys):
     assert "--check-data" in html
 
 
+@pytest.mark.slow
 def test_a_missing_video_and_a_table_without_training_clips_are_errors(root, tmp_path):
     held = [Clip("held_0", "held.mp4", 0.0, CLIP_SECONDS, "", "test", -1.0, -20.0, 0.0)]
     write_clips(tmp_path / "clips.tsv", held)

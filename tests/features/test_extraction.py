@@ -134,6 +134,7 @@ def test_only_stale_shards_are_written_again(folder, weights, tmp_path_factory):
     assert run_extraction(folder, other).extracted == 3
 
 
+@pytest.mark.slow
 def test_a_broken_video_is_left_out_and_the_others_are_extracted(folder, weights):
     (folder / "b.mp4").write_bytes((folder / "b.mp4").read_bytes()[:3000])
     write_tone_video(folder / "c.mp4", 0.6)
@@ -150,6 +151,7 @@ def test_a_broken_video_is_left_out_and_the_others_are_extracted(folder, weights
     assert (repaired.extracted, [row.video for row in repaired.left_out]) == (1, ["c.mp4"])
 
 
+@pytest.mark.slow
 def test_features_stay_valid_without_their_videos(folder, weights):
     run_extraction(folder, weights)
     (folder / "a.mp4").unlink()
@@ -184,6 +186,7 @@ def test_features_of_a_clip_do_not_depend_on_the_other_clips(folder, encoders):
         torch.testing.assert_close(both[name][1:], alone[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_overlapping_clips_share_their_frames(folder, encoders):
     """Every frame goes through CLIP once, however many clips have it."""
     batch_sizes = []
@@ -245,6 +248,7 @@ def test_a_clip_from_the_middle_equals_a_file_of_that_clip(tmp_path, encoders):
         torch.testing.assert_close(inside[name][1], outside[name][0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_shards_written_before_an_interruption_stay(folder, weights):
     def interrupt(plans):
         yield plans[0]

@@ -86,6 +86,7 @@ def test_reasons_of_stale_shards(folder, weights, tmp_path):
     assert set(stale_reasons(other).values()) == {"stale: other encoders"}
 
 
+@pytest.mark.slow
 def test_exact_dtype_makes_features_of_another_dtype_stale(folder, weights):
     plans = []
     assert run_extraction(folder, weights, dtype=torch.bfloat16).valid == 3  # either will do
@@ -143,6 +144,7 @@ def test_one_video_has_one_audio_track(folder, weights):
         run_extraction(folder, weights)
 
 
+@pytest.mark.slow
 def test_a_video_that_is_removed_during_extraction_is_tried_again(folder, weights):
     for path in shard_files(folder):
         path.unlink()
@@ -159,6 +161,7 @@ def test_a_video_that_is_removed_during_extraction_is_tried_again(folder, weight
     assert (report.valid, report.extracted, report.left_out) == (2, 1, [])
 
 
+@pytest.mark.slow
 def test_a_video_that_comes_back_is_tried_again(folder, weights):
     shard_path(folder / "features", "a.mp4").unlink()
     (folder / "a.mp4").rename(folder / "away")
@@ -167,6 +170,7 @@ def test_a_video_that_comes_back_is_tried_again(folder, weights):
     assert run_extraction(folder, weights).left_out == []
 
 
+@pytest.mark.slow
 def test_shards_that_another_process_writes_meanwhile_are_not_written_again(folder, weights):
     for path in shard_files(folder):
         path.unlink()

@@ -146,6 +146,7 @@ def test_griffin_lim_reproduces_the_mel():
     assert float(silence.abs().max()) < 1e-3
 
 
+@pytest.mark.slow
 def test_griffin_lim_is_deterministic_and_batched():
     vocoder = build_vocoder("tiny_16k")
     mel = torch.cat([build_mel("tiny_16k")(bursts()), -2 + 0.3 * filled("mel", 1, 80, 188)])

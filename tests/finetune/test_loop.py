@@ -37,6 +37,12 @@ def whole(tmp_path_factory):
     return mini_training.train_mini(tmp_path_factory.mktemp("whole"), ema_decay=0.9)
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A run of two steps."""
+    return mini_training.train_mini(tmp_path_factory.mktemp("two-steps"), max_steps=2)
+
+
 @pytest.mark.slow
 def test_a_run_learns_and_writes_its_files(whole):
     assert (whole.step, whole.reason, whole.new_steps) == (6, "max_steps", 6)
@@ -296,9 +302,8 @@ def test_without_validation_the_last_is_the_best(tmp_path):
     assert same(weights(outcome), weights(outcome, "best_lora.pt")) and outcome.best_step == -1
 
 
-def test_a_truncated_state_is_an_error(tmp_path):
-    outcome = mini_training.train_mini(tmp_path, max_steps=2)
-    path = outcome.folder / "lora_checkpoints" / "state.pt"
+def test_a_truncated_state_is_an_error(two_steps, tmp_path):
+    path = shutil.copytree(two_steps.folder, tmp_path / "exp") / "lora_checkpoints" / "state.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
         mini_training.train_mini(tmp_path)
@@ -313,8 +318,8 @@ def alike(one, other):
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path):
-    path = mini_training.train_mini(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt"
+def test_no_flipped_bit_of_a_state_goes_unnoticed(two_steps, tmp_path):
+    path = shutil.copytree(two_steps.folder, tmp_path / "exp") / "lora_checkpoints" / "state.pt"
     whole, refused = path.read_bytes(), 0
     saved = torch.load(path, weights_only=True)
     for offset in range(0, len(whole), len(whole) // 97):
@@ -330,8 +335,9 @@ def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1], None, {"format": 2}, {"format": 1, "origin": {}, "state": {}}], ids=str)
-def test_a_file_that_is_no_state_is_an_error(tmp_path, content):
-    torch.save(content, mini_training.train_mini(tmp_path, max_steps=2).folder / "lora_checkpoints" / "state.pt")
+def test_a_file_that_is_no_state_is_an_error(two_steps, tmp_path, content):
+    folder = shutil.copytree(two_steps.folder, tmp_path / "exp")
+    torch.save(content, folder / "lora_checkpoints" / "state.pt")
     with pytest.raises(TrainingError, match=r"state\.pt is no training state, or one of another version"):
         mini_training.train_mini(tmp_path)
 

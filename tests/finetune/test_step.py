@@ -150,6 +150,7 @@ def assert_same_gradients(gradients, expected, tolerance=1e-5):
         assert_close(gradients[name], value, tolerance)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_equal_the_large_batchs(tmp_path):
     lora = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)  # one mask per pass: dropout differs between the two
     settings = [{"batch_size": size, "gradient_accumulation_steps": 4 // size, "lora": lora} for size in (4, 2, 1)]

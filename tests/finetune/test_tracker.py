@@ -98,6 +98,7 @@ def test_tensorboard_shows_every_step_of_a_restarted_run_once(tmp_path, monkeypa
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_hparams_hold_settings_and_final_metrics(tmp_path):
     outcome = mini_training.train_mini(tmp_path, max_steps=2)
     events = read_events(outcome.folder)

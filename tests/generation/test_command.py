@@ -131,6 +131,7 @@ def test_an_adapter_acts_with_its_strength(base, adapter, tmp_path):
     assert read_comment(tmp_path / "0.5.flac")["strength"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_caption_beside_a_video_is_its_prompt(base, tmp_path, capsys):
     write_noise_video(tmp_path / "dog.mp4", 0, 1.5)
     (tmp_path / "dog.txt").write_text("a dog\nbarks\n")
@@ -154,6 +155,7 @@ def make_folder(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_loads_its_encoders_once(base, tmp_path, capsys, monkeypatch):
     folder, out, loads = make_folder(tmp_path / "in"), tmp_path / "out", []
     for name in ("load_sampler", "load_encoders"):
@@ -207,6 +209,7 @@ def test_a_folder_continues_where_it_stopped(base, tmp_path, capsys):
     assert capsys.readouterr().out == "found 3 files = 0 made + 3 already there + 0 left out\n"
 
 
+@pytest.mark.slow
 def test_existing_files_are_not_overwritten_by_default(base, tmp_path):
     video, out = base / "clip.mp4", tmp_path / "out"
     out.mkdir()
@@ -235,6 +238,7 @@ def test_audio_starts_at_the_given_time_and_silence_is_noted(base, tmp_path, cap
     assert read_duration(tmp_path / "c.flac", "audio") == pytest.approx(3.0, abs=0.04)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_kind_is_an_error(base, tmp_path, capsys):
     write_encoded_video(tmp_path / "a.avi", "avi", "mpeg4")
     assert run_command(base, tmp_path / "out", "--video", tmp_path / "a.avi") == 0
@@ -242,6 +246,7 @@ def test_a_file_of_another_kind_is_an_error(base, tmp_path, capsys):
     assert (tmp_path / "out" / "a.mp4").exists()
 
 
+@pytest.mark.slow
 def test_a_long_duration_is_warned_of(base, tmp_path, capsys):
     assert run_command(base, tmp_path / "a.flac", "--prompt", "rain", "--seconds", "8.5") == 0
     assert "warning: 8.5 s: models are trained on 8 s" in capsys.readouterr().err

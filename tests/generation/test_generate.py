@@ -51,6 +51,7 @@ def test_any_duration_is_generated_in_one_pass(sampler, encoders, seconds):
     assert sounds.isfinite().all() and sounds.std() > 0
 
 
+@pytest.mark.slow
 def test_every_sample_is_the_audio_of_its_seed(base, sampler, encoders):
     request = GenerationRequest(base / "a.mp4", "a dog", seed=5, seconds=1.5, num_steps=3)
     together = compute_mel(generate_samples(sampler, encoders, request, 3), sampler.spec)
@@ -77,6 +78,7 @@ def test_the_same_seed_gives_the_same_bits(base, sampler, encoders):
     sampler.dtype = torch.float32
 
 
+@pytest.mark.slow
 def test_a_clip_is_encoded_once_however_many_samples_and_steps(base, sampler, encoders):
     calls = {"image": 0, "text": 0, "sync": 0}
     modules = {"image": encoders.clip.model.visual, "text": encoders.clip.model.transformer, "sync": encoders.sync}
@@ -95,6 +97,7 @@ def test_a_clip_is_encoded_once_however_many_samples_and_steps(base, sampler, en
         hook.remove()
 
 
+@pytest.mark.slow
 def test_prompts_and_negative_prompts_change_the_audio(base, sampler, encoders):
     requests = [
         GenerationRequest(base / "a.mp4", *prompts, seconds=1, num_steps=2)
@@ -155,11 +158,13 @@ def test_invalid_requests_are_refused(settings, words):
         GenerationRequest(None, "rain", **settings)
 
 
+@pytest.mark.slow
 def test_a_duration_beyond_those_of_training_is_warned_of(sampler, encoders):
     with pytest.warns(UserWarning, match="9 s: models are trained on 8 s"):
         generate(sampler, encoders, GenerationRequest(None, "rain", seconds=9, num_steps=1))
 
 
+@pytest.mark.slow
 def test_threads_share_a_model_with_different_durations(base):
     model = load_pretrained_with_lora(MODEL, lora_config=LoRAConfig(rank=4), weights=base, device="cpu")
     durations = [1.0, 1.5, 2.0, 2.5]

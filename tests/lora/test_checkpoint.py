@@ -190,6 +190,7 @@ def test_folders_of_plain_peft_compute_as_in_peft(tmp_path, settings):
     assert torch.equal(flow(theirs), flow(network))
 
 
+@pytest.mark.slow
 def test_other_file_formats_of_peft_are_read(tmp_path):
     network = by_peft(tmp_path / "pickled", target_modules=["qkv"])
     assert (tmp_path / "pickled" / "adapter_model.bin").is_file()
@@ -297,6 +298,7 @@ def test_a_known_base_name_in_pefts_configuration_is_used(tmp_path, name, base):
     assert foreign(tmp_path / "a", "small_44k", name).base_model == base
 
 
+@pytest.mark.slow
 def test_wrong_shapes_with_the_right_base_name_are_refused(written):
     adapter, _, _ = written
     with torch.device("meta"):

@@ -43,6 +43,7 @@ def test_without_a_matching_number_of_blocks_all_fitting_models_are_listed():
     assert find_possible_models(zero_adapter_state("large_44k", ["fused_blocks[7].ffn"])) == ["medium_44k"]
 
 
+@pytest.mark.slow
 def test_every_variant_fits_itself_and_misfits_are_located():
     for name in MODELS:
         with torch.device("meta"):

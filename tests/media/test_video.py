@@ -60,6 +60,7 @@ def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_windows_in_one_pass_equal_windows_on_their_own(tmp_path):
     info = probe(write_tone_video(tmp_path / "a.mp4", 17, 24))
     starts = [0.0, 4.0, 8.0]

@@ -156,6 +156,7 @@ def test_without_onsets_there_is_no_lag_and_ties_take_the_smallest():
     assert onsets.onset_lag(envelope, envelope[0], 0.01).isnan().all()
 
 
+@pytest.mark.slow
 def test_onsets_are_those_of_librosa():
     codec = codec_spec("16k")
     wave = sound("steps", 16_000)

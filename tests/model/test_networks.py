@@ -140,6 +140,7 @@ def test_tap_major_weights_give_the_same_convolution_and_gradients(width_in, wid
         assert_close(mine, reference)
 
 
+@pytest.mark.slow
 def test_old_tables_are_ignored_and_other_keys_are_errors():
     source, network = mini(), MMAudio(mini_spec())
     state = source.state_dict()

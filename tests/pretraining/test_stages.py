@@ -121,6 +121,7 @@ def test_a_shard_holds_the_rendered_clips(shard_folder):
             assert error.mean() < 4  # levels of 255, H.264's own error
 
 
+@pytest.mark.slow
 def test_sync_targets_lie_where_the_events_are(shard_folder):
     scenes = [plan_clip(5, index).scene for index in range(3)]
     batches = SyncBatches([load_shard(shard_folder, 0)], scenes)

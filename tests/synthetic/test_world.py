@@ -144,6 +144,7 @@ def test_files_keep_audio_and_video_in_sync(tmp_path):
     assert count_matches(switch_times, inside, 0.08) == len(inside) == len(switch_times)
 
 
+@pytest.mark.slow
 def test_demo_videos_cover_every_kind_several_times(tmp_path):
     for count in (8, 16):
         counts = np.bincount([kind for number in range(count) for kind in CASTS[number % len(CASTS)]])
