@@ -51,7 +51,7 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
             time.sleep(delay)
             killed += process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()  # closes the pipe, too
     assert killed >= 4, "the stages end before they are killed: the test proves nothing"
     printed, status = run_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
     assert status == 0, printed
@@ -91,7 +91,7 @@ def test_no_usable_video_is_one_line_of_error(tmp_path, make, status, message):
         (["--demo", "--modle", "tiny_16k"], "did you mean"),
         (["--demo", "--model", "tiny_16"], "tiny_16k"),
         (["--demo", "--", "lora.ranc=4"], "rank"),
-        (["--demo", "--", "resume=false"], "--from train says it"),
+        (["--demo", "--", "resume=false"], "--from train sets it"),
         (["--demo", "--", "lora.rank=1000"], "take at most 96"),
     ],
 )
@@ -134,8 +134,8 @@ time.sleep(60)
 @pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])
 def test_ctrl_c_finishes_the_step_and_a_second_one_kills(tmp_path, presses, saved):
     (tmp_path / "stage.py").write_text(STAGE)
-    code = "import sys; from mmaudio import cli, pipeline\n"
-    code += "cli.run(lambda arguments: pipeline.run_stage('train', [sys.executable, *arguments]))"
+    code = "import sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
+    code += "cli.run(lambda arguments: run.run_stage('train', [sys.executable, *arguments]))"
     process = subprocess.Popen(
         [PYTHON, "-c", code, tmp_path / "stage.py"],
         stdout=subprocess.PIPE,
