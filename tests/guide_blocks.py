@@ -55,7 +55,7 @@ audio = lora_model.generate_from_video(
 )
 """
 CUSTOM_CONFIGURATION = """\
-from mmaudio.lora.adapter import LoRAConfig
+from mmaudio.model.lora import LoRAConfig
 
 # Custom configuration
 config = LoRAConfig(
