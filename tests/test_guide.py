@@ -225,7 +225,7 @@ def test_the_targets_are_the_defaults(names):
     trained = {name.split(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
     assert trained == {"joint_blocks", "fused_blocks"} and "final_layer" in excluded[-1]
     frozen_models = names["lora_model"].frozen_models
-    frozen = (frozen_models.sampler(network).vae, frozen_models.encoders.sync, frozen_models.encoders.clip.model)
+    frozen = (frozen_models.build_sampler(network).vae, frozen_models.encoders.sync, frozen_models.encoders.clip.model)
     assert not any(weight.requires_grad for module in frozen for weight in module.parameters())
 
 

@@ -32,10 +32,10 @@ sys.addaudithook(lambda event, _: connections.append(event) if event in events e
 sys.path[:0] = [ROOT, ROOT + "/training"]
 
 import evaluate_lora, extract_features_finetuning, train_lora
-from mmaudio import pipeline
 from mmaudio.errors import MMAudioError
 from mmaudio.generation import __main__ as generation
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
+from mmaudio.pipeline import run as pipeline
 
 flags = ["--offline"] if sys.argv[1] == "flag" else []
 
