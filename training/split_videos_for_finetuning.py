@@ -80,6 +80,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
         rules=config.rules,
         val_ratio=config.val_ratio,
         test_ratio=config.test_ratio,
+        normalize=config.normalize,
         prompt=args.prompt,
         captions=args.captions,
         keep_all=args.keep_all,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from mmaudio.data.captions import Captions
@@ -16,10 +17,16 @@ MEASUREMENTS = ("peak_db", "rms_db", "silence", *OPTIONAL_NUMBERS)
 """Fields that a clip takes over from its window."""
 
 
-def build_clips(divided: dict[str, WindowsBySplit], captions: Captions, rules: FilterRules, track: int) -> list[Clip]:
-    """The rows of the table of clips, by video and time."""
+def build_clips(
+    divided: dict[str, WindowsBySplit],
+    captions: Captions,
+    rules: FilterRules,
+    track: int,
+    gains_db: dict[str, float | None],
+) -> list[Clip]:
+    """The rows of the table of clips, by video and time; `gains_db` has the gain of every video."""
     clips = [
-        _build_clip(video, window, split, captions, rules, track)
+        replace(_build_clip(video, window, split, captions, rules, track), gain_db=gains_db[video])
         for video, by_split in divided.items()
         for split, windows in by_split.items()
         for window in windows

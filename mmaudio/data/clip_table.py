@@ -20,7 +20,7 @@ from mmaudio.utils.files import atomic_write, read_text, table_columns, table_ro
 
 REQUIRED_NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
 OPTIONAL_NUMBERS = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
-"""Columns that may be empty: a table made by hand need not have them."""
+"""Measurements that may be empty: a table made by hand need not have them."""
 Row = TypeVar("Row", Clip, LeftOut)
 
 
@@ -71,10 +71,12 @@ def read_left_out(path: Path) -> list[LeftOut]:
 def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
     try:
         start, end, peak_db, rms_db, silence = (float(row[name]) for name in REQUIRED_NUMBERS)
-        optional = {name: float(row[name]) for name in OPTIONAL_NUMBERS if row.get(name)}
+        optional = {name: float(row[name]) for name in (*OPTIONAL_NUMBERS, "gain_db") if row.get(name)}
         track = int(row.get("track") or 0)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
+    if not math.isfinite(optional.get("gain_db", 0.0)):
+        raise DataError(f"{path}, line {number}: gain_db {row['gain_db']}: expected a number of decibels or nothing")
     if row["split"] not in SPLITS or not 0 <= start < end < math.inf:
         raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
     if not row["id"] or not row["video"]:

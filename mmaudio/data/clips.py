@@ -47,6 +47,8 @@ class Clip:
     """Number of the audio track, from 0 on."""
     breaks: str = ""
     """The rules that it breaks, where it is used all the same."""
+    gain_db: float | None = None
+    """Decibels by which the audio is amplified, at most to a peak of 0.95; None: to that peak."""
 
     @property
     def seconds(self) -> float:

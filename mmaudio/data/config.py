@@ -42,6 +42,8 @@ class SplitConfig:
     """seconds between two frames from which on pictures are missing; no clip lies across"""
     scene_tolerance: float = 0.25
     """--scenes: seconds of the next shot that a clip may reach into"""
+    normalize: str = "video"
+    """loudness: one gain per video, every window to its own peak, or as in the file (video, window, none)"""
     rules: FilterRules = field(default_factory=FilterRules)
     """a clip that breaks one is left out, with the reason; null: no such rule"""
 

@@ -56,7 +56,7 @@ class Header:
     precision: str = ""
     """Precision of CLIP and Synchformer: float32 or bfloat16."""
     windows: list[list[float]] = field(default_factory=list)
-    """Start, end and audio track of every clip, as `clip_window` gives them; empty where unknown."""
+    """Start, end, audio track and gain of every clip, as `clip_window` gives them; empty where unknown."""
 
     @property
     def encoder_names(self) -> dict[str, str]:
@@ -172,8 +172,8 @@ def _is_stale(header: Header, clips: list[Clip]) -> bool:
 
 
 def clip_window(clip: Clip) -> list[float]:
-    """A clip's entry in a shard's header: start and end in seconds, number of the audio track."""
-    return [clip.start, clip.end, clip.track]
+    """A clip's entry in a shard's header: start and end in seconds, number of the audio track, and its gain if any."""
+    return [clip.start, clip.end, clip.track, *([] if clip.gain_db is None else [clip.gain_db])]
 
 
 def encoder_names(model: ModelSpec) -> dict[str, str]:

@@ -24,6 +24,12 @@ GAP_REASON = "between training and held-out clips"
 NAME_REASON = "its name is no UTF-8; rename it"
 TIMEOUT, TIMEOUT_PER_MB = 120.0, 5.0
 """Default of the seconds that scanning a file may take, and more for each megabyte of it."""
+NORMALIZATIONS: dict[str, Callable[[VideoScan], float | None]] = {
+    "video": lambda scan: scan.gain_db,
+    "window": lambda scan: None,
+    "none": lambda scan: 0.0,
+}
+"""The gain in decibels of a video's clips by the way of normalising; None: every clip to the same peak."""
 MAX_TIMEOUT = 1e6
 """Longest time limit in seconds; the system waits for no more than about twice as many."""
 
@@ -38,6 +44,8 @@ class SplitSettings:
     """Share of the videos for validation; more than 0 means at least one."""
     test_ratio: float = 0.2
     """Share of the videos for the test."""
+    normalize: str = "video"
+    """The way of normalising loudness, of NORMALIZATIONS."""
     prompt: str = ""
     """Caption of the videos without one."""
     captions: Path | None = None
@@ -54,6 +62,8 @@ class SplitSettings:
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
             raise ConfigError(f"timeout per video {self.timeout:g}: more than 0 s, at most {MAX_TIMEOUT:g}")
+        if self.normalize not in NORMALIZATIONS:
+            raise ConfigError(f"split.normalize={self.normalize}: {', '.join(NORMALIZATIONS)} are known")
         _ = self.ratios
 
     @property
@@ -117,7 +127,8 @@ def split_folder(
     divided, notes = _split_usable(usable, settings.ratios, split_store)
     left_out += _windows_in_gaps(usable, divided)
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
-    clips = build_clips(divided, captions, settings.rules, settings.scan.track)
+    gains_db = {scan.video: NORMALIZATIONS[settings.normalize](scan) for scan in scans}
+    clips = build_clips(divided, captions, settings.rules, settings.scan.track, gains_db)
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
     notes += _describe_duplicates(root, list(divided))
     if not settings.recursive and (video := find_video_below(root, ignored_paths)):

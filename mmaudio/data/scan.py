@@ -21,10 +21,11 @@ from mmaudio.data.video_stats import Interval, VideoTimeline, measure_video, ove
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import AudioWindow, read_native_windows
+from mmaudio.media.gain import PeakMeter, video_gain_db
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the code measures differently."""
 
 
@@ -104,6 +105,8 @@ class VideoScan:
     windows: list[MeasuredWindow] = field(default_factory=list)
     note: str = ""
     """A hint for the user about a file that is used."""
+    gain_db: float = 0.0
+    """The gain in decibels that brings the video to the loudness of training; see `media.gain`."""
 
 
 class _Segment(NamedTuple):
@@ -129,14 +132,15 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise DataError(f"{path.name}: no video file ({path.suffix or 'no suffix'})")
         info = probe(path, settings.track)
-        return VideoScan(video, key, windows=_measure_windows(info, settings), note=_describe_tracks(info))
+        meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
+        windows = _measure_windows(info, settings, meter)
+        return VideoScan(video, key, "", windows, _describe_tracks(info), video_gain_db(meter.peaks))
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
 
 
-def _measure_windows(info: VideoInfo, settings: ScanSettings) -> list[MeasuredWindow]:
+def _measure_windows(info: VideoInfo, settings: ScanSettings, meter: PeakMeter) -> list[MeasuredWindow]:
     """The file's windows; DataError with the reason where there is none."""
-    native_sample_rate(info)  # no video is decoded where there is no audio
     timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
     if not timeline.continuous:
         raise DataError(f"{info.path.name}: its picture ({info.codec}) cannot be decoded")
@@ -146,7 +150,7 @@ def _measure_windows(info: VideoInfo, settings: ScanSettings) -> list[MeasuredWi
     times = [window for segment in segments for window in _window_times(segment, settings)]
     if not times:
         raise _too_short_error(info, timeline, segments, settings)
-    windows = _measure_audio_and_video(info, times, timeline, settings)
+    windows = _measure_audio_and_video(info, times, timeline, settings, meter)
     return sorted([*windows, *_unusable_windows(timeline, segments, settings)], key=lambda window: window.start)
 
 
@@ -184,12 +188,13 @@ def _too_short_error(
 
 
 def _measure_audio_and_video(
-    info: VideoInfo, times: Sequence[Interval], timeline: VideoTimeline, settings: ScanSettings
+    info: VideoInfo, times: Sequence[Interval], timeline: VideoTimeline, settings: ScanSettings, meter: PeakMeter
 ) -> Iterator[MeasuredWindow]:
     """Measure the windows in one decoding pass of the audio."""
     sample_rate = native_sample_rate(info)
     detector = make_speech_detector() if settings.flags else None
-    for (start, end), audio in zip(times, read_native_windows(decode_audio(info), sample_rate, times), strict=True):
+    audio_windows = read_native_windows(meter.watch(decode_audio(info)), sample_rate, times)
+    for (start, end), audio in zip(times, audio_windows, strict=True):
         speech, music = (None, None) if detector is None else detector(audio.waveform, sample_rate)
         peak_db, rms_db, silence = measure_levels(audio.waveform, sample_rate, settings.silence_db)
         yield MeasuredWindow(

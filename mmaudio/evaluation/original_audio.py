@@ -1,4 +1,4 @@
-"""Original audio of clips, as training reads it: mono, at the codec's sample rate, peak 0.95."""
+"""Original audio of clips, as training reads it: mono, at the codec's sample rate, at the loudness of training."""
 
 from __future__ import annotations
 
@@ -16,5 +16,6 @@ def read_original_audio(video_root: Path, clips: Sequence[Clip], sample_rate: in
     """The audio (`length`,) of each clip of one video; the clips may be in any order."""
     order = sorted(range(len(clips)), key=lambda index: clips[index].start)
     info = probe(video_root / clips[0].video, clips[0].track)
-    waveforms = read_audio_windows(info, [clips[index].start for index in order], sample_rate, length)
+    starts, gains_db = [clips[index].start for index in order], [clips[index].gain_db for index in order]
+    waveforms = read_audio_windows(info, starts, sample_rate, length, gains_db=gains_db)
     return [waveform for _, waveform in sorted(zip(order, waveforms, strict=True), key=lambda pair: pair[0])]

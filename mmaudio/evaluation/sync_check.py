@@ -172,7 +172,8 @@ def _by_video(clips: Sequence[Clip]) -> Iterator[tuple[str, list[Clip]]]:
 def _read_audio(path: Path, clips: Sequence[Clip], codec: CodecSpec) -> Iterator[Tensor]:
     """The audio (T,) of clips of one video, in order of time, as training reads it."""
     length = max(math.ceil(clip.seconds * codec.sample_rate) for clip in clips)
-    return read_audio_windows(probe(path, clips[0].track), [clip.start for clip in clips], codec.sample_rate, length)
+    starts, gains_db = [clip.start for clip in clips], [clip.gain_db for clip in clips]
+    return read_audio_windows(probe(path, clips[0].track), starts, codec.sample_rate, length, gains_db=gains_db)
 
 
 def _read_frames(path: Path, clips: Sequence[Clip]) -> Iterator[Tensor]:

@@ -76,7 +76,6 @@ class Planner:
         video_exists = bool(source)
         if not video_exists and current is not None:  # features stay valid without their video
             source = current.source
-        windows = [[clip.start, clip.end, *([clip.track] if clip.track else [])] for clip in clips]
         captions = [clip.caption for clip in clips]
         header = Header(
             video=video,
@@ -86,7 +85,7 @@ class Planner:
             seconds=clips[0].seconds,
             encoders=self.identities,
             source=source,
-            picture_key=_hash_json([VERSION, source, windows, self.identities]),
+            picture_key=_hash_json([VERSION, source, list(map(_window_key, clips)), self.identities]),
             text_key=_hash_json([VERSION, captions, self.identities["clip"]]),
             precision=self.precision,
             windows=[clip_window(clip) for clip in clips],
@@ -200,6 +199,11 @@ def find_damage(shard: Path, header: Header) -> str:
 
 def _mtime_ns(shard: Path) -> int:
     return shard.stat().st_mtime_ns if shard.is_file() else 0
+
+
+def _window_key(clip: Clip) -> list[float]:
+    """The clip's `clip_window`, without track 0 where no gain follows: what shards without either were hashed from."""
+    return clip_window(clip) if clip.track or clip.gain_db is not None else [clip.start, clip.end]
 
 
 def _hash_json(value: object) -> str:

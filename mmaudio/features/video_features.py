@@ -39,9 +39,9 @@ def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, write_ro
 
     Raises DataError where the video cannot be read or is too short.
     """
-    seconds, starts = clips[0].seconds, [clip.start for clip in clips]
+    seconds, starts, gains_db = clips[0].seconds, [clip.start for clip in clips], [clip.gain_db for clip in clips]
     info = probe(path, clips[0].track)
-    inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, encoders.frame_grids(seconds))
+    inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, encoders.frame_grids(seconds), gains_db)
     prefetched = prefetch(inputs, PREFETCH_WINDOWS)
     frame_cache: dict[float, Tensor] = {}
     n_encoded = 0
@@ -86,13 +86,19 @@ def feature_shapes(model: ModelSpec, seconds: float) -> dict[str, tuple[int, ...
 
 
 def read_clip_inputs(
-    info: VideoInfo, starts: Sequence[float], seconds: float, codec: CodecSpec, grids: Sequence[FrameGrid]
+    info: VideoInfo,
+    starts: Sequence[float],
+    seconds: float,
+    codec: CodecSpec,
+    grids: Sequence[FrameGrid],
+    gains_db: Sequence[float | None] = (),
 ) -> Iterator[ClipInputs]:
     """Read frames and waveform (samples,) of the windows that begin at `starts`, one after the other.
 
-    Raises DataError as `read_frame_windows` and `read_audio_windows`.
+    `gains_db` is that of `read_audio_windows`. Raises DataError as `read_frame_windows` and `read_audio_windows`.
     """
-    waveforms = read_audio_windows(info, starts, codec.sample_rate, compute_lengths(codec, seconds).audio_samples)
+    samples = compute_lengths(codec, seconds).audio_samples
+    waveforms = read_audio_windows(info, starts, codec.sample_rate, samples, gains_db=gains_db)
     for waveform, window in zip(waveforms, read_frame_windows(info, starts, grids), strict=True):
         yield window, waveform
 

@@ -138,15 +138,20 @@ def cut_audio_window(
     return pad_and_normalize(waveform[first : first + samples], samples, peak)
 
 
-def pad_and_normalize(window: Tensor, samples: int, peak: float | None = PEAK) -> Tensor:
+def pad_and_normalize(window: Tensor, samples: int, peak: float | None = PEAK, gain_db: float | None = None) -> Tensor:
     """Zero-pad a window (T,) to `samples` and scale it to the peak `peak`, as `cut_audio_window` does.
 
-    It is divided first and multiplied then, as in the reference code: another order rounds differently by one part in
-    10^8, which becomes 0.0008 in the logarithm of a nearly silent mel band.
+    With `gain_db` it is amplified by that, and scaled to `peak` only where it would be louder. It is divided first and
+    multiplied then, as in the reference code: another order rounds differently by one part in 10^8, which becomes
+    0.0008 in the logarithm of a nearly silent mel band.
     """
     window = torch.nn.functional.pad(window, (0, samples - len(window)))
+    if gain_db is not None:
+        window = window * 10 ** (gain_db / 20)
     loudest = float(window.abs().max())
-    return window if peak is None or loudest < SILENT_PEAK else window / loudest * peak
+    if peak is None or loudest < (SILENT_PEAK if gain_db is None else peak):
+        return window
+    return window / loudest * peak
 
 
 def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | None, npt.NDArray[np.float32]]]:

@@ -79,17 +79,24 @@ def read_native_windows(
 
 
 def read_audio_windows(
-    info: VideoInfo, starts: Sequence[float], sample_rate: int, samples: int, peak: float | None = PEAK
+    info: VideoInfo,
+    starts: Sequence[float],
+    sample_rate: int,
+    samples: int,
+    peak: float | None = PEAK,
+    gains_db: Sequence[float | None] = (),
 ) -> Iterator[Tensor]:
     """The windows that begin at `starts` (ascending, seconds): (samples,) float32 at `sample_rate` Hz each.
 
-    Every window is zero-padded past the file's end and scaled to the peak `peak` (see `cut_audio_window`). Raises
+    Every window is zero-padded past the file's end. With a gain in `gains_db` (decibels, one per window) it is
+    amplified by that and at most as loud as `peak`; without, it is scaled to `peak` (see `pad_and_normalize`). Raises
     DataError where there is no audio.
     """
     chunks = resample_chunks(decode_waveform(info), native_sample_rate(info), sample_rate)
     first_samples = (round(start * sample_rate) for start in starts)
-    for window in slide_windows(chunks, ((first, first + samples) for first in first_samples)):
-        yield pad_and_normalize(window, samples, peak)
+    windows = slide_windows(chunks, ((first, first + samples) for first in first_samples))
+    for window, gain_db in zip(windows, gains_db or [None] * len(starts), strict=True):
+        yield pad_and_normalize(window, samples, peak, gain_db)
 
 
 def resample_chunks(chunks: Iterable[Tensor], orig_rate: int, new_rate: int) -> Iterator[Tensor]:

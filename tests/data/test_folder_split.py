@@ -10,7 +10,7 @@ import pytest
 from helpers import split_command
 from video_files import RATE, grey_frames, tone, truncate_mp4, write_tone_video
 
-from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
+from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out, write_clips
 from mmaudio.data.folder_split import SplitSettings, split_folder
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.scan_store import ScanStore
@@ -148,7 +148,22 @@ def test_a_window_whose_audio_ends_early_is_left_out(tmp_path):
     assert [row.start for row in result.unused_windows] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize(("normalize", "gain_db"), [("video", 13.5), ("window", None), ("none", 0.0)])
+def test_all_clips_of_a_video_have_one_gain(tmp_path, normalize, gain_db):
+    sound = np.concatenate([tone(3, amplitude=0.2), tone(1, amplitude=0.004)])
+    write_video(tmp_path / "videos" / "a.mp4", grey_frames(100), 25, sound, RATE)
+    store = ScanStore(tmp_path / "scans.jsonl")
+    settings = SplitSettings(SETTINGS, val_ratio=0.2, test_ratio=0.2, normalize=normalize)
+    clips = split_folder(tmp_path / "videos", settings, store).clips
+    assert len(clips) > 3 and len({clip.gain_db for clip in clips}) == 1
+    assert clips[0].gain_db == (None if gain_db is None else pytest.approx(gain_db, abs=0.5))
+    write_clips(tmp_path / "clips.tsv", clips)
+    assert read_clips(tmp_path / "clips.tsv") == clips
+
+
 def test_invalid_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"split\.normalize=loud: video, window, none are known"):
+        SplitSettings(SETTINGS, normalize="loud")
     for wrong in ({"val_ratio": -0.1}, {"val_ratio": 0.5, "test_ratio": 0.5}):
         with pytest.raises(ConfigError, match="together below 1"):
             SplitSettings(**wrong)

@@ -26,3 +26,10 @@ def test_audio_levels_are_measured(tmp_path):
     assert window.peak_db == pytest.approx(-6, abs=1)
     assert window.rms_db == pytest.approx(-12, abs=0.5)
     assert window.silence == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
+    sound = np.concatenate([tone(2, amplitude=0.3), tone(4, amplitude=0.002), tone(2, amplitude=0.3)])
+    write_video(tmp_path / "a.mp4", grey_frames(200, side=16), 25, sound, RATE)
+    for settings in (ScanSettings(), ScanSettings(seconds=1.0, stride=0.5)):
+        assert scan_video(tmp_path / "a.mp4", settings).gain_db == pytest.approx(20 * np.log10(0.95 / 0.3), abs=0.5)

@@ -128,8 +128,8 @@ def test_videos_that_change_names_keep_their_features_apart(folder, weights):
     assert run_extraction(folder, weights).valid == 3
 
 
-@pytest.mark.parametrize("change", [{"start": 0.25, "end": 1.25}, {"track": 1}], ids=["window", "audio track"])
-def test_features_of_another_window_or_audio_track_are_stale(folder, change):
+@pytest.mark.parametrize("change", [{"start": 0.25, "end": 1.25}, {"track": 1}, {"gain_db": 3.0}])
+def test_features_of_another_window_audio_track_or_gain_are_stale(folder, change):
     clips = read_clips(folder / "clips.tsv")
     assert len(open_features(folder / "clips.tsv", folder / "features", "train", MODEL)) == 4
     write_clips(folder / "clips.tsv", [*clips[:3], replace(clips[3], **change)])
