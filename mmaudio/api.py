@@ -175,24 +175,25 @@ class LoRAMMAudio(AudioGenerator):
         """Scale the adapter from 0, the base model, over 1, as trained, to 1.5; ConfigError outside of the range."""
         set_strength(self.peft_model, strength)
 
-    def merge_and_save(self, path: str | Path) -> AudioGenerator:
+    def merge_and_save(self, path: str | Path, dtype: torch.dtype | None = None) -> AudioGenerator:
         """Merge a copy of the network at the current strength, write and return it; this object is unchanged.
 
-        The file (.pt, .pth or .safetensors) is a plain state dict with the released keys and dtypes, so whatever loads
-        the released file loads it. Prints the difference between the velocities of both networks; raises WeightsError,
-        with nothing written, if it exceeds the rounding.
+        The file (.pt, .pth or .safetensors) is a plain state dict with the released keys and dtypes, or all in `dtype`,
+        so whatever loads the released file loads it. Prints the difference between the velocities of both networks;
+        raises WeightsError, with nothing written, if it exceeds the rounding.
         """
         target = Path(path)
         if target.suffix not in MERGED_SUFFIXES:
             raise ConfigError(f"{target}: the name of a merged model ends in {', '.join(MERGED_SUFFIXES)}")
         if target.exists() and self.source_files.base is not None and target.samefile(self.source_files.base):
             raise ConfigError(f"{target}: this is the base model's file, which adapters need; choose another name")
-        merged = merge_copy(self.peft_model, self.source_files.dtypes)
+        dtypes = self.source_files.dtypes
+        merged = merge_copy(self.peft_model, dtypes if dtype is None else dict.fromkeys(dtypes, dtype))
         save_state_dict(merged.state_dict, target)
-        dtype = str(merged.dtype).removeprefix("torch.")
+        dtype_name = str(merged.dtype).removeprefix("torch.")
         print(
-            f"{target}: {target.stat().st_size / 1e6:.1f} MB, {dtype}; largest difference from the adapter at a random "
-            f"input: {merged.max_difference:.1e} of the largest value"
+            f"{target}: {target.stat().st_size / 1e6:.1f} MB, {dtype_name}; largest difference from the adapter at a "
+            f"random input: {merged.max_difference:.1e} of the largest value"
         )
         return AudioGenerator(merged.network, self.frozen_models)
 

@@ -5,40 +5,20 @@ import dataclasses
 
 import pytest
 import torch
-from mini_adapters import zero_adapter_state
+from mini_adapters import TINY_TARGETS, write_tiny_adapter, zero_adapter_state
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from mmaudio.api import load_pretrained_with_lora
 from mmaudio.errors import ConfigError, MMAudioError, WeightsError
 from mmaudio.lora.adapter import LoRAConfig, adapter_state
-from mmaudio.lora.checkpoint import AdapterFile, read_adapter, write_adapter
+from mmaudio.lora.checkpoint import read_adapter, write_adapter
 from mmaudio.model.networks import build_network
-from mmaudio.weights.store import file_sha256
-
-TARGETS = ["joint_blocks.*.latent_block.attn.qkv", "fused_blocks.*.attn.qkv"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A weights folder with a network of tiny_16k's shapes, and an adapter for it."""
-    place = tmp_path_factory.mktemp("weights")
-    generator = torch.Generator().manual_seed(0)
-    network = build_network("tiny_16k")
-    for weight in network.parameters():
-        if not weight.any():
-            weight.data.normal_(0, 0.05, generator=generator)
-    save_file(network.state_dict(), place / "network.safetensors")
-    config = LoRAConfig(rank=4, alpha=8.0, target_modules=TARGETS)
-    fresh = load_pretrained_with_lora("tiny_16k", lora_config=config, weights=place, device="cpu")
-    state = {
-        key: torch.randn(value.shape, generator=generator) * 0.1
-        for key, value in adapter_state(fresh.peft_model).items()
-    }
-    targets = list(fresh.peft_model.base_model.targeted_module_names)
-    identity = file_sha256(place / "network.safetensors")
-    write_adapter(place / "best_lora.pt", AdapterFile(config, state, "tiny_16k", identity, targets))
-    return place
+    return write_tiny_adapter(tmp_path_factory.mktemp("weights"))
 
 
 def load(folder, **options):
@@ -91,7 +71,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(folder):
 
 
 def test_a_fresh_adapter_prints_its_size(folder):
-    config = LoRAConfig(rank=8, target_modules=TARGETS)
+    config = LoRAConfig(rank=8, target_modules=TINY_TARGETS)
     fresh = load_pretrained_with_lora("tiny_16k", lora_config=config, weights=folder, device="cpu")
     trained = sum(value.nbytes for value in adapter_state(fresh.peft_model).values())
     assert f"{trained / 1e6:.1f} MB when it is saved" in fresh.parameter_info()

@@ -23,6 +23,7 @@ LAYERS = (
     ("evaluation", "finetune", "api", "pretraining"),
     ("report", "model.lora", "model.lora_mmaudio"),
     ("pipeline",),
+    ("commands",),
 )
 """Lowest first; a module imports from its own package and from lower layers. The two names below `model` are the
 guide's for `lora` and `api`: nothing in the package imports them."""
@@ -98,7 +99,7 @@ def test_nothing_imports_a_benchmark(path):
     assert not any("benchmarks" in others for others in GRAPH.values())
 
 
-READS_THE_PROCESS = ("cli", "pipeline", "pretraining")
+READS_THE_PROCESS = ("cli", "commands", "pipeline", "pretraining")
 """Entry points: what a command or a Python call begins in."""
 
 

@@ -16,6 +16,7 @@ import pytest
 import tomllib
 
 from mmaudio import config
+from mmaudio.commands.__main__ import COMMANDS as SUBCOMMANDS
 from mmaudio.config import compose
 from mmaudio.data.config import compose_split_config
 from mmaudio.errors import MMAudioError
@@ -107,6 +108,8 @@ def check_command(words):
         program, arguments = "python", [text for text in arguments if not text.startswith("--nproc")]
     if program.endswith("run_lora_pipeline.sh"):
         check_pipeline(arguments)
+    elif program == "mmaudio-lora":
+        parse(SUBCOMMANDS[arguments[0]].module, arguments[1:])
     elif program == "python" and arguments[0] == "-m":
         parse(MODULES[arguments[1]], arguments[2:])
     elif program == "python":

@@ -1,0 +1,1 @@
+"""The subcommands of `mmaudio-lora`: a thin module per command."""
