@@ -104,7 +104,8 @@ def test_deleted_votes_do_not_return_from_the_tabs_history(reader):
     vote = "blind.state = newState(); blind.state.votes.push({ preferred: 'base' }); saveState(); showView('intro')"
     reader.run(f"{vote}; window.confirm = () => true; location.hash = '#clip-1'")
     reader.run("panel.clear.click(); history.back()")
-    reader.wait("return location.hash === ''")
+    reader.wait("return location.hash === '' && !history.state?.[blind.key]")
+    reader.run("localStorage.clear()")
     reader.reload()
     assert reader.run("return blind.state") is None
 
