@@ -26,7 +26,7 @@ class Command:
 COMMANDS = {
     "run": Command("mmaudio.pipeline.run", "a folder of videos to an adapter and a report: all steps"),
     "generate": Command("mmaudio.generation.__main__", "audio for a video, a folder of videos or a text"),
-    "merge": Command("mmaudio.commands.merge", "an adapter and its base model to one checkpoint"),
+    "merge": Command("mmaudio.commands.merge_adapter", "an adapter and its base model to one checkpoint"),
 }
 
 

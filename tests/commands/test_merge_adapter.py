@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mmaudio.api import load_pretrained_with_lora
 from mmaudio.commands.__main__ import COMMANDS, main
-from mmaudio.commands.merge import COMFYUI_MODELS, default_output, describe_comfyui
+from mmaudio.commands.merge_adapter import COMFYUI_MODELS, default_output, describe_comfyui
 from mmaudio.errors import ConfigError
 from mmaudio.lora.merge import velocity_at_random_input
 from mmaudio.model.networks import build_network
