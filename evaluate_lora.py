@@ -9,12 +9,16 @@ where they are still valid.
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 import math
 import time
 from pathlib import Path
 
-from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation import uncomputed_metrics
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.utils import interrupts
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +81,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
+def handle_signals() -> None:
+    """End by a signal with one line. A script calls this before imports that take seconds; `run` does more."""
+    interrupts.exit_on_signals()
+
+
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Call `main` with the command-line arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    arguments = sys.argv[1:]
+    """Call `main` with the command-line arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+
+    A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
+    """
+    with interrupts.raise_interrupts():
+        _run_once(main, sys.argv[1:])
+
+
+def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
@@ -98,16 +112,20 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         _print_last(f"error: {memory_error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _print_last("interrupted; the same command continues from here")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, interrupts.Interrupt) else signal.SIGINT
+        _print_last(interrupts.describe_interrupt(number))
+        sys.exit(128 + number)
 
 
 def _print_last(line: str) -> None:
     """Print a line on standard error after flushing standard output, so that it comes last in a log file as well."""
-    with suppress(OSError):  # the pipe is closed
+    try:
         sys.stdout.flush()
-    print(line, file=sys.stderr)
+    except OSError:  # the pipe is closed: without this the interpreter tries once more at its end, and complains
+        interrupts.discard_output(sys.stdout.fileno())
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def describe_os_error(error: OSError) -> MMAudioError:

@@ -14,8 +14,8 @@ from helpers import ROOT, TESTS
 PACKAGE = ROOT / "mmaudio"
 LAYERS = (
     ("errors",),
-    ("model", "utils", "cli"),
-    ("lora", "weights", "media"),
+    ("model", "utils"),
+    ("lora", "weights", "media", "cli"),
     ("synthetic", "config"),
     ("data",),
     ("features",),

@@ -151,9 +151,15 @@ def test_a_stage_killed_by_the_system_is_an_error(statement):
 
 
 @pytest.mark.parametrize("status", [130, 143, 138])
-def test_a_terminated_stage_counts_as_interrupted(status):
-    with pytest.raises(KeyboardInterrupt):
+def test_a_stage_that_stopped_has_said_so(status):
+    with pytest.raises(SystemExit) as stop:
         pipeline.run_stage("train", [sys.executable, "-c", f"import os; os._exit({status})"])
+    assert stop.value.code == status
+
+
+def test_a_stage_that_a_signal_ended_at_once_counts_as_interrupted():
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM; the same command continues"):
+        pipeline.run_stage("train", [sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"])
 
 
 def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():

@@ -10,11 +10,15 @@ every threshold; `split.rules.max_frozen=null` and the like at the end of the co
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmaudio import cli
 from mmaudio.data.clip_table import check_table_path, left_out_path, write_clips, write_left_out
 from mmaudio.data.clips import SPLITS
 from mmaudio.data.config import compose_split_config

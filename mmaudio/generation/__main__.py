@@ -12,6 +12,11 @@ Exit status: 0 done, 1 failed (in a folder: for at least one video, the others a
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -21,7 +26,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mmaudio import cli
 from mmaudio.data.captions import find_caption
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders

@@ -18,57 +18,84 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, build_parser
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.utils.interrupts import Interrupt, raise_interrupts
 
 GRACE_SECONDS = 5.0
-"""Seconds after Ctrl-C until a stage that is still running is terminated."""
+"""Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
 CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
 """Signals of a crash, as opposed to a request to stop."""
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage; if it fails, the pipeline exits with its status.
+    """Run one stage; if it fails or was asked to stop, the pipeline exits with its status.
 
-    Raises KeyboardInterrupt if it was asked to stop, MMAudioError if it was killed or crashed.
+    Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
     """
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
     status = run_command(command)
-    if (number := -status if status < 0 else status - 128) > 0:
-        if number not in CRASH_SIGNALS:
-            raise KeyboardInterrupt
+    number = -status if status < 0 else status - 128
+    if number in CRASH_SIGNALS:
         reason = "the system kills a process that takes too much memory" if number == signal.SIGKILL else "it crashed"
         signal_name = signal.Signals(number).name
         raise MMAudioError(f"{name}: ended by {signal_name}; {reason}. The same command continues from here")
+    if status < 0:
+        raise Interrupt(number)
     if status:
         sys.exit(status)  # the stage has printed the reason
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def run_command(command: list[str]) -> int:
-    """Run a command and return its status. After Ctrl-C it may finish its step; a second Ctrl-C kills it.
+    """Run a command and return its status. After a signal it may finish its step; a second signal kills it.
 
-    Raises KeyboardInterrupt once it has ended. A process that did not receive the Ctrl-C is terminated after
-    GRACE_SECONDS.
+    Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
+    with raise_interrupts(repeatedly=True):
+        process = subprocess.Popen(command)
         try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
+            return process.wait()
+        except KeyboardInterrupt as interrupt:
+            if stop_process(process, interrupt) <= 128:
+                raise
+            return process.returncode
+        finally:
+            if process.poll() is None:
+                kill_tree(process.pid)
+                process.wait()
+
+
+def stop_process(process: subprocess.Popen[bytes], interrupt: KeyboardInterrupt) -> int:
+    """Pass the signal on to a process, and wait until it has ended; its status.
+
+    Ctrl-C goes to all processes of a terminal: one that is still running after GRACE_SECONDS is terminated.
+    """
+    if isinstance(interrupt, Interrupt) and interrupt.number != signal.SIGINT:
+        process.send_signal(interrupt.number)
+        return process.wait()
+    try:
+        return process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started."""
+    import psutil  # not installed yet while the environment is created
+
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def reset_stages(job: Job) -> None:
