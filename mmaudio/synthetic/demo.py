@@ -16,6 +16,7 @@ from mmaudio.media.video import probe
 from mmaudio.synthetic.domains import DEMO
 from mmaudio.synthetic.renderer import render_scene
 from mmaudio.synthetic.scenes import build_scene, random_actor
+from mmaudio.utils.files import atomic_write
 from mmaudio.utils.subprocess_worker import end_with_parent, isolated_start
 
 CASTS = ((0,), (1, 5), (2, 3), (4, 0), (3, 5), (1, 2), (0, 2), (4, 3), (1,), (0, 5), (2, 4), (3, 1))
@@ -52,7 +53,8 @@ def write_demo_video(video: DemoVideo) -> DemoVideo:
     fps = FRAME_RATES[video.number % len(FRAME_RATES)]
     rendered = render_scene(scene, fps, IMAGE_SIZE, SAMPLE_RATE, generator)
     write_video(video.path, rendered.frames, fps, rendered.waveform, SAMPLE_RATE)
-    video.path.with_suffix(".txt").write_text(rendered.caption + "\n", encoding="utf-8")
+    with atomic_write(video.path.with_suffix(".txt")) as temporary:
+        temporary.write_text(rendered.caption + "\n", encoding="utf-8")
     return video
 
 

@@ -14,6 +14,7 @@ from pipeline_command import PYTHON, ROOT, printed_path, run_pipeline, sha256, s
 
 SHORT = ("max_steps=12", "eval_every=6", "save_every=3", "warmup_steps=2", "batch_size=4", "lora.rank=4")
 """Training that takes seconds."""
+UMASK = 0o027
 CHECKPOINT = "output/x/lora_checkpoints/best_lora.pt"
 
 
@@ -37,7 +38,7 @@ def short(videos, output):
 def whole(videos, tmp_path_factory):
     """The job, run once without a break: its output folder, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    printed, status = run_pipeline(*short(videos, folder / "out"), cwd=folder)
+    printed, status = run_pipeline(*short(videos, folder / "out"), cwd=folder, umask=UMASK)
     assert status == 0, printed
     return folder / "out", printed
 
@@ -59,6 +60,24 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
     printed, status = run_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
     assert status == 0, printed
     assert sha256(tmp_path / "killed" / CHECKPOINT) == sha256(whole[0] / CHECKPOINT)
+
+
+@pytest.mark.slow
+def test_every_file_has_the_permissions_of_the_umask(whole):
+    paths = list(whole[0].rglob("*"))
+    assert {path.suffix for path in paths} >= {
+        ".tsv",
+        ".jsonl",
+        ".json",
+        ".safetensors",
+        ".pt",
+        ".yaml",
+        ".html",
+        ".mp4",
+    }
+    expected = {path: (0o777 if path.is_dir() else 0o666) & ~UMASK for path in paths}
+    wrong = [path.name for path in paths if path.stat().st_mode & 0o777 != expected[path]]
+    assert not wrong
 
 
 @pytest.mark.slow
