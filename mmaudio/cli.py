@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_COUNT = 1_000_000
 """Upper limit of flags that count something."""
+PLACES = ("output", "output_dir", "output_tsv", "weights")
+"""Flags of places rather than of files to read: the last one counts, so that a script's own can be overridden."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +35,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None) -> None:
         super().__init__(description=description, formatter_class=_Help)
         self.register("type", Path, non_empty_path)
+        self.register("action", None, _Store)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_weights_flags(self) -> None:
@@ -52,6 +55,23 @@ class Parser(argparse.ArgumentParser):
             suggestions = nearest_names(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), cutoff=0.3)
         hint = f"; did you mean {suggestions[0]}?" if suggestions else ""
         self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the flags)\n")
+
+
+class _Store(argparse.Action):
+    """Store a flag's value. Two different files to read are an error, since only the last would be taken."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        first = getattr(namespace, self.dest)
+        is_input = self.type is Path and option_string is not None and self.dest not in PLACES
+        if is_input and first not in (self.default, values):
+            raise argparse.ArgumentError(self, f"one is taken, there are two: {first} and {values}")
+        setattr(namespace, self.dest, values)
 
 
 def nearest_names(name: str, known: list[str], cutoff: float) -> list[str]:

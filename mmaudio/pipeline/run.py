@@ -10,6 +10,7 @@ plan.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shlex
@@ -23,12 +24,14 @@ from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
-from mmaudio.pipeline.flags import build_job, build_parser
+from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
-from mmaudio.utils.interrupts import Interrupt, raise_interrupts
+from mmaudio.utils.interrupts import Interrupt, note_signals
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
+POLL_SECONDS = 0.05
+"""Seconds between two looks at a running stage."""
 CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
 """Signals of a crash, as opposed to a request to stop."""
 
@@ -54,43 +57,35 @@ def run_stage(name: str, command: list[str]) -> None:
 
 
 def run_command(command: list[str]) -> int:
-    """Run a command and return its status. After a signal it may finish its step; a second signal kills it.
+    """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
+    Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
-    with raise_interrupts(repeatedly=True):
+    with note_signals() as numbers:
         process = subprocess.Popen(command)
-        try:
-            return process.wait()
-        except KeyboardInterrupt as interrupt:
-            if stop_process(process, interrupt) <= 128:
-                raise
-            return process.returncode
-        finally:
-            if process.poll() is None:
+        send_time = None
+        while process.poll() is None:
+            if len(numbers) > 1:
                 kill_tree(process.pid)
-                process.wait()
-
-
-def stop_process(process: subprocess.Popen[bytes], interrupt: KeyboardInterrupt) -> int:
-    """Pass the signal on to a process, and wait until it has ended; its status.
-
-    Ctrl-C goes to all processes of a terminal: one that is still running after GRACE_SECONDS is terminated.
-    """
-    if isinstance(interrupt, Interrupt) and interrupt.number != signal.SIGINT:
-        process.send_signal(interrupt.number)
-        return process.wait()
-    try:
-        return process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        return process.wait()
+            elif numbers and send_time is None:
+                send_time = time.monotonic() + (GRACE_SECONDS if numbers[0] == signal.SIGINT else 0.0)
+            elif send_time is not None and time.monotonic() >= send_time:
+                process.send_signal(signal.SIGTERM if numbers[0] == signal.SIGINT else numbers[0])
+                send_time = math.inf
+            time.sleep(POLL_SECONDS)
+    if numbers and process.returncode <= 128:
+        raise Interrupt(numbers[0])
+    return process.returncode
 
 
 def kill_tree(pid: int) -> None:
     """Kill a process and all that it started."""
-    import psutil  # not installed yet while the environment is created
-
+    try:
+        import psutil
+    except ImportError:  # not installed yet while the environment is created
+        os.kill(pid, signal.SIGKILL)
+        return
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
@@ -168,9 +163,9 @@ def report_ready() -> int:
 def main(arguments: list[str]) -> int:
     """Run the pipeline; returns the exit status."""
     flags, overrides = cli.split_overrides(arguments)
-    parsed = build_parser().parse_args(flags)
+    parsed = parse_flags(flags)
     if parsed.setup_only and not (parsed.folder or parsed.demo):
-        return report_ready()
+        return 0 if parsed.parse_only else report_ready()
     job = build_job(parsed, overrides)
     if parsed.parse_only:
         return 0

@@ -43,32 +43,44 @@ def exit_on_signals() -> None:
 
 
 @contextmanager
-def raise_interrupts(repeatedly: bool = False) -> Iterator[None]:
+def raise_interrupts() -> Iterator[None]:
     """In the block the first signal raises Interrupt; after it SIGINT kills, and the others have no effect.
 
-    They may be the same request once more, sent by a parent process that cannot know whether it has come. `repeatedly`:
-    every signal raises Interrupt, unless it comes within REPEAT_SECONDS after another.
+    They may be the same request once more, sent by a parent process that cannot know whether it has come.
     """
+    with _handlers(raise_interrupt):
+        yield
+
+
+@contextmanager
+def note_signals() -> Iterator[list[int]]:
+    """A list of the signals that come in the block, which do nothing else, in their order.
+
+    One that comes within REPEAT_SECONDS after another is left out.
+    """
+    numbers: list[int] = []
+    last_time = -REPEAT_SECONDS
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal last_time
+        if (now := time.monotonic()) - last_time > REPEAT_SECONDS:
+            last_time = now
+            leave_closed_terminal(number)
+            numbers.append(number)
+
+    with _handlers(note):
+        yield numbers
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     earlier_handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    _set_handlers(_build_repeated_handler() if repeatedly else raise_interrupt)
+    _set_handlers(handler)
     try:
         yield
     finally:
-        for number, handler in earlier_handlers.items():
-            signal.signal(number, handler)
-
-
-def _build_repeated_handler() -> Callable[[int, FrameType | None], None]:
-    last_time = -REPEAT_SECONDS
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal last_time
-        earlier_time, last_time = last_time, time.monotonic()
-        if last_time - earlier_time > REPEAT_SECONDS:
-            leave_closed_terminal(number)
-            raise Interrupt(number)
-
-    return handle
+        for number, earlier_handler in earlier_handlers.items():
+            signal.signal(number, earlier_handler)
 
 
 def raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
