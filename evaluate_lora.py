@@ -27,11 +27,13 @@ from mmaudio.evaluation.evaluate import Evaluation, evaluate
 from mmaudio.evaluation.result_files import write_results
 from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
+from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.spec import MODELS
 from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
+from mmaudio.utils.locks import wait_for_lock
 
 
 def build_parser() -> cli.Parser:
@@ -78,13 +80,15 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Evaluate, or say that the results are still valid."""
     config = parse_config(arguments)
-    start = time.monotonic()
-    evaluation = evaluate(config, ClipMediaWriter(config.report_path))
-    if evaluation is None:
-        print(f"evaluation: {config.report_path} is still valid, nothing to do")
-    else:
-        write_files(evaluation)
-        print_summary(evaluation)
+    read_adapter(config.checkpoint)  # where it cannot be read, no folder is made for it
+    with wait_for_lock(config.output_dir, "evaluation", f"another process evaluates into {config.output_dir}"):
+        start = time.monotonic()
+        evaluation = evaluate(config, ClipMediaWriter(config.report_path))
+        if evaluation is None:
+            print(f"evaluation: {config.report_path} is still valid, nothing to do")
+        else:
+            write_files(evaluation)
+            print_summary(evaluation)
     print(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0
 

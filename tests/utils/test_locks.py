@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from helpers import ROOT
 
 from mmaudio.errors import MMAudioError
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter
+from mmaudio.lora.config import LoRAConfig
 from mmaudio.utils.locks import FileLocks
 
 HOLDER = """
@@ -54,3 +60,46 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MMAudioError, match="cannot be written"):
         FileLocks(tmp_path / "file")
+
+
+def start_command(*arguments):
+    """A command of the project as a process."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+def test_a_second_split_waits_for_the_first(tmp_path):
+    videos, table = tmp_path / "videos", tmp_path / "data" / "clips.tsv"
+    videos.mkdir()
+    shutil.copy(ROOT / "mmaudio/assets/tiny_16k/general/general_00.mp4", videos)
+    command = ("training/split_videos_for_finetuning.py", "--input_dir", videos, "--output_tsv", table)
+    with FileLocks(table.parent) as locks:
+        assert locks.acquire(table.name)
+        with start_command(*command, "--val_ratio", "0", "--test_ratio", "1") as process:
+            waiting = f"another process splits videos into {table}; waiting until it has ended\n"
+            assert process.stdout.readline() == waiting and not table.exists()
+            locks.release(table.name)
+            assert "written" in process.communicate()[0] and process.returncode == 0
+    assert table.is_file()
+
+
+@pytest.mark.slow
+def test_a_second_evaluation_waits_for_the_first(tmp_path):
+    adapter = tmp_path / "adapter.pt"
+    write_adapter(adapter, AdapterFile(LoRAConfig(enabled=False), {"weight": torch.zeros(1)}, "tiny_16k", ""))
+    arguments = ("--lora_checkpoint", adapter, "--test_videos", tmp_path, "--clips", tmp_path / "none.tsv")
+    arguments = (*arguments, "--output", tmp_path / "out")
+    with FileLocks(tmp_path / "out") as locks:
+        assert locks.acquire("evaluation")
+        with start_command("evaluate_lora.py", *arguments) as process:
+            waiting = f"another process evaluates into {tmp_path / 'out'}; waiting until it has ended\n"
+            assert process.stdout.readline() == waiting
+            locks.release("evaluation")
+            assert "none.tsv" in process.communicate()[1] and process.returncode == 1
