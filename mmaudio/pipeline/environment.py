@@ -51,13 +51,12 @@ def find_active_python() -> Path | None:
 
 def can_import(python: Path, modules: str) -> bool:
     """Whether an interpreter has these modules installed, not merely in the current folder or on PYTHONPATH."""
-    command = [python, "-c", f"import {modules}"]
+    command, environment = f"import {modules}", pipeline_environment()
     try:
-        return not subprocess.run(
-            command, cwd="/", env=pipeline_environment(), capture_output=True, check=False
-        ).returncode
+        result = subprocess.run([python, "-c", command], cwd="/", env=environment, capture_output=True, check=False)
     except OSError:
         return False
+    return result.returncode == 0
 
 
 def install() -> Path:
