@@ -120,7 +120,9 @@ def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
-        sys.exit(main(arguments) or 0)
+        status = main(arguments) or 0
+        _flush_output()
+        sys.exit(status)
     except (MMAudioError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -140,12 +142,18 @@ def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> 
 
 def _print_last(line: str) -> None:
     """Print a line on standard error after flushing standard output, so that it comes last in a log file as well."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # the pipe is closed: without this the interpreter tries once more at its end, and complains
-        interrupts.discard_output(sys.stdout.fileno())
+    with suppress(OSError):  # as on a full disk
+        _flush_output()
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def _flush_output() -> None:
+    """Flush standard output; where nobody reads it any more, discard it, or the interpreter complains at its end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        interrupts.discard_output(sys.stdout.fileno())
 
 
 def describe_os_error(error: OSError) -> MMAudioError:
