@@ -71,11 +71,13 @@ def install() -> Path:
         if is_installed(stamp):
             return PYTHON
         print(f"== set up: installing into {VENV} (about 5 GB, a few minutes)", file=sys.stderr, flush=True)
-        if run_command([sys.executable, "-m", "venv", str(VENV)]):
+        if run_command([sys.executable, "-m", "venv", str(VENV)], is_stage=False):
             raise MMAudioError(
                 f"no environment made in {VENV}, for the reason above; where venv is absent: apt install python3-venv"
             )
-        if status := run_command([str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", str(ROOT)]):
+        if status := run_command(
+            [str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", str(ROOT)], is_stage=False
+        ):
             sys.exit(status)
         with atomic_write(STAMP) as temporary:
             temporary.write_text(stamp)

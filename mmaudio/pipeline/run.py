@@ -19,14 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
-from mmaudio.utils.interrupts import Interrupt, note_signals
+from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
@@ -56,14 +56,17 @@ def run_stage(name: str, command: list[str]) -> None:
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def run_command(command: list[str]) -> int:
+def run_command(command: list[str], is_stage: bool = True) -> int:
     """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
+
+    A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
 
     Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
     with note_signals() as numbers:
-        process = subprocess.Popen(command)
+        with hold_ctrl_c() if is_stage else nullcontext():
+            process = subprocess.Popen(command)
         send_time = None
         while process.poll() is None:
             if len(numbers) > 1:

@@ -38,8 +38,22 @@ def describe_interrupt(number: int) -> str:
 
 
 def exit_on_signals() -> None:
-    """From here on a signal prints its line and ends the process at once."""
+    """From here on a signal prints its line and ends the process at once; also one that `hold_ctrl_c` held back."""
     _set_handlers(_exit)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+@contextmanager
+def hold_ctrl_c() -> Iterator[None]:
+    """Hold SIGINT back from the processes that start in the block, until they call `exit_on_signals`.
+
+    Ctrl-C while Python itself is starting would show a traceback that no program can prevent.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a new process inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager

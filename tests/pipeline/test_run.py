@@ -149,6 +149,7 @@ def saving(*_):
     sys.exit(128 + signal.SIGTERM)
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     signal.signal(getattr(signal, name), saving)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 if "again" in sys.argv:
     child = "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     child += "print('here', os.getpid(), flush=True); time.sleep(60)"
@@ -202,6 +203,28 @@ def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, numbe
     output = process.communicate()[0]
     assert process.returncode == 128 + number and output.count("\n") == 1, output
     assert output.endswith("the same command continues from here\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
+    """Whichever moment of its start the delay hits."""
+    code = "import sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
+    code += "cli.run(lambda arguments: run.run_stage('demo', [sys.executable, *arguments]))"
+    process = subprocess.Popen(
+        [PYTHON, "-c", code, ROOT / "training" / "make_demo_videos.py", "--output_dir", tmp_path / "videos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert any(line.startswith("$ ") for line in process.stdout)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate()[0] == "interrupted; the same command continues from here\n"
+    assert process.returncode == 128 + signal.SIGINT
 
 
 def is_running(group):
