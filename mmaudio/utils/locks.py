@@ -69,9 +69,14 @@ class FileLocks:
 def wait_for_lock(folder: Path, name: str, reason: str) -> Iterator[None]:
     """Hold the lock `name` of `folder` for the block; where another process holds it, print `reason` and wait.
 
-    Raises MMAudioError if the folder cannot be written.
+    A folder that cannot be written needs no lock: what is valid there can still be read.
     """
-    with FileLocks(folder) as locks:
+    try:
+        locks = FileLocks(folder)
+    except MMAudioError:
+        yield
+        return
+    with locks:
         if not locks.acquire(name):
             print(f"{reason}; waiting until it has ended", flush=True)
             locks.acquire(name, wait=True)

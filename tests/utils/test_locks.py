@@ -14,12 +14,12 @@ from helpers import ROOT
 from mmaudio.errors import MMAudioError
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.lora.config import LoRAConfig
-from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.locks import FileLocks, wait_for_lock
 
 HOLDER = """
 import sys
 from pathlib import Path
-from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.locks import FileLocks, wait_for_lock
 locks = FileLocks(Path(sys.argv[1]))
 print(locks.acquire("a"), locks.acquire("b"), flush=True)
 for line in sys.stdin:
@@ -60,6 +60,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MMAudioError, match="cannot be written"):
         FileLocks(tmp_path / "file")
+    with wait_for_lock(tmp_path / "file", "a", "nobody waits"):
+        assert (tmp_path / "file").read_bytes() == b""
 
 
 def start_command(*arguments):
