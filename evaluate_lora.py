@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmaudio.errors import ConfigError
@@ -27,7 +28,6 @@ from mmaudio.evaluation.evaluate import Evaluation, evaluate
 from mmaudio.evaluation.result_files import write_results
 from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.spec import MODELS
 from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
@@ -80,10 +80,11 @@ def build_parser() -> cli.Parser:
 def main(arguments: list[str]) -> int:
     """Evaluate, or say that the results are still valid."""
     config = parse_config(arguments)
-    read_adapter(config.checkpoint)  # where it cannot be read, no folder is made for it
-    with wait_for_lock(config.output_dir, "evaluation", f"another process evaluates into {config.output_dir}"):
-        start = time.monotonic()
-        evaluation = evaluate(config, ClipMediaWriter(config.report_path))
+    start = time.monotonic()
+    waiting = f"another process evaluates into {config.output_dir}"
+    with ExitStack() as stack:
+        lock = wait_for_lock(config.output_dir, "evaluation", waiting)
+        evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
         if evaluation is None:
             print(f"evaluation: {config.report_path} is still valid, nothing to do")
         else:

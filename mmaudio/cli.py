@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MAX_COUNT = 1_000_000
 """Upper limit of flags that count something."""
-PLACES = ("output", "output_dir", "output_tsv", "weights")
-"""Flags of places rather than of files to read: the last one counts, so that a script's own can be overridden."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +34,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_Help)
         self.register("type", Path, non_empty_path)
         self.register("action", None, _Store)
+        self.single_flags: tuple[str, ...] = ()
+        """Flags of which a user may expect to give several: two different values are an error that names both."""
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_weights_flags(self) -> None:
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Store(argparse.Action):
-    """Store a flag's value. Two different files to read are an error, since only the last would be taken."""
+    """Store a flag's value; the last one counts, but for `Parser.single_flags`."""
 
     def __call__(
         self,
@@ -68,8 +68,7 @@ class _Store(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         first = getattr(namespace, self.dest)
-        is_input = self.type is Path and option_string is not None and self.dest not in PLACES
-        if is_input and first not in (self.default, values):
+        if option_string in getattr(parser, "single_flags", ()) and first not in (self.default, values):
             raise argparse.ArgumentError(self, f"one is taken, there are two: {first} and {values}")
         setattr(namespace, self.dest, values)
 

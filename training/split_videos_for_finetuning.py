@@ -29,6 +29,7 @@ from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.splits import SplitStore
+from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import progress
@@ -40,6 +41,7 @@ CONFIG_FLAGS = ("seconds", "stride", "val_ratio", "test_ratio", "silence_db")
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Split a folder of videos into clips and write their table.")
+    parser.single_flags = ("--captions",)
     add = parser.add_argument
     add("--input_dir", type=Path, required=True, help="the folder of videos")
     add("--output_tsv", type=Path, default=Path("lora_data/clips.tsv"), help="the table to write")
@@ -134,6 +136,7 @@ def main(arguments: list[str]) -> int:
     args = build_parser().parse_intermixed_args(arguments)
     settings, table = read_settings(args), args.output_tsv
     check_table_path(table)
+    find_videos(args.input_dir)  # where there is no such folder, none is made for the table
     with wait_for_lock(table.parent, table.name, f"another process splits videos into {table}"):
         split(args.input_dir, table, settings, args.report)
     return 0

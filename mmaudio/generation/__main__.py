@@ -56,6 +56,7 @@ def build_parser() -> cli.Parser:
     """Build the command line."""
     parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
     parser.prog = "python -m mmaudio.generation"
+    parser.single_flags = ("--video", "--folder", "--adapter")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
     source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")

@@ -8,12 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from helpers import ROOT
 
 from mmaudio.errors import MMAudioError
-from mmaudio.lora.checkpoint import AdapterFile, write_adapter
-from mmaudio.lora.config import LoRAConfig
 from mmaudio.utils.locks import FileLocks, wait_for_lock
 
 HOLDER = """
@@ -90,18 +87,3 @@ def test_a_second_split_waits_for_the_first(tmp_path):
             locks.release(table.name)
             assert "written" in process.communicate()[0] and process.returncode == 0
     assert table.is_file()
-
-
-@pytest.mark.slow
-def test_a_second_evaluation_waits_for_the_first(tmp_path):
-    adapter = tmp_path / "adapter.pt"
-    write_adapter(adapter, AdapterFile(LoRAConfig(enabled=False), {"weight": torch.zeros(1)}, "tiny_16k", ""))
-    arguments = ("--lora_checkpoint", adapter, "--test_videos", tmp_path, "--clips", tmp_path / "none.tsv")
-    arguments = (*arguments, "--output", tmp_path / "out")
-    with FileLocks(tmp_path / "out") as locks:
-        assert locks.acquire("evaluation")
-        with start_command("evaluate_lora.py", *arguments) as process:
-            waiting = f"another process evaluates into {tmp_path / 'out'}; waiting until it has ended\n"
-            assert process.stdout.readline() == waiting
-            locks.release("evaluation")
-            assert "none.tsv" in process.communicate()[1] and process.returncode == 1
