@@ -9,12 +9,17 @@ where they are still valid.
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation import uncomputed_metrics
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
@@ -28,6 +33,7 @@ from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
+from mmaudio.utils.locks import wait_for_lock
 
 
 def build_parser() -> cli.Parser:
@@ -75,12 +81,15 @@ def main(arguments: list[str]) -> int:
     """Evaluate, or say that the results are still valid."""
     config = parse_config(arguments)
     start = time.monotonic()
-    evaluation = evaluate(config, ClipMediaWriter(config.report_path))
-    if evaluation is None:
-        print(f"evaluation: {config.report_path} is still valid, nothing to do")
-    else:
-        write_files(evaluation)
-        print_summary(evaluation)
+    waiting = f"another process evaluates into {config.output_dir}"
+    with ExitStack() as stack:
+        lock = wait_for_lock(config.output_dir, "evaluation", waiting)
+        evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
+        if evaluation is None:
+            print(f"evaluation: {config.report_path} is still valid, nothing to do")
+        else:
+            write_files(evaluation)
+            print_summary(evaluation)
     print(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0
 

@@ -11,6 +11,11 @@ Keys: config/lora_config.yaml. Exit status: 0 done (or done before), 1 failed, 2
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import hashlib
 import os
 import pickle
@@ -28,7 +33,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mmaudio import cli
 from mmaudio.config import (
     CONFIG_FOLDER,
     PRIMARY_CONFIG,

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.utils import interrupts
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None = None) -> None:
         super().__init__(description=description, formatter_class=_Help)
         self.register("type", Path, non_empty_path)
+        self.register("action", None, _Store)
+        self.single_flags: tuple[str, ...] = ()
+        """Flags of which a user may expect to give several: two different values are an error that names both."""
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_weights_flags(self) -> None:
@@ -50,6 +55,22 @@ class Parser(argparse.ArgumentParser):
             suggestions = nearest_names(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), cutoff=0.3)
         hint = f"; did you mean {suggestions[0]}?" if suggestions else ""
         self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the flags)\n")
+
+
+class _Store(argparse.Action):
+    """Store a flag's value; the last one counts, but for `Parser.single_flags`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        first = getattr(namespace, self.dest)
+        if option_string in getattr(parser, "single_flags", ()) and first not in (self.default, values):
+            raise argparse.ArgumentError(self, f"one is taken, there are two: {first} and {values}")
+        setattr(namespace, self.dest, values)
 
 
 def nearest_names(name: str, known: list[str], cutoff: float) -> list[str]:
@@ -79,14 +100,28 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
+def handle_signals() -> None:
+    """End by a signal with one line. A script calls this before imports that take seconds; `run` does more."""
+    interrupts.exit_on_signals()
+
+
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Call `main` with the command-line arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
-    arguments = sys.argv[1:]
+    """Call `main` with the command-line arguments and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+
+    A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
+    """
+    with interrupts.raise_interrupts():
+        _run_once(main, sys.argv[1:])
+
+
+def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
-        sys.exit(main(arguments) or 0)
+        status = main(arguments) or 0
+        _flush_output()
+        sys.exit(status)
     except (MMAudioError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -98,16 +133,26 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         _print_last(f"error: {memory_error}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _print_last("interrupted; the same command continues from here")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, interrupts.Interrupt) else signal.SIGINT
+        _print_last(interrupts.describe_interrupt(number))
+        sys.exit(128 + number)
 
 
 def _print_last(line: str) -> None:
     """Print a line on standard error after flushing standard output, so that it comes last in a log file as well."""
-    with suppress(OSError):  # the pipe is closed
+    with suppress(OSError):  # as on a full disk
+        _flush_output()
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _flush_output() -> None:
+    """Flush standard output; where nobody reads it any more, discard it, or the interpreter complains at its end."""
+    try:
         sys.stdout.flush()
-    print(line, file=sys.stderr)
+    except BrokenPipeError:
+        interrupts.discard_output(sys.stdout.fileno())
 
 
 def describe_os_error(error: OSError) -> MMAudioError:

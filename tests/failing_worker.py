@@ -8,7 +8,7 @@ import time
 def fail(failure):
     """What a decoder may do."""
     if failure == "hang":
-        time.sleep(60)
+        time.sleep(3600)
     if failure == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if failure == "raise":

@@ -11,7 +11,7 @@ SCRIPT = ROOT / "run_lora_pipeline.sh"
 PYTHON = str(ROOT / ".venv/bin/python") if (ROOT / ".venv").is_dir() else "python"
 
 
-def start_pipeline(*arguments, cwd):
+def start_pipeline(*arguments, cwd, umask=-1):
     """The pipeline as a process with a group of its own, its output in a pipe."""
     return subprocess.Popen(
         [str(SCRIPT), *map(str, arguments)],
@@ -20,12 +20,13 @@ def start_pipeline(*arguments, cwd):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        umask=umask,
     )
 
 
-def run_pipeline(*arguments, cwd):
+def run_pipeline(*arguments, cwd, umask=-1):
     """(what was printed, status) of the pipeline."""
-    process = start_pipeline(*arguments, cwd=cwd)
+    process = start_pipeline(*arguments, cwd=cwd, umask=umask)
     return process.communicate()[0], process.returncode
 
 

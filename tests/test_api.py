@@ -2,17 +2,21 @@
 
 import copy
 import dataclasses
+import os
 
+import numpy as np
 import pytest
 import torch
 from mini_adapters import TINY_TARGETS, write_tiny_adapter, zero_adapter_state
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from mmaudio.api import load_pretrained_with_lora
+from mmaudio.api import load_pretrained_with_lora, save_state_dict
 from mmaudio.errors import ConfigError, MMAudioError, WeightsError
 from mmaudio.lora.adapter import LoRAConfig, adapter_state
 from mmaudio.lora.checkpoint import read_adapter, write_adapter
+from mmaudio.media.audio_file import write_audio
+from mmaudio.media.mux import mux_audio, write_video
 from mmaudio.model.networks import build_network
 
 
@@ -168,3 +172,19 @@ def test_invalid_arguments_are_errors(folder, tmp_path):
     save_file(other, tmp_path / "network.safetensors")
     with pytest.raises(WeightsError, match="another file"):
         load_pretrained_with_lora("tiny_16k", folder / "best_lora.pt", weights=tmp_path, device="cpu")
+
+
+def test_merged_models_and_sounds_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        for name in ("merged.pt", "merged.pth", "merged.safetensors"):
+            save_state_dict({"weight": torch.zeros(2)}, tmp_path / name)
+        for name in ("sound.flac", "sound.wav"):
+            write_audio(tmp_path / name, np.zeros(1600, np.float32), 16_000)
+        write_video(tmp_path / "picture.mp4", np.zeros((4, 32, 32, 3), np.uint8), 4)
+        for name in ("a.mp4", "a.mkv"):
+            mux_audio(tmp_path / "picture.mp4", np.zeros(16_000, np.float32), 16_000, tmp_path / name)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert len(modes) == 8 and set(modes.values()) == {"0o640"}, modes

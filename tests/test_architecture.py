@@ -14,8 +14,8 @@ from helpers import ROOT, TESTS
 PACKAGE = ROOT / "mmaudio"
 LAYERS = (
     ("errors",),
-    ("model", "utils", "cli"),
-    ("lora", "weights", "media"),
+    ("model", "utils"),
+    ("lora", "weights", "media", "cli"),
     ("synthetic", "config"),
     ("data",),
     ("features",),
@@ -116,6 +116,51 @@ def test_nothing_below_the_entry_points_reads_the_process(path):
     ):
         where = [line for line in text.splitlines() if forbidden in line]
         assert not where, f"{path.name}: {where[0].strip()}"
+
+
+WRITES_OTHERWISE = {
+    "scan_store.py": "appends",
+    "metrics_log.py": "appends",
+    "pretrain_tiny.py": "appends",
+    "shard_writer.py": "keeps its temporary file open over many calls",
+    "download.py": "continues its temporary file in a later process",
+}
+ATOMIC = {"atomic_write", "atomic_folder", "replace_synced"}
+
+
+def is_write(node: ast.AST) -> bool:
+    """Whether a call writes a file: by its name, or by the mode in which it opens one."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    texts = [ast.unparse(argument) for argument in node.args]
+    if name == "save":  # of torch, of an image; objects of this package have a `save` of their own
+        return (ast.unparse(node.func) == "torch.save" and "buffer" not in texts) or any(
+            " / " in text for text in texts
+        )
+    if name == "open":
+        modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        in_memory = {"os.devnull", "io.BytesIO()"} & set(texts)
+        return not in_memory and any(mode in ("w", "wb", "a", "ab", "x", "xb", "r+b", "rb+") for mode in modes)
+    return name in {"write_text", "write_bytes", "save_file", "touch", "mkstemp", "NamedTemporaryFile"}
+
+
+def writes_outside(node: ast.AST, inside: bool = False) -> list[int]:
+    """The lines of a file that write without a block of `mmaudio.utils.files`."""
+    if isinstance(node, ast.With):
+        calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+        inside = inside or any(getattr(call.func, "id", "") in ATOMIC for call in calls)
+    lines = [node.lineno] if isinstance(node, ast.Call) and is_write(node) and not inside else []
+    return lines + [line for child in ast.iter_child_nodes(node) for line in writes_outside(child, inside)]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in [*SOURCES, *COMMANDS] if "benchmarks" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_file_is_written_through_one_place(path):
+    """It gives them a temporary name of their own, and the permissions of the umask."""
+    if path != PACKAGE / "utils" / "files.py" and path.name not in WRITES_OTHERWISE:
+        assert not writes_outside(syntax(path)), path
 
 
 IMPORTS = """

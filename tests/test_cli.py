@@ -20,7 +20,7 @@ from mmaudio.generation import __main__ as generation
 from mmaudio.media.mux import write_video
 from mmaudio.pipeline import preflight as checks
 from mmaudio.pipeline import run as pipeline
-from mmaudio.pipeline.flags import DEMO_OUTPUT, build_job, build_parser
+from mmaudio.pipeline.flags import DEMO_OUTPUT, build_job, build_parser, parse_flags
 from mmaudio.pipeline.job import stage_commands, training_overrides
 from mmaudio.utils.hydra_quote import quote_value
 
@@ -99,6 +99,44 @@ def test_a_wrong_flag_or_choice_names_the_nearest(arguments, hint, capsys):
     assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["videos", "max_steps=20"], ["max_steps=20", "videos"], ["--demo", "+lora.rank=4"], ["videos", "--yes", "a/b=c"]],
+)
+def test_a_setting_of_training_before_the_separator_names_it(arguments):
+    with pytest.raises(ConfigError, match=r"=\w+: settings of training come after --, as in: .* -- \+?[a-z]"):
+        parse_flags(arguments)
+
+
+def test_a_folder_may_have_the_name_of_a_setting(tmp_path):
+    (tmp_path / "seed=3").mkdir()
+    assert parse_flags([str(tmp_path / "seed=3"), "--yes"]).yes
+
+
+def test_two_files_for_one_flag_are_an_error_that_names_both(capsys):
+    with pytest.raises(SystemExit) as stop:
+        generation.build_parser().parse_args(["--adapter", "a.pt", "--prompt", "x", "--adapter", "b.pt"])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "--adapter: one is taken, there are two: a.pt and b.pt" in message
+    args = generation.build_parser().parse_args(
+        ["--adapter", "a.pt", "--adapter", "a.pt", "--output", "x", "--seed", "1", "--seed", "2"]
+    )
+    assert (args.adapter, args.output, args.seed) == (Path("a.pt"), Path("x"), 2)
+
+
+def test_the_shares_of_the_split_are_flags_of_the_pipeline():
+    ratios = ["--val_ratio", "0.25", "--test_ratio", "0.5"]
+    for arguments in (["--demo"], ["."]):
+        job = build_job(parse_flags([*arguments, *ratios]), [])
+        command = stage_commands(job)["split"]
+        assert command.count("--test_ratio") == 1 and command[-4:] == ratios
+        config = checks.read_split_config(job)
+        assert (config.val_ratio, config.test_ratio) == (0.25, 0.5)
+    with pytest.raises(ConfigError, match="ratio"):
+        checks.check_splitting(build_job(parse_flags([".", "--test_ratio", "1.5"]), []))
+    assert "0.3" in stage_commands(build_job(parse_flags(["--demo", "--val_ratio", "0.2"]), []))["split"]
+
+
 @pytest.mark.parametrize("arguments", [[""], ["videos", "--output", ""], ["--demo", "--weights="]])
 def test_an_empty_path_is_not_the_current_folder(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -151,9 +189,15 @@ def test_a_stage_killed_by_the_system_is_an_error(statement):
 
 
 @pytest.mark.parametrize("status", [130, 143, 138])
-def test_a_terminated_stage_counts_as_interrupted(status):
-    with pytest.raises(KeyboardInterrupt):
+def test_a_stage_that_stopped_has_said_so(status):
+    with pytest.raises(SystemExit) as stop:
         pipeline.run_stage("train", [sys.executable, "-c", f"import os; os._exit({status})"])
+    assert stop.value.code == status
+
+
+def test_a_stage_that_a_signal_ended_at_once_counts_as_interrupted():
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM; the same command continues"):
+        pipeline.run_stage("train", [sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"])
 
 
 def test_the_demo_takes_the_embedded_model_and_a_folder_of_its_own():

@@ -246,6 +246,29 @@ def test_the_exit_status_is_that_of_the_signal(data, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_any_more_is_saved(data, tmp_path):
+    """As in `python train_lora.py ... | tee log`, where Ctrl-C ends tee, too."""
+    process = subprocess.Popen(
+        command(data, tmp_path, "max_steps=100000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert any(line.startswith("computing:") for line in process.stdout)
+    process.stdout.close()
+    log = tmp_path / "exp" / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (128 + signal.SIGINT, "")
+    assert (tmp_path / "exp" / "lora_checkpoints" / "state.pt").is_file()
+
+
+@pytest.mark.slow
 def test_a_signal_stops_the_sweep(data, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,10 @@ What follows `--` goes to every run. Run again, it trains only what is missing. 
 """
 
 from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 from mmaudio.pipeline.ablation import main
 
 if __name__ == "__main__":

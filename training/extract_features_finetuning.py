@@ -13,13 +13,17 @@ weights: small_16k CLIP 0.011 and 0.046, Synchformer 0.006 and 0.031; tiny_16k 0
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 import os
 from pathlib import Path
 
 import torch
 
-from mmaudio import cli
 from mmaudio.data.feature_store import encoder_names
 from mmaudio.errors import ConfigError
 from mmaudio.features.encoders import ENCODER_COMPONENTS

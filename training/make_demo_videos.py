@@ -8,10 +8,14 @@ same videos; existing ones are not written again.
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import os
 from pathlib import Path
 
-from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.synthetic.demo import is_complete, plan_demo_videos, write_demo_videos
 from mmaudio.utils.progress import progress

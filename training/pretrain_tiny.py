@@ -24,13 +24,17 @@ besides: data 6 min, sync 29, features 3, network 33. VAE and CLIP are those of 
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import os
 import time
 from pathlib import Path
 
 import torch
 
-from mmaudio import cli
 from mmaudio.pretraining.stages import STAGES, Pretraining, PretrainingConfig, parse_steps
 
 

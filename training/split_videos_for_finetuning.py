@@ -10,11 +10,15 @@ every threshold; `split.rules.max_frozen=null` and the like at the end of the co
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmaudio import cli
 from mmaudio.data.clip_table import check_table_path, left_out_path, write_clips, write_left_out
 from mmaudio.data.clips import SPLITS
 from mmaudio.data.config import compose_split_config
@@ -25,7 +29,9 @@ from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.splits import SplitStore
+from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
+from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import progress
 
 CONFIG_FLAGS = ("seconds", "stride", "val_ratio", "test_ratio", "silence_db")
@@ -35,11 +41,16 @@ CONFIG_FLAGS = ("seconds", "stride", "val_ratio", "test_ratio", "silence_db")
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Split a folder of videos into clips and write their table.")
+    parser.single_flags = ("--captions",)
     add = parser.add_argument
     add("--input_dir", type=Path, required=True, help="the folder of videos")
     add("--output_tsv", type=Path, default=Path("lora_data/clips.tsv"), help="the table to write")
     add("--recursive", action="store_true", help="search sub-folders too")
-    add("--captions", type=Path, help="a table (.tsv, .csv, .jsonl) of captions by video or by clip")
+    add(
+        "--captions",
+        type=Path,
+        help="a table (.tsv, .csv, .jsonl) of captions by video or by clip",
+    )
     add("--prompt", default="", help="caption of the videos that have none of their own")
     add("--audio-track", type=int, default=0, help="number of the audio track, counted from 0")
     add("--scenes", action="store_true", help="no clip across a shot boundary (needs the extra `scenes`)")
@@ -124,8 +135,16 @@ def write_report(page: Path, videos: Path, result: SplitResult, audio_track: int
 def main(arguments: list[str]) -> int:
     """Split a folder as the command line `arguments` request."""
     args = build_parser().parse_intermixed_args(arguments)
-    settings, videos, table = read_settings(args), args.input_dir, args.output_tsv
+    settings, table = read_settings(args), args.output_tsv
     check_table_path(table)
+    find_videos(args.input_dir)  # where there is no such folder, none is made for the table
+    with wait_for_lock(table.parent, table.name, f"another process splits videos into {table}"):
+        split(args.input_dir, table, settings, args.report)
+    return 0
+
+
+def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> None:
+    """Scan the folder `videos`, print what is used and write the tables; DataError where nothing can be used."""
     scans_file, splits_file, page = (
         table.with_suffix(f".{name}") for name in ("scans.jsonl", "splits.json", "report.html")
     )
@@ -142,13 +161,12 @@ def main(arguments: list[str]) -> int:
     )
     print_result(result)
     write_left_out(left_out_path(table), result.left_out)
-    if args.report:
+    if report:
         write_report(page, videos, result, settings.scan.track)
     if not result.clips:
         raise DataError(f"{videos}: none of its {result.file_count} files can be used; the reasons stand above")
     is_changed = write_clips(table, result.clips)
     print(f"{table}: {'written' if is_changed else 'still valid, not touched'}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from mmaudio import cli
 from mmaudio.config import CONFIG_FOLDER, LORA_SHORTCUTS, PRIMARY_CONFIG, SCHEMA_NAME, TrainConfig
 from mmaudio.data.config import SPLIT_CONFIG_FILE, SplitConfigFile
+from mmaudio.utils.files import atomic_write
 
 TRAIN_HEADER = f"""\
 # The primary configuration: the defaults for some 20 videos. Every key can be set on the command line:
@@ -123,7 +124,8 @@ def main(arguments: list[str]) -> None:
     """Write both files."""
     cli.Parser("Write config/*.yaml from the defaults of the dataclasses.").parse_args(arguments)
     for path, text in yaml_files().items():
-        path.write_text(text)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text)
         print(path)
 
 

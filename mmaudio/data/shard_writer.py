@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mmaudio.errors import DataError, MMAudioError
+from mmaudio.utils.files import temporary_path
 
-ABANDONED_SECONDS = 3600.0
-"""A temporary file that was not written to for so long is left from a process that was killed."""
 FLOAT32_BYTES = 4
 
 
@@ -35,7 +32,7 @@ class ShardWriter:
         """`shapes`: of every tensor by name; the first dimension is the rows."""
         self.path, self.shapes = path, dict(shapes)
         self._missing = {(name, row) for name, shape in shapes.items() for row in range(shape[0])}
-        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        self._partial = temporary_path(path)
         entries: dict[str, object] = {"__metadata__": dict(metadata)}
         self._offsets: dict[str, int] = {}
         end = 0
@@ -98,13 +95,3 @@ class ShardWriter:
             f"{self.path}: cannot be written ({error.strerror}). Make room or choose another folder; "
             "the same command continues from here"
         )
-
-
-def remove_abandoned_files(folder: Path) -> None:
-    """Remove temporary files of processes that were killed."""
-    for partial in folder.glob(".*.part"):
-        try:
-            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-                partial.unlink()
-        except FileNotFoundError:  # another process has just finished or removed it
-            continue

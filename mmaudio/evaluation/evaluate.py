@@ -10,7 +10,7 @@ and written clip by clip, so that memory does not grow with the number of clips.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT, ClipSet
@@ -39,13 +39,17 @@ class Evaluation:
     """Seconds of each phase."""
 
 
-def evaluate(config: EvaluationConfig, writer: ClipWriter | None = None) -> Evaluation | None:
+def evaluate(
+    config: EvaluationConfig, writer: ClipWriter | None = None, on_start: Callable[[], object] = lambda: None
+) -> Evaluation | None:
     """Compare the models, or return None where the results in the output folder are still valid.
 
-    `writer` writes the media of the held-out clips. Raises as `load_inputs` does.
+    `writer` writes the media of the held-out clips. `on_start` is called once the inputs are loaded and checked, before
+    the output folder is looked at. Raises as `load_inputs` does.
     """
     start = time.monotonic()
     inputs = load_inputs(config)
+    on_start()
     if is_valid(config.metrics_path, inputs.key) and config.report_path.is_file():
         return None
     sync_report = None if inputs.sync_check is None else inputs.sync_check.run()

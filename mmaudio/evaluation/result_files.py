@@ -70,7 +70,7 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
             clip, values = result.clip, [result.value(model, name) for model, name in columns]
             cells = ["" if value != value else f"{value:.6g}" for value in values]
             rows.append([set_name, clip.id, clip.video, clip.start, *cells])
-    with path.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 

@@ -19,11 +19,11 @@ from mmaudio.data.clips import LeftOut
 from mmaudio.data.feature_set import FEATURE_NAMES
 from mmaudio.data.feature_store import Header, open_shard_writer, read_header, write_shard
 from mmaudio.data.fingerprint import fingerprint
-from mmaudio.data.shard_writer import remove_abandoned_files
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import ENCODER_COMPONENTS, Encoders, load_encoders
 from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, ShardPlan, plan_extraction, without_source
 from mmaudio.features.video_features import WriteRow, encode_captions, encode_clips, feature_shapes
+from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
 
 MAX_PRECOMPUTED_CAPTIONS = 64

@@ -28,6 +28,7 @@ from mmaudio.lora.adapter import adapter_state, saved_lora_config
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_synced
 from mmaudio.model.state_dict import read_failure
 from mmaudio.utils.checksums import find_damage
+from mmaudio.utils.files import temporary_path
 
 FORMAT = 2
 """Version of the state file."""
@@ -87,8 +88,7 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "origin": inputs.fixed_values(), "state": state.state_dict()}, buffer)
         if self.state.exists():
-            temporary = self.folder / ".state.previous.part"
-            temporary.unlink(missing_ok=True)
+            temporary = temporary_path(self.previous)
             try:
                 os.link(self.state, temporary)
             except OSError:  # no hard links there, as on FAT and some network folders

@@ -33,6 +33,7 @@ from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.mux import mux_audio, write_video
 from mmaudio.media.video import probe
 from mmaudio.model.networks import MMAudio
+from mmaudio.utils.files import atomic_write
 from mmaudio.weights import store as weights
 
 GAP = 4
@@ -100,7 +101,8 @@ class SampleGenerator:
         clip_folder = folder / re.sub(r"[^\w.-]+", "_", sample.name)
         clip_folder.mkdir(parents=True, exist_ok=True)
         step_name = f"step-{step:06d}"
-        Image.fromarray(sample.spectrograms).save(clip_folder / f"{step_name}.png")
+        with atomic_write(clip_folder / f"{step_name}.png") as temporary:
+            Image.fromarray(sample.spectrograms).save(temporary, "PNG")
         audio = {step_name if kind == "adapted" else kind: waveform for kind, waveform in sample.waveforms.items()}
         for name, waveform in audio.items():
             if name == step_name or not (clip_folder / f"{name}.flac").exists():

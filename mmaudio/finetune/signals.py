@@ -7,9 +7,14 @@ import threading
 from types import FrameType
 from typing import Any
 
-SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")  # the last two are what batch schedulers send
+from mmaudio.utils.interrupts import leave_closed_terminal, raise_interrupt
+
+SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # the last two are what batch schedulers send
 STOP_SIGNALS = tuple(getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name))
 """Signals that stop the run; a second SIGINT ends the process at once."""
+SIGHUP = getattr(signal, "SIGHUP", None)
+COMMAND_HANDLERS = (signal.default_int_handler, raise_interrupt)
+"""Handlers that would end the command: its own exit status says the same once everything is saved."""
 
 
 class StopSignals:
@@ -25,17 +30,22 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._earlier_handlers = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
+            self._earlier_handlers = {
+                number: signal.signal(number, self._record)
+                for number in STOP_SIGNALS
+                if not (number == SIGHUP and signal.getsignal(number) is signal.SIG_IGN)  # nohup
+            }
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
         handler = None if self.received is None else self._earlier_handlers.get(self.received)
-        if self.received is not None and callable(handler) and handler is not signal.default_int_handler:
+        if self.received is not None and callable(handler) and handler not in COMMAND_HANDLERS:
             signal.raise_signal(self.received)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        leave_closed_terminal(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)

@@ -71,8 +71,9 @@ class Tracker:
     def print_line(self, line: str) -> None:
         """Print a line, above the progress bar where there is one."""
         if self.folder is not None:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(OSError):  # `| tee` ends with Ctrl-C as well, and what is trained is still to be saved
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
 
     def log_step(self, state: TrainState, metrics: StepMetrics) -> None:
         """Record a step; write the means at every `log_every`-th."""

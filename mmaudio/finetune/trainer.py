@@ -31,6 +31,7 @@ from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.networks import MMAudio, build_network
+from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
@@ -53,6 +54,7 @@ def lock_experiment(root: Path) -> Iterator[None]:
     with FileLocks(root) as locks:
         if not locks.acquire("training"):
             raise TrainingError(f"{root}: another process trains this experiment; wait for it, or take another exp_id")
+        remove_abandoned_files(Checkpoints(root).folder, min_age=0.0)  # nobody else writes there
         yield
 
 

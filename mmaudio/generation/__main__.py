@@ -7,10 +7,16 @@
 
 Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new audio. The video's
 container is kept if it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other pictures go into .mp4, or .mkv.
-Exit status: 0 done, 1 failed (in a folder: for at least one video, the others are written), 2 wrong use.
+Exit status: 0 done, 1 failed (in a folder: for at least one video, the others are written; a later run counts only
+what failed anew), 2 wrong use.
 """
 
 from __future__ import annotations
+
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
 
 import argparse
 import sys
@@ -21,8 +27,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mmaudio import cli
 from mmaudio.data.captions import find_caption
+from mmaudio.data.clips import LeftOut
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
 from mmaudio.generation.generate import (
@@ -33,7 +39,7 @@ from mmaudio.generation.generate import (
     encode_prompts,
     generate_samples,
 )
-from mmaudio.generation.jobs import Job, Plan, plan_folder, plan_job, write_outputs
+from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
 from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
@@ -50,6 +56,7 @@ def build_parser() -> cli.Parser:
     """Build the command line."""
     parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
     parser.prog = "python -m mmaudio.generation"
+    parser.single_flags = ("--video", "--folder", "--adapter")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
     source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")
@@ -112,17 +119,19 @@ def main(arguments: list[str]) -> int:
     warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
-    num_errors = run_jobs(plan.jobs, args) if plan.jobs else 0
-    if args.folder is not None:
-        num_generated, num_left_out = len(plan.jobs) - num_errors, len(plan.left_out) + num_errors
-        print(
-            f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
-            f"{num_left_out} left out",
-            flush=True,
-        )
-        if num_generated + plan.num_complete == 0:
-            raise DataError(f"{args.folder}: none of its {plan.num_files} files can be used; the reasons stand above")
-    return 1 if num_errors or plan.num_failed else 0
+    failures = run_jobs(plan.jobs, args) if plan.jobs else []
+    if args.folder is None:
+        return 0
+    all_left_out = [*plan.left_out, *failures]
+    num_generated = len(plan.jobs) - len(failures)
+    print(
+        f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
+        f"{len(all_left_out)} left out",
+        flush=True,
+    )
+    if num_generated + plan.num_complete == 0:
+        raise DataError(f"{args.folder}: none of its {plan.num_files} files can be used; the reasons stand above")
+    return 1 if find_new_failures(args.output, all_left_out) else 0
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -161,8 +170,8 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
     return Plan([job], num_files=1)
 
 
-def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> int:
-    """Generate and write the audio of all jobs; the number of jobs that failed, each of which is printed."""
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
+    """Generate and write the audio of all jobs; those that failed, each of which is printed."""
     device = cli.pick_device(args.device)
     names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
     sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
@@ -170,21 +179,22 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> int:
     prompts = [prompt for job in jobs for prompt in (job.request.prompt, job.request.negative_prompt)]
     text_features = encode_prompts(encoders, prompts)
     encoders.drop_text_tower()
-    num_errors, is_single = 0, args.folder is None
+    failures, is_single = [], args.folder is None
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
         step_progress = (lambda steps: progress(steps, len(steps), "solver steps")) if is_single else iter
         try:
             waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, step_progress)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
         except DataError as error:
-            if is_single:
+            if job.request.video is None or is_single:
                 raise
-            num_errors += 1
+            name = job.request.video.name
+            failures.append(LeftOut(name, str(error).removeprefix(f"{name}: ")))
             print_line(f"left out: {error}")
             continue
         for path in job.outputs.paths:
             print_line(str(path))
-    return num_errors
+    return failures
 
 
 def print_line(line: str) -> None:

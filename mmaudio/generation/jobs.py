@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmaudio.data.captions import find_caption
+from mmaudio.data.clip_table import read_left_out, write_left_out
 from mmaudio.data.clips import LeftOut
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import ConfigError, DataError
@@ -27,6 +29,8 @@ from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
 
+LEFT_OUT_TABLE = "generation.left_out.tsv"
+"""File in the output folder that names what the last run for a folder left out, with the reasons."""
 SUFFIXES = (*CODECS, *CONTAINERS)
 """Suffixes of the files that can be written."""
 
@@ -90,8 +94,6 @@ class Plan:
     """Files in all."""
     num_complete: int = 0
     """Videos whose output files all exist already."""
-    num_failed: int = 0
-    """Videos among `left_out`; the other files there are no videos."""
 
 
 def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: int, overwrite: bool) -> Plan:
@@ -106,13 +108,12 @@ def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: 
     if not videos:
         raise DataError(f"{folder}: no file in it; a folder of videos is expected")
     stems = unique_stems(videos)
-    jobs, left_out, num_complete, num_failed = [], [], 0, 0
+    jobs, left_out, num_complete = [], [], 0
     for video in videos:
         try:
             job = plan_job(_request_for(video, defaults), output, count, stems[video])
         except DataError as error:
             left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
-            num_failed += video.suffix.lower() in VIDEO_SUFFIXES
             continue
         existing = job.outputs.existing
         if overwrite or not existing:
@@ -122,8 +123,21 @@ def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: 
         else:
             reason = f"{existing[0]} is there already, others are not; take --overwrite"
             left_out.append(LeftOut(video.name, reason))
-            num_failed += 1
-    return Plan(jobs, left_out, len(videos), num_complete, num_failed)
+    return Plan(jobs, left_out, len(videos), num_complete)
+
+
+def find_new_failures(output: Path, left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    """The videos of `left_out` that the table in the folder `output` does not name yet; writes the table anew.
+
+    Files that are no videos are in the table, and no failures. There is no table where nothing was generated.
+    """
+    table = output / LEFT_OUT_TABLE
+    known: list[LeftOut] = []
+    with suppress(DataError):  # somebody else's: everything is new
+        known = read_left_out(table)
+    if output.is_dir() and (left_out or table.exists()):
+        write_left_out(table, list(left_out))
+    return [row for row in left_out if row not in known and Path(row.video).suffix.lower() in VIDEO_SUFFIXES]
 
 
 def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | None = None) -> Job:

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -43,7 +42,7 @@ from mmaudio.model.networks import MMAudio
 from mmaudio.model.spec import MODELS
 from mmaudio.model.state_dict import check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
-from mmaudio.utils.files import atomic_write
+from mmaudio.utils.files import atomic_folder, atomic_write
 
 FORMAT = 1
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -99,14 +98,10 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
 
 
 def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_synced(temporary / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
     metadata = {"format": "pt", _HEADER: json.dumps(adapter.metadata(), sort_keys=True)}
-    write_synced(temporary / WEIGHTS_NAME, _sort_header(save(state, metadata)))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    with atomic_folder(folder) as temporary:
+        write_synced(temporary / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
+        write_synced(temporary / WEIGHTS_NAME, _sort_header(save(state, metadata)))
 
 
 def _peft_config(adapter: AdapterFile) -> dict[str, Any]:

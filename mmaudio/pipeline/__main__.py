@@ -3,4 +3,5 @@
 from mmaudio import cli
 from mmaudio.pipeline.run import main
 
-cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)

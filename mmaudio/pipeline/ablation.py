@@ -32,6 +32,7 @@ from mmaudio.generation.sampler import fast_dtype, load_sampler
 from mmaudio.lora.checkpoint import attach_adapter, read_adapter
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.report.sections import VALIDATION, read_history
+from mmaudio.utils.files import atomic_write
 from mmaudio.utils.hydra_quote import quote_value
 
 
@@ -213,7 +214,8 @@ def main(arguments: list[str]) -> int:
             return 128 + (result.signal or 0)
         results.append(result)
     lines = format_table(results, sets)
-    (inputs.output / "settings.md").write_text("\n".join(lines) + "\n")
+    with atomic_write(inputs.output / "settings.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
     print("", *lines, sep="\n")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ MODES = {"16k": "small_16k", "44k": "small_44k"}
 DEMO_OUTPUT = Path("demo_output")
 SPLIT_FLAGS: dict[str, dict[str, Any]] = {
     "--recursive": {"action": "store_true", "help": "search sub-folders for videos too"},
-    "--captions": {"type": Path, "help": "a table (.tsv, .csv, .jsonl) of captions by video or by clip"},
+    "--captions": {
+        "type": Path,
+        "help": "a table (.tsv, .csv, .jsonl) of captions by video or by clip",
+    },
     "--audio-track": {"type": int, "default": 0, "help": "which sound track of the videos, counted from 0"},
     "--scenes": {"action": "store_true", "help": "no clip across a shot boundary (needs the extra `scenes`)"},
     "--flags": {"action": "store_true", "help": "note speech and music in each clip (needs the extra `flags`)"},
     "--keep-all": {"action": "store_true", "help": "keep clips that break a rule of config/split_config.yaml"},
     "--report": {"action": "store_true", "help": "write a page that shows every clip, used or left out"},
     "--timeout-per-video": {"type": float, "help": "seconds for a look through one file; by its size if not given"},
+    "--val_ratio": {"type": float, "help": "share of the videos for validation; 0.1 if not given"},
+    "--test_ratio": {"type": float, "help": "share of the videos for the test; 0.2, for the demo 0.3, if not given"},
 }
 """Flags that are passed to splitting unchanged."""
 RESERVED_KEYS = {
@@ -41,6 +47,7 @@ def build_parser() -> cli.Parser:
     """Parser of the pipeline's command line."""
     parser = cli.Parser("Fine-tune MMAudio on a folder of videos and report whether it helped.")
     parser.prog = "run_lora_pipeline.sh"
+    parser.single_flags = ("--captions",)
     parser.usage = "run_lora_pipeline.sh [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
     parser.add_argument("folder", nargs="?", type=Path, help="the folder of videos")
     parser.add_argument("--demo", action="store_true", help="make sample videos and run the whole job on them")
@@ -64,6 +71,19 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--setup-only", action="store_true", help="make the environment and stop")
     parser.add_argument("--parse-only", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    """Parse the flags before `--`; ConfigError for a setting of training among them."""
+    parser = build_parser()
+    parsed, others = parser.parse_known_args(arguments)
+    folder = "" if parsed.folder is None or parsed.folder.exists() else str(parsed.folder)
+    for text in (*others, folder):
+        if re.match(r"[+~]*[A-Za-z_][\w.@/]*=", text):
+            raise ConfigError(f"{text}: settings of training come after --, as in: {parser.prog} ... -- {text}")
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return parsed
 
 
 def build_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:

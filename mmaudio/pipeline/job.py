@@ -92,7 +92,7 @@ def stage_commands(job: Job) -> dict[str, list[str]]:
 def split_command(job: Job) -> list[str]:
     """Command of the stage `split`."""
     paths = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
-    ratios = DEMO_SPLIT if job.demo else ()
+    ratios = DEMO_SPLIT if job.demo and DEMO_SPLIT[0] not in job.split_arguments else ()
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
     script = script_path("training/split_videos_for_finetuning.py")
     return [*_python(), script, *paths, *ratios, *prompt, *job.split_arguments]

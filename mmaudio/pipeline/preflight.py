@@ -67,7 +67,9 @@ def check_settings(job: Job) -> None:
 
 def read_split_config(job: Job) -> SplitConfig:
     """Settings of splitting; ConfigError for unknown settings."""
-    return compose_split_config([text for text in job.split_arguments if text.startswith(SPLIT_KEYS)])
+    flags = zip(job.split_arguments, job.split_arguments[1:], strict=False)
+    ratios = [f"split.{flag[2:]}={value}" for flag, value in flags if flag in ("--val_ratio", "--test_ratio")]
+    return compose_split_config([*(text for text in job.split_arguments if text.startswith(SPLIT_KEYS)), *ratios])
 
 
 def check_splitting(job: Job) -> None:

@@ -10,6 +10,7 @@ plan.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shlex
@@ -18,57 +19,81 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
-from mmaudio.pipeline.flags import build_job, build_parser
+from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
 
 GRACE_SECONDS = 5.0
-"""Seconds after Ctrl-C until a stage that is still running is terminated."""
+"""Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
+POLL_SECONDS = 0.05
+"""Seconds between two looks at a running stage."""
 CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
 """Signals of a crash, as opposed to a request to stop."""
 
 
 def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage; if it fails, the pipeline exits with its status.
+    """Run one stage; if it fails or was asked to stop, the pipeline exits with its status.
 
-    Raises KeyboardInterrupt if it was asked to stop, MMAudioError if it was killed or crashed.
+    Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
     """
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
     status = run_command(command)
-    if (number := -status if status < 0 else status - 128) > 0:
-        if number not in CRASH_SIGNALS:
-            raise KeyboardInterrupt
+    number = -status if status < 0 else status - 128
+    if number in CRASH_SIGNALS:
         reason = "the system kills a process that takes too much memory" if number == signal.SIGKILL else "it crashed"
         signal_name = signal.Signals(number).name
         raise MMAudioError(f"{name}: ended by {signal_name}; {reason}. The same command continues from here")
+    if status < 0:
+        raise Interrupt(number)
     if status:
         sys.exit(status)  # the stage has printed the reason
     print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def run_command(command: list[str]) -> int:
-    """Run a command and return its status. After Ctrl-C it may finish its step; a second Ctrl-C kills it.
+def run_command(command: list[str], is_stage: bool = True) -> int:
+    """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
-    Raises KeyboardInterrupt once it has ended. A process that did not receive the Ctrl-C is terminated after
-    GRACE_SECONDS.
+    A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
+
+    Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
+    Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
-    process = subprocess.Popen(command)
+    with note_signals() as numbers:
+        with hold_ctrl_c() if is_stage else nullcontext():
+            process = subprocess.Popen(command)
+        send_time = None
+        while process.poll() is None:
+            if len(numbers) > 1:
+                kill_tree(process.pid)
+            elif numbers and send_time is None:
+                send_time = time.monotonic() + (GRACE_SECONDS if numbers[0] == signal.SIGINT else 0.0)
+            elif send_time is not None and time.monotonic() >= send_time:
+                process.send_signal(signal.SIGTERM if numbers[0] == signal.SIGINT else numbers[0])
+                send_time = math.inf
+            time.sleep(POLL_SECONDS)
+    if numbers and process.returncode <= 128:
+        raise Interrupt(numbers[0])
+    return process.returncode
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started."""
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
+        import psutil
+    except ImportError:  # not installed yet while the environment is created
+        os.kill(pid, signal.SIGKILL)
+        return
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def reset_stages(job: Job) -> None:
@@ -141,9 +166,9 @@ def report_ready() -> int:
 def main(arguments: list[str]) -> int:
     """Run the pipeline; returns the exit status."""
     flags, overrides = cli.split_overrides(arguments)
-    parsed = build_parser().parse_args(flags)
+    parsed = parse_flags(flags)
     if parsed.setup_only and not (parsed.folder or parsed.demo):
-        return report_ready()
+        return 0 if parsed.parse_only else report_ready()
     job = build_job(parsed, overrides)
     if parsed.parse_only:
         return 0

@@ -7,6 +7,11 @@ The flags are those of torchrun. The exit status is that of the process that fai
 
 from __future__ import annotations
 
+from mmaudio import cli
+
+if __name__ == "__main__":
+    cli.handle_signals()  # the imports below take seconds
+
 import logging
 import sys
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmaudio.pretraining.shards import plan_clip, write_clip
 from mmaudio.synthetic.renderer import RenderedScene
+from mmaudio.utils.files import atomic_write
 
 GENERAL_CLIPS = 12
 """Clips of the base's domain that ship with it."""
@@ -21,7 +22,8 @@ def export_weights(modules: dict[str, nn.Module], folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():
         state = {key: value.detach().half().contiguous().cpu() for key, value in module.state_dict().items()}
-        save_file(state, folder / f"{name}.safetensors")
+        with atomic_write(folder / f"{name}.safetensors") as temporary:
+            save_file(state, temporary)
     return sum((folder / f"{name}.safetensors").stat().st_size for name in modules)
 
 
@@ -48,4 +50,5 @@ def write_held_out_clips(folder: Path, seed: int, first: int, count: int) -> lis
 
 def write_caption(video: Path, rendered: RenderedScene) -> None:
     """Write the caption beside a video file."""
-    video.with_suffix(".txt").write_text(rendered.caption + "\n", encoding="utf-8")
+    with atomic_write(video.with_suffix(".txt")) as temporary:
+        temporary.write_text(rendered.caption + "\n", encoding="utf-8")

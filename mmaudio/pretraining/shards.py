@@ -27,6 +27,7 @@ from mmaudio.synthetic.renderer import RenderedScene, render_scene
 from mmaudio.synthetic.scenes import Scene, random_scene
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.memory import free_memory
+from mmaudio.utils.subprocess_worker import end_with_parent, isolated_start
 
 SHARD_SIZE = 50
 """Clips of a shard."""
@@ -122,7 +123,9 @@ def write_shards(folder: Path, seed: int, count: int, processes: int) -> Iterato
         yield from map(write_shard, jobs)
         return
     context: Any = multiprocessing.get_context("spawn")
-    with context.Pool(processes) as pool:
+    with isolated_start():
+        pool = context.Pool(processes, end_with_parent)
+    with pool:
         yield from pool.imap(write_shard, jobs)
 
 

@@ -16,6 +16,8 @@ from mmaudio.media.video import probe
 from mmaudio.synthetic.domains import DEMO
 from mmaudio.synthetic.renderer import render_scene
 from mmaudio.synthetic.scenes import build_scene, random_actor
+from mmaudio.utils.files import atomic_write
+from mmaudio.utils.subprocess_worker import end_with_parent, isolated_start
 
 CASTS = ((0,), (1, 5), (2, 3), (4, 0), (3, 5), (1, 2), (0, 2), (4, 3), (1,), (0, 5), (2, 4), (3, 1))
 """Indices of the kinds in video 0, 1, ...; each kind is in several, so a held-out video has none of its own."""
@@ -51,7 +53,8 @@ def write_demo_video(video: DemoVideo) -> DemoVideo:
     fps = FRAME_RATES[video.number % len(FRAME_RATES)]
     rendered = render_scene(scene, fps, IMAGE_SIZE, SAMPLE_RATE, generator)
     write_video(video.path, rendered.frames, fps, rendered.waveform, SAMPLE_RATE)
-    video.path.with_suffix(".txt").write_text(rendered.caption + "\n", encoding="utf-8")
+    with atomic_write(video.path.with_suffix(".txt")) as temporary:
+        temporary.write_text(rendered.caption + "\n", encoding="utf-8")
     return video
 
 
@@ -71,5 +74,7 @@ def write_demo_videos(videos: list[DemoVideo], processes: int) -> Iterator[DemoV
         yield from map(write_demo_video, videos)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(videos)), mp_context=context) as pool:
-        yield from pool.map(write_demo_video, videos)
+    with ProcessPoolExecutor(min(processes, len(videos)), context, end_with_parent) as pool:
+        with isolated_start():
+            finished_videos = pool.map(write_demo_video, videos)
+        yield from finished_videos

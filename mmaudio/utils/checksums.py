@@ -13,6 +13,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmaudio.errors import MMAudioError
+from mmaudio.utils.files import atomic_write
+
 MIN_CACHED_BYTES = 1 << 25
 """Checksums of smaller files are not cached."""
 MIN_AGE_SECONDS = 2.0
@@ -41,11 +44,8 @@ def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
             return FileDigests(cached["sha256"], cached["md5"])
     computed = _read(path)
     if time.time() - status.st_mtime > MIN_AGE_SECONDS:
-        with suppress(OSError):  # caching is optional
-            cache.mkdir(parents=True, exist_ok=True)
-            temporary = cache_file.with_name(f".{cache_file.name}.{os.getpid()}")
+        with suppress(MMAudioError), atomic_write(cache_file) as temporary:  # caching is optional
             temporary.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, **asdict(computed)}))
-            temporary.replace(cache_file)
     return computed
 
 

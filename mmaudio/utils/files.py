@@ -3,30 +3,104 @@
 from __future__ import annotations
 
 import csv
+import errno
+import functools
 import io
+import re
+import shutil
+import stat
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmaudio.errors import DataError, MMAudioError
 
+ABANDONED_SECONDS = 3600.0
+"""A temporary file that was not written to for so long is left from a process that was killed."""
+MAX_STEM = 40
+"""Characters of a file's name in that of its temporary file; file systems allow 255 bytes in all."""
+
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`, renamed to `target` at the end of the block or removed if it fails.
 
-    Raises MMAudioError where the system refuses to write.
+    Its name is this writer's alone, so that processes may write the same file: the last one wins. The file gets the
+    permissions that the umask says, whichever those of the temporary file are at the end: some libraries put a file of
+    their own in its place. Raises MMAudioError where the system refuses to write.
     """
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = temporary_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clean_once(target.parent)
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         temporary.replace(target)
     except OSError as error:
         raise unwritable_error(target, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`, which takes its place at the end of the block; removed if that fails.
+
+    There is no `target` for a moment. Raises MMAudioError where the system refuses to write.
+    """
+    temporary = temporary_path(target)
+    try:
+        temporary.mkdir(parents=True)
+        _clean_once(target.parent)
+        yield temporary
+        while not _replace_folder(temporary, target):
+            pass
+    except OSError as error:
+        raise unwritable_error(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, target: Path) -> bool:
+    """Move `temporary` to `target`; False where another process has just put its own there."""
+    replaced = temporary_path(target)
+    try:
+        with suppress(FileNotFoundError):
+            target.replace(replaced)
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    finally:
+        shutil.rmtree(replaced, ignore_errors=True)
+    return True
+
+
+def temporary_path(target: Path) -> Path:
+    """A name beside `target` that no other writer has."""
+    return target.with_name(f".{target.name[:MAX_STEM]}.{uuid.uuid4().hex[:8]}.part")
+
+
+def remove_abandoned_files(folder: Path, min_age: float = ABANDONED_SECONDS) -> None:
+    """Remove temporary files and folders of processes that were killed, at least `min_age` seconds old."""
+    for path in folder.glob(".*.part"):
+        if re.search(r"\.[0-9a-f]{8}\.part$", path.name) is None:
+            continue
+        with suppress(OSError):  # another process has just finished or removed it
+            if time.time() - path.stat().st_mtime >= min_age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@functools.cache
+def _clean_once(folder: Path) -> None:
+    remove_abandoned_files(folder)
 
 
 def unwritable_error(target: Path, error: OSError) -> MMAudioError:

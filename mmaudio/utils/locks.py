@@ -4,6 +4,8 @@
         if locks.acquire("a video"):
             ...
             locks.release("a video")
+    with wait_for_lock(folder, "the table", "another process writes it"):
+        ...
 
 A lock covers one byte of a file in the folder. The system releases it when its process ends. On a file system without
 locks every lock is granted: work may be done twice there, without other harm.
@@ -15,6 +17,8 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -59,6 +63,24 @@ class FileLocks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._file)
+
+
+@contextmanager
+def wait_for_lock(folder: Path, name: str, reason: str) -> Iterator[None]:
+    """Hold the lock `name` of `folder` for the block; where another process holds it, print `reason` and wait.
+
+    A folder that cannot be written needs no lock: what is valid there can still be read.
+    """
+    try:
+        locks = FileLocks(folder)
+    except MMAudioError:
+        yield
+        return
+    with locks:
+        if not locks.acquire(name):
+            print(f"{reason}; waiting until it has ended", flush=True)
+            locks.acquire(name, wait=True)
+        yield
 
 
 def _offset(name: str) -> int:

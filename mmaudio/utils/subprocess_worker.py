@@ -9,10 +9,15 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar
+
+from mmaudio.utils.interrupts import SIGNALS
 
 Result = TypeVar("Result")
 SHUTDOWN_SECONDS = 5.0
@@ -61,10 +66,11 @@ class SubprocessWorker(Generic[Result]):
 
     def _ensure_started(self) -> Connection:
         if self._pipe is None:
-            self._pipe, child_pipe = self._context.Pipe()
-            arguments = (child_pipe, self._function, self._quiet)
-            self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
-            self._process.start()
+            pipe, child_pipe = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(child_pipe, self._function, self._quiet), daemon=True)
+            with isolated_start():
+                process.start()
+                self._pipe, self._process = pipe, process  # before a signal can interrupt this
             child_pipe.close()
         return self._pipe
 
@@ -82,6 +88,36 @@ class SubprocessWorker(Generic[Result]):
         self._pipe = self._process = None
 
 
+@contextmanager
+def isolated_start() -> Iterator[None]:
+    """Processes that start in the block get no signal of the terminal, and do not import the user's script.
+
+    Ctrl-C goes to all processes of a terminal; theirs is to be ended by their parent. multiprocessing would import the
+    script, and so run it once more where it has no `if __name__ == "__main__"`.
+    """
+    resource_tracker.ensure_running()  # first, as it unblocks the signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits it
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def end_with_parent() -> None:
+    """Let this process end as soon as its parent has, however that ended, even in the midst of a decoder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def _describe_exit(status: int | None) -> str:
     """Describe an exit status."""
     if status is not None and status < 0:
@@ -91,7 +127,7 @@ def _describe_exit(status: int | None) -> str:
 
 def _serve(pipe: Connection, function: Callable[..., Any], quiet: bool) -> None:
     """Main function of the worker process: serve calls until the pipe closes. An exception ends the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends this one
+    end_with_parent()
     if quiet:
         with open(os.devnull, "w") as devnull:  # noqa: PTH123
             os.dup2(devnull.fileno(), sys.stderr.fileno())

@@ -6,14 +6,13 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mmaudio.data.shard_writer import ABANDONED_SECONDS, ShardWriter, remove_abandoned_files
+from mmaudio.data.shard_writer import ShardWriter
 from mmaudio.errors import DataError, MMAudioError
 
 SHAPES = {"a": (3, 2, 5), "b": (2, 7), "none": (0, 4)}
@@ -87,16 +86,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         for number in range(1, 100):
             writer.write_row("a", number, row)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
-
-
-def test_only_abandoned_files_are_removed(tmp_path):
-    old, new, other = (tmp_path / name for name in (".a.safetensors.1.part", ".b.safetensors.2.part", "c.part"))
-    for path in (old, new, other):
-        path.write_bytes(b"")
-    for path in (old, other):
-        os.utime(path, (time.time() - ABANDONED_SECONDS - 10,) * 2)
-    remove_abandoned_files(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, other.name]
 
 
 def test_an_unwritable_folder_is_an_error(tmp_path):

@@ -4,6 +4,9 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -142,6 +145,24 @@ def test_the_report_stands_alone_and_names_everything(results_folder):
     assert html.count('class="clip"') == 4
     assert "What the model forgot was not measured" in html
     assert "<polyline" in html and "1.500 before, 1.100 at its lowest" in html
+
+
+@pytest.mark.slow
+def test_a_second_evaluation_waits_for_the_first(results_folder, root, capsys):
+    hold = "import pathlib, sys; from mmaudio.utils.locks import FileLocks; "
+    hold += "print(FileLocks(pathlib.Path(sys.argv[1])).acquire('evaluation'), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(results_folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "True\n"
+        thread = threading.Thread(target=evaluate_lora.main, args=[evaluate_arguments(root)])
+        thread.start()
+        printed = ""
+        while thread.is_alive() and "another process evaluates into" not in printed:
+            printed += capsys.readouterr().out
+        assert "still valid" not in printed
+        holder.stdin.close()
+        thread.join()
+    assert "another process evaluates into" in printed and "still valid" in capsys.readouterr().out
 
 
 @pytest.mark.slow

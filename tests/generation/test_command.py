@@ -11,6 +11,7 @@ from random_model import MODEL, write_noise_video, write_random_weights
 from video_files import write_encoded_video
 
 from mmaudio import cli
+from mmaudio.data.clip_table import read_left_out
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation import __main__ as command
 from mmaudio.generation.__main__ import main
@@ -164,7 +165,7 @@ def test_a_folder_loads_its_encoders_once(base, tmp_path, capsys, monkeypatch):
     assert run_command(base, out, "--folder", folder, "--prompt", "a dog") == 1
     printed = capsys.readouterr().out
     assert loads == ["load_sampler", "load_encoders"]
-    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4"]
+    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4", "generation.left_out.tsv"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "left out: broken.mp4: no video\n" in printed
     assert "left out: short.mp4: 0.48 s of picture from 0 s on; generation takes at least 1 s\n" in printed
@@ -207,6 +208,41 @@ def test_a_folder_continues_where_it_stopped(base, tmp_path, capsys):
     assert (out / "a.flac").stat().st_mtime_ns != mtimes["a.flac"]
     assert run_command(*arguments) == 0
     assert capsys.readouterr().out == "found 3 files = 0 made + 3 already there + 0 left out\n"
+
+
+@pytest.mark.slow
+def test_a_video_that_was_named_before_is_no_new_failure(base, tmp_path, capsys, monkeypatch):
+    folder, out = make_folder(tmp_path / "in"), tmp_path / "out"
+    arguments = [base, out, "--folder", folder, "--prompt", "a dog"]
+    assert run_command(*arguments) == 1
+    rows = {row.video: row.reason for row in read_left_out(out / "generation.left_out.tsv")}
+    assert rows.keys() == {"broken.mp4", "short.mp4", "notes.pdf"} and rows["broken.mp4"] == "no video"
+    assert run_command(*arguments) == 0
+    assert "left out: broken.mp4: no video\n" in capsys.readouterr().out, "it is named again"
+    write_noise_video(folder / "new.mp4", 0, 1.2)
+    assert run_command(*arguments) == 0
+    (folder / "new_broken.mp4").write_bytes(b"no video either")
+    assert [run_command(*arguments) for _ in range(2)] == [1, 0]
+    (out / "b.flac").unlink()
+    assert [run_command(*arguments) for _ in range(2)] == [1, 0]
+    for name in ("broken.mp4", "new_broken.mp4", "short.mp4", "notes.pdf"):
+        (folder / name).unlink()
+    assert run_command(*arguments, "--overwrite") == 0
+    assert read_left_out(out / "generation.left_out.tsv") == []
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_again_is_no_new_failure(base, tmp_path, monkeypatch):
+    folder, out, real = make_folder(tmp_path / "in"), tmp_path / "out", command.generate_samples
+
+    def fail_once_started(sampler, encoders, request, *others):
+        if request.video.name == "b.mp4":
+            raise DataError("b.mp4: its frames cannot be decoded")
+        return real(sampler, encoders, request, *others)
+
+    monkeypatch.setattr(command, "generate_samples", fail_once_started)
+    arguments = [base, out, "--folder", folder, "--prompt", "a dog"]
+    assert [run_command(*arguments) for _ in range(2)] == [1, 0]
 
 
 @pytest.mark.slow

@@ -1,16 +1,20 @@
 """The whole job as a user runs it: a killed run, videos that cannot be read, wrong use, the plan."""
 
+import itertools
 import os
 import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 from pipeline_command import PYTHON, ROOT, printed_path, run_pipeline, sha256, start_pipeline
 
 SHORT = ("max_steps=12", "eval_every=6", "save_every=3", "warmup_steps=2", "batch_size=4", "lora.rank=4")
 """Training that takes seconds."""
+UMASK = 0o027
 CHECKPOINT = "output/x/lora_checkpoints/best_lora.pt"
 
 
@@ -34,7 +38,7 @@ def short(videos, output):
 def whole(videos, tmp_path_factory):
     """The job, run once without a break: its output folder, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    printed, status = run_pipeline(*short(videos, folder / "out"), cwd=folder)
+    printed, status = run_pipeline(*short(videos, folder / "out"), cwd=folder, umask=UMASK)
     assert status == 0, printed
     return folder / "out", printed
 
@@ -56,6 +60,24 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
     printed, status = run_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
     assert status == 0, printed
     assert sha256(tmp_path / "killed" / CHECKPOINT) == sha256(whole[0] / CHECKPOINT)
+
+
+@pytest.mark.slow
+def test_every_file_has_the_permissions_of_the_umask(whole):
+    paths = list(whole[0].rglob("*"))
+    assert {path.suffix for path in paths} >= {
+        ".tsv",
+        ".jsonl",
+        ".json",
+        ".safetensors",
+        ".pt",
+        ".yaml",
+        ".html",
+        ".mp4",
+    }
+    expected = {path: (0o777 if path.is_dir() else 0o666) & ~UMASK for path in paths}
+    wrong = [path.name for path in paths if path.stat().st_mode & 0o777 != expected[path]]
+    assert not wrong
 
 
 @pytest.mark.slow
@@ -118,26 +140,34 @@ def test_a_big_model_without_a_gpu_stops_after_the_plan(videos, tmp_path):
 
 
 STAGE = """
-import signal, sys, time
+import os, signal, subprocess, sys, time
 def saving(*_):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    time.sleep(1.0)
-    print("saved", flush=True)
-    sys.exit(130)
-signal.signal(signal.SIGINT, saving)
-print("here", flush=True)
+    if "again" in sys.argv:
+        print("saving", flush=True)
+        time.sleep(60)
+    print("saved; the same command continues from here", flush=True)
+    sys.exit(128 + signal.SIGTERM)
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, name), saving)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+if "again" in sys.argv:
+    child = "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    child += "print('here', os.getpid(), flush=True); time.sleep(60)"
+    subprocess.Popen([sys.executable, "-c", child])
+else:
+    print("here", os.getpid(), flush=True)
 time.sleep(60)
 """
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])
-def test_ctrl_c_finishes_the_step_and_a_second_one_kills(tmp_path, presses, saved):
+def start_stage(tmp_path, *arguments):
+    """A pipeline with one stage, and the stage's process, or one that this has started, once they run."""
     (tmp_path / "stage.py").write_text(STAGE)
     code = "import sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
     code += "cli.run(lambda arguments: run.run_stage('train', [sys.executable, *arguments]))"
     process = subprocess.Popen(
-        [PYTHON, "-c", code, tmp_path / "stage.py"],
+        [PYTHON, "-c", code, tmp_path / "stage.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -145,9 +175,81 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_kills(tmp_path, presses, save
         cwd=ROOT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert any(line == "here\n" for line in process.stdout)
-    for _ in range(presses):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.4)
+    line = next(line for line in process.stdout if line.startswith("here "))
+    return process, psutil.Process(int(line.split()[1]))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("to_all", [True, False])
+def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all):
+    """Also one that only the pipeline gets."""
+    process, _ = start_stage(tmp_path)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     output = process.communicate()[0]
-    assert process.returncode == 130 and ("saved" in output) is saved and "the same command continues" in output
+    assert output == "saved; the same command continues from here\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, number):
+    process, child = start_stage(tmp_path, "again")
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    assert process.stdout.readline() == "saving\n"
+    while process.poll() is None:  # one that comes at once is the same request still
+        os.kill(process.pid, number)
+        time.sleep(0.5)
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.1)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + number and output.count("\n") == 1, output
+    assert output.endswith("the same command continues from here\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
+    """Whichever moment of its start the delay hits."""
+    code = "import sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
+    code += "cli.run(lambda arguments: run.run_stage('demo', [sys.executable, *arguments]))"
+    process = subprocess.Popen(
+        [PYTHON, "-c", code, ROOT / "training" / "make_demo_videos.py", "--output_dir", tmp_path / "videos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert any(line.startswith("$ ") for line in process.stdout)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate()[0] == "interrupted; the same command continues from here\n"
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def is_running(group):
+    """Whether a process of a group runs; those that ended and were not waited for do not."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_pipeline_ends_any_stage_and_nothing_is_left(videos, tmp_path):
+    moments = {
+        "split": (signal.SIGTERM, "== split"),
+        "extract": (signal.SIGHUP, "extracting for"),
+        "train": (signal.SIGTERM, "computing:"),
+        "evaluate": (signal.SIGHUP, "== evaluate"),
+    }
+    for stage, (number, text) in moments.items():
+        process = start_pipeline(*short(videos, tmp_path / "stopped"), cwd=tmp_path)
+        before = "".join(itertools.takewhile(lambda line: not line.startswith(text), process.stdout))  # noqa: B023
+        os.kill(process.pid, number)
+        printed = process.communicate()[0]
+        assert process.returncode == 128 + number, (stage, before, printed)
+        assert printed.count("the same command continues from here") == 1 and "Traceback" not in printed, printed
+        while is_running(process.pid):  # the helpers of splitting's worker end when they see that it is gone
+            time.sleep(0.1)

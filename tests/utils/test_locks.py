@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+from helpers import ROOT
 
 from mmaudio.errors import MMAudioError
-from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.locks import FileLocks, wait_for_lock
 
 HOLDER = """
 import sys
 from pathlib import Path
-from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.locks import FileLocks, wait_for_lock
 locks = FileLocks(Path(sys.argv[1]))
 print(locks.acquire("a"), locks.acquire("b"), flush=True)
 for line in sys.stdin:
@@ -54,3 +57,33 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MMAudioError, match="cannot be written"):
         FileLocks(tmp_path / "file")
+    with wait_for_lock(tmp_path / "file", "a", "nobody waits"):
+        assert (tmp_path / "file").read_bytes() == b""
+
+
+def start_command(*arguments):
+    """A command of the project as a process."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+def test_a_second_split_waits_for_the_first(tmp_path):
+    videos, table = tmp_path / "videos", tmp_path / "data" / "clips.tsv"
+    videos.mkdir()
+    shutil.copy(ROOT / "mmaudio/assets/tiny_16k/general/general_00.mp4", videos)
+    command = ("training/split_videos_for_finetuning.py", "--input_dir", videos, "--output_tsv", table)
+    with FileLocks(table.parent) as locks:
+        assert locks.acquire(table.name)
+        with start_command(*command, "--val_ratio", "0", "--test_ratio", "1") as process:
+            waiting = f"another process splits videos into {table}; waiting until it has ended\n"
+            assert process.stdout.readline() == waiting and not table.exists()
+            locks.release(table.name)
+            assert "written" in process.communicate()[0] and process.returncode == 0
+    assert table.is_file()

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 from failing_worker import fail
+from helpers import ROOT, TESTS
 from video_files import write_tone_video
 
 from mmaudio.data.folder_split import SplitSettings, split_folder
@@ -22,6 +30,65 @@ def test_a_failed_call_is_an_error_and_the_next_call_works():
         with pytest.raises(WorkerError, match="failed unexpectedly; --debug"):
             guarded(("raise",), 30.0)
         assert guarded(("end",), 30.0) == "END"
+
+
+def start(arguments):
+    """A Python process of its own group."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{TESTS}:{ROOT}"},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+SCRIPT = """
+import sys
+from failing_worker import fail
+from mmaudio import cli
+from mmaudio.utils.subprocess_worker import SubprocessWorker
+def call(_):
+    with SubprocessWorker(fail) as guarded:
+        print(guarded(("fine",), 30.0), flush=True)
+        guarded(("hang",), 1e5)
+print("start", file=sys.stderr, flush=True)
+cli.run(call)
+"""
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with start([str(tmp_path / "script.py")]) as process:
+        assert process.stdout.readline() == "FINE\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate() == ("", "start\nstopped by SIGTERM; the same command continues from here\n")
+
+
+def test_nothing_is_left_of_a_killed_script():
+    with start(["-c", SCRIPT]) as process:
+        assert process.stdout.readline() == "FINE\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2, "the worker and what it was forked from"
+        process.kill()
+        while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_while_the_worker_starts_is_one_line(number, processes):
+    """After the first process has imported what it needs to start another, and after that one has, too."""
+    with start(["-X", "importtime", "-c", SCRIPT]) as process:
+        assert any(line == "start\n" for line in process.stderr)
+        for _ in range(processes):
+            assert any("multiprocessing.forkserver" in line for line in process.stderr)
+        os.killpg(process.pid, number)
+        lines = [line for line in process.stderr if not line.startswith("import time:")]
+        assert len(lines) == 1 and lines[0].endswith("the same command continues from here\n"), "".join(lines)
+    assert process.returncode == 128 + number
 
 
 @pytest.mark.slow
