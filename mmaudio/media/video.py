@@ -82,6 +82,9 @@ class VideoInfo:
 @contextmanager
 def open_container(path: Path) -> Iterator[Any]:
     """Open the container of a video file; DataError with the reason where that fails."""
+    if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():  # opening one may wait
+        kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
+        raise DataError(f"{path.name}: {kind}, not a video file; name a regular file")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
