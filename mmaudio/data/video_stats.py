@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from mmaudio.media.video import VideoInfo, decode_frames, frame_time, open_container, video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, frame_time, frames_in_turn, open_container, video_stream
 
 CHECKS_PER_SECOND = 4
 """How often a frame is compared with earlier ones."""
@@ -78,7 +78,7 @@ def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | N
 
 def _decode(info: VideoInfo) -> Iterator[Any]:
     with open_container(info.path) as container:
-        yield from decode_frames(container, video_stream(container, info.path), deinterlace=False)
+        yield from frames_in_turn(decode_frames(container, video_stream(container, info.path), deinterlace=False))
 
 
 class _StillnessMonitor:

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from mmaudio.errors import DataError
 from mmaudio.media.frames import to_rgb
-from mmaudio.media.video import TIME_TOLERANCE, VideoInfo, decode_frames, frame_time, open_container, video_stream
+from mmaudio.media.video import (
+    TIME_TOLERANCE,
+    VideoInfo,
+    decode_frames,
+    frame_time,
+    frames_in_turn,
+    open_container,
+    video_stream,
+)
 
 MAX_WORKERS = 8
 """Threads that convert and resize, where there are so many processor cores."""
@@ -68,7 +76,7 @@ def read_frame_windows(
     pending = [_PendingWindow(start, grids) for start in starts]
     last: tuple[Any, float] | None = None
     with open_container(info.path) as container, _FrameConverter(info, grids, workers) as converter:
-        for frame in decode_frames(container, video_stream(container, info.path)):
+        for frame in frames_in_turn(decode_frames(container, video_stream(container, info.path))):
             time = frame_time(frame) - info.start_time
             if last is not None and time <= last[1]:
                 continue

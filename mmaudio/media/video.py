@@ -7,7 +7,7 @@ the last frame's time, that frame stands for instants less than one frame after 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -82,6 +82,9 @@ class VideoInfo:
 @contextmanager
 def open_container(path: Path) -> Iterator[Any]:
     """Open the container of a video file; DataError with the reason where that fails."""
+    if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():  # opening one may wait
+        kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
+        raise DataError(f"{path.name}: {kind}, not a video file; name a regular file")
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -227,6 +230,23 @@ def decode_frames(container: Any, stream: Any, deinterlace: bool = True) -> Iter
             yield from [frame] if deinterlacer is None else deinterlacer.push(frame)
     if deinterlacer is not None:
         yield from deinterlacer.flush()
+
+
+def frames_in_turn(frames: Iterable[Any]) -> Iterator[Any]:
+    """The frames without those that come before their turn: a decoder that lost packets may pass on one too early.
+
+    Such a frame is later than the next one, and the next one continues from the previous one. Frames that step back
+    before the previous one stay: there the time stamps begin anew.
+    """
+    previous = held = None
+    for frame in frames:
+        early = previous is not None and frame_time(previous) < frame_time(frame) < frame_time(held)
+        if held is not None and not early:
+            yield held
+            previous = held
+        held = frame
+    if held is not None:
+        yield held
 
 
 def frame_time(frame: Any) -> float:

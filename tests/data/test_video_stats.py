@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import av
 import pytest
 from video_corpus import FPS, Sound, black, still, two_shots, write
 
 from mmaudio.data.scan import ScanSettings, scan_video
 from mmaudio.data.shots import check_scenes_extra, make_cut_detector
 from mmaudio.data.video_stats import measure_video, overlap_share
+from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.video import probe
 
 
@@ -53,3 +55,32 @@ def test_cuts_are_found_and_no_window_spans_one(tmp_path):
     assert starts == pytest.approx([0.0, 0.5, *(2.0 + 0.5 * n for n in range(6))])
     across = [window.start for window in scan_video(path, ScanSettings(1.5, 0.5)).windows]
     assert across == pytest.approx([0.5 * n for n in range(10)])
+
+
+def frame_ahead(path, number, seconds):
+    """A transport stream of 10 s at 25 fps, one frame of which is stamped so many seconds later."""
+    source = write(path.with_suffix(".mkv"), "mpeg2video", seconds=10, fps=25)
+    with av.open(str(source)) as read, av.open(str(path), "w", format="mpegts") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for index, packet in enumerate(packet for packet in read.demux(video=0) if packet.pts is not None):
+            packet.pts += round(seconds / packet.time_base) if index == number else 0
+            packet.stream = stream
+            written.mux(packet)
+    return path
+
+
+def test_one_frame_ahead_of_its_turn_is_no_restart(tmp_path):
+    info = probe(frame_ahead(tmp_path / "a.ts", 100, 3.0))
+    timeline = measure_video(info, 0.5)
+    assert timeline.restart is None
+    assert timeline.continuous == [(0.0, pytest.approx(10.0, abs=0.01))]
+    (window,) = read_frame_windows(info, [3.0], [FrameGrid(25, 100, lambda frame: frame)])
+    others = [at / 25 for at in range(75, 175) if at != 100]
+    assert sorted(set(window.presentation_times[0])) == pytest.approx(others, abs=1e-3)
+
+
+def test_time_stamps_that_stay_back_are_a_restart(tmp_path):
+    once = write(tmp_path / "once.ts", "mpeg2video", seconds=5, fps=25, muxer="mpegts")
+    twice = tmp_path / "twice.ts"
+    twice.write_bytes(2 * once.read_bytes())
+    assert measure_video(probe(twice), 0.5).restart == pytest.approx(4.96, abs=0.01)

@@ -170,3 +170,12 @@ def test_real_clips_give_the_golden_frames_and_audio(name):
         torch.testing.assert_close(audio[:2048], expected[f"{mode}.waveform_head"], atol=1e-7, rtol=0)
         mel = build_mel(mode)(audio[None])[0, :, ::4]
         torch.testing.assert_close(mel, expected[f"{mode}.mel"], atol=1e-3, rtol=0)
+
+
+def test_a_named_pipe_and_a_device_are_named_as_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(DataError, match=r"a\.mp4: a named pipe"):
+        probe(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").symlink_to("/dev/null")
+    with pytest.raises(DataError, match=r"b\.mp4: a device"):
+        probe(tmp_path / "b.mp4")
