@@ -144,6 +144,7 @@ def test_every_page_has_commands_or_links():
     assert len(COMMANDS) > 30 and len(SETTINGS) > 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", SETTINGS)
 def test_a_setting_is_one_for_the_shell_and_composes(text, tmp_path):
     words = shlex.split(text)
