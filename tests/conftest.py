@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from mmaudio.evaluation import general_domain as general
 
 LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 """Files that begin first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_configure() -> None:
+    """Commands under test react to signals also where nohup or a background job has this process ignore them."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

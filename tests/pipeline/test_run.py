@@ -145,6 +145,8 @@ def saving(*_):
     if "again" in sys.argv:
         print("saving", flush=True)
         time.sleep(60)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the same request comes twice: to all, and from the pipeline
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     print("saved; the same command continues from here", flush=True)
     sys.exit(128 + signal.SIGTERM)
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
