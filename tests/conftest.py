@@ -19,9 +19,14 @@ LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 
 def pytest_configure() -> None:
     """Commands under test react to signals also where nohup or a background job has this process ignore them."""
-    for number in (signal.SIGHUP, signal.SIGTERM):
+    handlers = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    for number, handler in handlers.items():
         if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
