@@ -65,6 +65,7 @@ def test_the_guides_checks_print_adapted_layers(folder, capsys):
     assert all(name.startswith("network.") for name in adapted) and len(adapted) == len(set(adapted))
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing_and_a_trained_one_does(folder):
     fresh = load_pretrained_with_lora("tiny_16k", weights=folder, device="cpu")
     trained = load(folder)
@@ -103,6 +104,7 @@ def test_merging_writes_released_keys_and_leaves_the_adapter(folder, tmp_path, n
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_a_merged_file_replaces_the_base_file(folder, tmp_path):
     """In a folder of its own, under the released name, it is what the commands load."""
     lora_model = load(folder)
@@ -114,6 +116,7 @@ def test_a_merged_file_replaces_the_base_file(folder, tmp_path):
         deployed.merge_and_save(tmp_path / "network.safetensors")
 
 
+@pytest.mark.slow
 def test_a_merged_file_has_the_dtypes_of_the_base(folder, tmp_path):
     state = load_file(folder / "network.safetensors")
     half = {key: value.half() if "blocks" in key else value for key, value in state.items()}
@@ -144,6 +147,7 @@ def test_the_base_and_the_variant_are_checked_before_weights_are_read(folder, tm
         load_pretrained_with_lora("small_16k", lora_config=LoRAConfig(target_modules=["atn.qkv"]), weights=tmp_path)
 
 
+@pytest.mark.slow
 def test_an_ambiguous_base_model_must_be_named(tmp_path):
     LoraConfig(r=1, lora_alpha=2, target_modules=["qkv"]).save_pretrained(str(tmp_path))
     save_file(zero_adapter_state("small_16k"), tmp_path / "adapter_model.safetensors")

@@ -290,6 +290,7 @@ def test_hydra_reads_the_name_of_any_folder(tmp_path, monkeypatch, name):
     assert config.exp_id == job.exp_id
 
 
+@pytest.mark.slow
 def test_the_experiment_has_the_name_that_was_given(tmp_path):
     for text in ("exp_id=2024_05_12", "exp_id='1e3'", "+exp_id=007"):
         job = build_job(build_parser().parse_args([str(tmp_path), "--model", "tiny_16k"]), [text])

@@ -109,6 +109,7 @@ def test_presets_combine_and_the_command_line_wins():
     assert config.lora.target_modules == ["fused_blocks[*].attn.qkv"]
 
 
+@pytest.mark.slow
 def test_guides_yaml_snippets_are_valid_keys():
     snippet = "lora: {rank: 128, alpha: 256.0, dropout: 0.05}\nmax_steps: 5000\nlearning_rate: 1e-3"
     for name, value in yaml.safe_load(snippet).items():
@@ -176,6 +177,7 @@ def test_caption_dropout_defaults_to_that_of_the_video():
     assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout_prob == 0.5
 
 
+@pytest.mark.slow
 def test_shortcuts_set_the_keys_of_lora():
     config = compose(["rank=16", "alpha=32", "dropout=0.2", "target_modules=['fused_blocks[*].ffn']"])
     assert config == compose(

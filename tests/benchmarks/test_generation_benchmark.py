@@ -9,6 +9,7 @@ from benchmarks.generation import REFERENCE, build_contestants, main, relative_r
 from mmaudio.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v2", [False, True])
 def test_the_plain_network_is_the_same_function_with_the_same_keys(v2):
     network, inputs = mini(v2), mini_inputs()
@@ -22,6 +23,7 @@ def test_the_plain_network_is_the_same_function_with_the_same_keys(v2):
         assert_close(plain.predict_velocity(inputs["latent"], inputs["t"], conditions), expected)
 
 
+@pytest.mark.slow
 def test_contestants_agree():
     runs = build_contestants("tiny_16k", 1.0, 3, 2, torch.device("cpu"))
     latents = {name: run() for name, run in runs.items()}

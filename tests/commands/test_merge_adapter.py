@@ -46,6 +46,7 @@ def test_the_merged_file_computes_what_the_adapter_does_at_that_strength(
     assert (velocity_at_random_input(merged) - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_an_existing_file_is_replaced_only_where_that_is_said(folder, tmp_path):
     target = tmp_path / "merged.pt"
     target.write_bytes(b"precious")

@@ -94,6 +94,7 @@ def test_the_command_writes_tables_that_read_back_and_prints_the_counts(messy, t
     assert (table.read_bytes(), table.stat().st_mtime_ns) == (before, stamp)
 
 
+@pytest.mark.slow
 def test_a_table_inside_the_folder_is_not_read_as_captions(messy, tmp_path):
     for path in find_videos(messy)[:4]:
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -139,6 +140,7 @@ def test_no_usable_video_is_one_error_after_the_reasons(tmp_path, capsys):
     assert not (tmp_path / "clips.tsv").exists()
 
 
+@pytest.mark.slow
 def test_a_window_whose_audio_ends_early_is_left_out(tmp_path):
     write_video(tmp_path / "a.mp4", grey_frames(75), 25, tone(1.2), RATE)
     write_tone_video(tmp_path / "b.mp4", 3)

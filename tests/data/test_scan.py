@@ -10,6 +10,7 @@ from mmaudio.data.scan import ScanSettings, scan_video
 from mmaudio.media.mux import write_video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "windows"), [(7.9, 0), (8.0, 1), (11.9, 1), (12.0, 2), (32.0, 7)])
 def test_windows_of_8_s_every_4_s(tmp_path, seconds, windows):
     path = tmp_path / "a.mp4"

@@ -42,6 +42,7 @@ def test_black_and_frozen_intervals(tmp_path):
     assert overlap_share(timeline.frozen, 0, 1.9) == 0
 
 
+@pytest.mark.slow
 def test_cuts_are_found_and_no_window_spans_one(tmp_path):
     pytest.importorskip("scenedetect")
     check_scenes_extra()
@@ -69,6 +70,7 @@ def frame_ahead(path, number, seconds):
     return path
 
 
+@pytest.mark.slow
 def test_one_frame_ahead_of_its_turn_is_no_restart(tmp_path):
     info = probe(frame_ahead(tmp_path / "a.ts", 100, 3.0))
     timeline = measure_video(info, 0.5)

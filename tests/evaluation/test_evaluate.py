@@ -280,6 +280,7 @@ def test_losses_and_audio_do_not_depend_on_the_batch_size(root):
     assert (latents[0][:, 0] - latents[0][:, 1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_zero_network_is_the_closed_form(root):
     sampler = load_sampler(MODEL, root / "weights")
     sampler.network.set_duration(SECONDS)

@@ -18,6 +18,7 @@ def test_the_largest_batch_fits_the_free_memory():
     assert AutoBatcher(torch.device("cpu")).batch_size == CPU_BATCH
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_and_changes_nothing_else(tmp_path):
     """A hook on the real encoder raises the real error for more than 3 frames."""
     encoders = load_encoders("tiny_16k", random_encoders(tmp_path), names=("clip", "sync"))

@@ -18,6 +18,7 @@ def tiny() -> ClipEncoder:
     return build_clip("tiny_16k").eval()
 
 
+@pytest.mark.slow
 def test_keys_are_those_of_the_released_file():
     with torch.device("meta"):
         encoder = build_clip("dfn5b_vit_h_14_384")

@@ -72,6 +72,7 @@ def change(folder, number, **changes):
     write_clips(folder / "clips.tsv", clips)
 
 
+@pytest.mark.slow
 def test_a_shard_has_the_features_of_every_clip(folder, weights, encoders):
     report = run_extraction(folder, weights)
     assert (report.extracted, report.valid, report.clips, report.left_out) == (3, 0, 4, [])
@@ -94,6 +95,7 @@ def test_a_shard_has_the_features_of_every_clip(folder, weights, encoders):
     assert not torch.equal(shard["mean"][0], shard["mean"][1])
 
 
+@pytest.mark.slow
 def test_a_second_run_writes_nothing_and_the_same_input_gives_the_same_bits(folder, weights):
     run_extraction(folder, weights)
     before = shard_contents(folder)

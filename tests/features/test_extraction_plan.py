@@ -70,6 +70,7 @@ def test_check_values_finds_damaged_shards_and_writes_them_again(folder, weights
     assert plans == []
 
 
+@pytest.mark.slow
 def test_reasons_of_stale_shards(folder, weights, tmp_path):
     def stale_reasons(folder_of_weights=weights):
         plans = []
@@ -115,6 +116,7 @@ def test_a_renamed_video_reuses_its_features(folder, weights):
     assert [name for name in old if not torch.equal(old[name], new[name])] == ["text_features"]
 
 
+@pytest.mark.slow
 def test_videos_that_change_names_keep_their_features_apart(folder, weights):
     """A shard with reusable features may be overwritten first."""
     old = {name: load_file(shard_path(folder / "features", name)) for name in ("b.mp4", "c.mp4")}
@@ -217,6 +219,7 @@ def test_two_processes_on_one_folder_share_the_work(folder, weights, ranks):
     assert (report.valid, report.extracted) == (7, 0)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_released(folder, weights):
     for path in shard_files(folder):
         path.unlink()

@@ -30,6 +30,7 @@ def small(mode: str) -> BigVGAN:
     return vocoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_keys_are_those_of_the_released_file(mode: str):
     with torch.device("meta"):

@@ -274,6 +274,7 @@ def test_changed_settings_are_refused_with_the_differences(tmp_path):
     assert anew.folder.name == "exp-2" and (tmp_path / "exp" / "lora_checkpoints" / "state.pt").exists()
 
 
+@pytest.mark.slow
 def test_starting_over_overwrites_nothing(tmp_path):
     earlier = tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt"
     earlier.parent.mkdir(parents=True)
@@ -297,6 +298,7 @@ def test_early_stopping_ends_the_run_and_a_larger_patience_resumes_it(tmp_path, 
     assert (resumed.reason, resumed.new_steps) == ("max_steps", 2)
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_is_the_best(tmp_path):
     outcome = mini_training.train_mini(tmp_path, held_out=None, max_steps=2)
     assert same(weights(outcome), weights(outcome, "best_lora.pt")) and outcome.best_step == -1

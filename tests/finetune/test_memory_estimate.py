@@ -1,6 +1,7 @@
 """The estimate of the memory that training needs."""
 
 import mini_training
+import pytest
 import torch
 from helpers import mini
 
@@ -33,6 +34,7 @@ def test_a_batch_that_memory_cannot_hold_is_reported_at_the_start(tmp_path):
     assert "are free" not in output[0] and output[1].endswith("lower batch_size and raise gradient_accumulation_steps")
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_the_base_values_in_full_finetuning(tmp_path):
     output, clips = [], random_features("tiny_16k", 1)  # 14 MB of weights
     for lora in (LoRAConfig(rank=4, alpha=8.0), LoRAConfig(enabled=False)):

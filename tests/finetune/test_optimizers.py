@@ -49,6 +49,7 @@ def test_lora_plus_lets_the_b_matrices_learn_faster(tmp_path):
     assert {group["factor"]: group["lr"] for group in state.optimizer.param_groups} == {1.0: 0.5, 16.0: 8.0}
 
 
+@pytest.mark.slow
 def test_lora_plus_moves_b_by_its_ratio(tmp_path):
     moved = []
     for ratio in (1.0, 4.0):

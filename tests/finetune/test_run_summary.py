@@ -1,6 +1,7 @@
 """The lines that a run prints before its first step, and the words for a change."""
 
 import mini_training
+import pytest
 from helpers import mini
 
 from mmaudio.finetune.early_stopping import compute_paired_change
@@ -17,6 +18,7 @@ def test_a_change_is_described_as_better_or_unclear():
     assert describe_change(compute_paired_change([1.0, 2.0, 3.0], [0.5, 2.5, 2.5], videos)) == "cannot tell"
 
 
+@pytest.mark.slow
 def test_the_lines_printed_at_the_start(tmp_path, capsys):
     mini_training.train_mini(tmp_path, max_steps=1)
     output = capsys.readouterr().out

@@ -26,6 +26,7 @@ def test_a_batch_may_be_larger_than_the_data():
     assert sorted(EpochSampler(2, torch.Generator().manual_seed(0)).take(6).tolist()) == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_the_seed_determines_adapter_and_draws(tmp_path):
     def first(seed):
         state = new_state(mini(), mini_training.build_config(tmp_path, seed=seed), 5)
@@ -112,6 +113,7 @@ def same_draws(one, other):
     return one.dropout_seed == other.dropout_seed and all(map(torch.equal, one.tensors(), other.tensors()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", ["nothing", "save", "undo", "other", "grow"])
 def test_prefetched_draws_equal_later_ones(tmp_path, between):
     """Whatever comes between: a save, a step that is undone, another number of clips, a rank that grows."""

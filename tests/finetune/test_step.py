@@ -73,6 +73,7 @@ def after_one_step(tmp_path, distributed=Distributed(), **settings):  # noqa: B0
     return metrics, torch.cat([weight.detach().flatten() for weight in state.trainable_parameters().values()]), state
 
 
+@pytest.mark.slow
 def test_an_accumulated_step_equals_the_large_batchs(tmp_path):
     small, weights, _ = after_one_step(tmp_path, batch_size=1, gradient_accumulation_steps=4)
     large, expected, state = after_one_step(tmp_path, batch_size=4, gradient_accumulation_steps=1)
@@ -85,6 +86,7 @@ def test_an_accumulated_step_equals_the_large_batchs(tmp_path):
     assert torch.allclose(weights[is_large], expected[is_large], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"drop_conditions": 0.6}, {"drop_conditions": 0.0, "drop_captions": 0.9}, {"latent_noise": 0.5}],
@@ -101,6 +103,7 @@ def test_a_step_applies_condition_dropout_and_latent_noise(tmp_path, settings):
     )
 
 
+@pytest.mark.slow
 def test_a_step_applies_lora_dropout(tmp_path):
     norms = []
     for dropout in (0.0, 0.5):
@@ -118,6 +121,7 @@ def test_a_step_applies_lora_dropout(tmp_path):
     assert norms[0] != pytest.approx(norms[1], rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known, dtype", [({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)], ids=str)
 def test_amp_is_bfloat16_where_the_cpu_has_instructions_for_it(tmp_path, monkeypatch, known, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
@@ -159,11 +163,13 @@ def test_accumulated_gradients_equal_the_large_batchs(tmp_path):
         assert_same_gradients(small, large, 1e-4)
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_gradients(tmp_path):
     plain, checkpointed = (gradients(tmp_path, gradient_checkpointing=value) for value in (False, True))
     assert_same_gradients(checkpointed, plain)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_the_reported_norm_is_before_clipping(tmp_path):
     long, _, _ = after_one_step(tmp_path)
     config, network = mini_training.build_config(tmp_path, max_grad_norm=1e-3, lora=LoRAConfig(4, 8.0, 0.0)), mini()
@@ -203,6 +209,7 @@ def test_a_fresh_adapter_has_no_velocity_drift(tmp_path):
     assert drift_after_training(tmp_path, steps=0 + 1, learning_rate=1e-12)[0] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoRAConfig(4, 8.0, 0.0, bias="all"), LoRAConfig(enabled=False)], ids=["bias", "all"])
 def test_velocity_drift_in_bfloat16_is_measured_against_the_base(tmp_path, lora):
     config = mini_training.build_config(tmp_path, lora=lora)
@@ -292,6 +299,7 @@ def test_losses_are_grouped_by_flow_time():
     assert means == {"0.00-0.25": 2.0, "0.75-1.00": 5.0}
 
 
+@pytest.mark.slow
 def test_a_bf16_base_computes_what_autocast_does(tmp_path):
     results = []
     for use_bf16 in (False, True):

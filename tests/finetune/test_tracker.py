@@ -128,6 +128,7 @@ def test_early_stopping_between_two_log_lines_loses_no_step(tmp_path):
     assert means[10] == pytest.approx({4: sum(losses) / 4})
 
 
+@pytest.mark.slow
 def test_flops_of_a_clip_and_utilisation(tmp_path):
     config, network = mini_training.build_config(tmp_path, gradient_checkpointing=True), mini()
     state = new_state(network, config, 5)

@@ -1,6 +1,7 @@
 """Validation: fixed times and noise, so that two evaluations differ by the weights alone."""
 
 import mini_training
+import pytest
 import torch
 from helpers import mini
 
@@ -13,6 +14,7 @@ from mmaudio.lora.adapter import LoRAConfig
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_clips_losses_do_not_depend_on_the_other_clips(tmp_path):
     config, network = mini_training.build_config(tmp_path, batch_size=5), mini()
     state, clips = new_state(network, config, 5), mini_training.mini_clips(3, "val")

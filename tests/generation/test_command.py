@@ -64,6 +64,7 @@ def read_comment(path):
     return json.loads(tags["comment"])
 
 
+@pytest.mark.slow
 def test_a_video_gets_audio(base, tmp_path, capsys):
     video = base / "clip.mp4"
     assert run_command(base, tmp_path / "out", "--video", video, "--prompt", "a ball", "--negative-prompt", "hum") == 0

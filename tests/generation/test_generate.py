@@ -69,6 +69,7 @@ def test_non_finite_audio_is_an_error(sampler, encoders):
         generate(sampler, encoders, GenerationRequest(None, "rain", seconds=1, num_steps=3, guidance_scale=1e30))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(base, sampler, encoders):
     request = GenerationRequest(base / "a.mp4", "a dog", seed=1, seconds=1, num_steps=2)
     for dtype in (torch.float32, torch.bfloat16):

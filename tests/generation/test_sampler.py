@@ -51,6 +51,7 @@ def test_a_batch_equals_its_clips_one_by_one(sampler, features):
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_a_batch_of_noise_equals_its_samples_one_by_one(sampler, features, dtype, tolerance):
     one_clip = [feature[:1] for feature in features]
@@ -78,6 +79,7 @@ def counted(network):
     return calls, lambda: [hook.remove() for hook in hooks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "velocities"), [("euler", 5), ("midpoint", 10)])
 def test_conditions_are_computed_once_per_clip_and_both_branches_in_one_batch(sampler, features, method, velocities):
     calls, remove = counted(sampler.network)
@@ -99,6 +101,7 @@ def test_without_guidance_there_is_no_second_branch(sampler, features):
     assert calls["clip_input_proj"] == [3] and calls["fused_blocks.0"] == [3, 3]
 
 
+@pytest.mark.slow
 def test_weights_are_cast_once_and_restored(sampler, features):
     network, noise = sampler.network, sampler.draw_noise([1, 2, 3])
     before = {key: (value, value.clone()) for key, value in network.state_dict().items()}
@@ -123,6 +126,7 @@ def test_weights_are_cast_once_and_restored(sampler, features):
     )
 
 
+@pytest.mark.slow
 def test_an_adapters_weights_are_cast_too(sampler, features):
     adapted = add_lora(build_network(MODEL), LoRAConfig(rank=2), torch.Generator().manual_seed(0))
     for parameter in adapted.parameters():
@@ -182,6 +186,7 @@ def test_a_negative_prompt_replaces_the_empty_text(sampler, features):
     assert (free - other).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(sampler, features):
     noise = sampler.draw_noise([1, 2, 3])
     full = sampler.sample_latents(*features, noise, 4)

@@ -69,6 +69,7 @@ def test_a_fresh_adapter_changes_nothing():
     assert torch.equal(mini_velocity(network), mini_velocity(mini()))
 
 
+@pytest.mark.slow
 def test_a_step_moves_the_adapter_and_leaves_the_base_untouched():
     network, model = adapted_mini(filled_adapter=False, dropout=0.1)
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -82,6 +83,7 @@ def test_a_step_moves_the_adapter_and_leaves_the_base_untouched():
     assert moved == {name for name in before if "lora_" in name}
 
 
+@pytest.mark.slow
 def test_merged_equals_unmerged_with_the_released_keys():
     network, model = adapted_mini()
     expected = mini_velocity(network)
@@ -105,6 +107,7 @@ def test_merging_a_bf16_base_happens_in_float32():
     assert_close(weight, expected, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_strength_scales_the_adapter_and_survives_merging():
     network, model = adapted_mini()
     full, base = mini_velocity(network), mini_velocity(mini())
@@ -129,6 +132,7 @@ def test_strength_outside_its_range_is_refused(strength):
     assert not torch.allclose(mini_velocity(network), before)
 
 
+@pytest.mark.slow
 def test_save_and_load_are_the_identity():
     _, model = adapted_mini(filled_adapter=False)
     source, _ = adapted_mini()
@@ -141,6 +145,7 @@ def test_save_and_load_are_the_identity():
     assert all(torch.equal(value, adapter_state(first)[key]) for key, value in saved.items())
 
 
+@pytest.mark.slow
 def test_peft_itself_loads_what_we_save(tmp_path):
     network, model = adapted_mini()
     model.save_pretrained(tmp_path)
@@ -150,6 +155,7 @@ def test_peft_itself_loads_what_we_save(tmp_path):
     assert (written["r"], written["lora_alpha"], written["peft_type"]) == (4, 8.0, "LORA")
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_depends_on_the_generator_alone():
     def fresh(seed):
         torch.manual_seed(torch.seed() % 1000)

@@ -137,6 +137,7 @@ def test_every_kind_trains_resumes_and_saves(kind, tmp_path):
     attach_adapter(mini(), one, "tiny_16k")
 
 
+@pytest.mark.slow
 def test_layers_have_the_rank_of_the_first_pattern_that_matches():
     model = add_lora(mini(), KINDS["ranks"])
     settings = {name: (layer.r["default"], layer.scaling["default"]) for name, layer in lora_layers(model).items()}

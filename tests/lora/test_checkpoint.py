@@ -72,6 +72,7 @@ def test_attached_computes_as_trained(written):
     assert torch.equal(flow(network), expected)
 
 
+@pytest.mark.slow
 def test_peft_reads_our_folder_and_we_read_pefts(written, tmp_path):
     _, path, expected = written
     network = mini()
@@ -211,6 +212,7 @@ def test_other_file_formats_of_peft_are_read(tmp_path):
             read_adapter(tmp_path / lonely)
 
 
+@pytest.mark.slow
 def test_unsupported_methods_of_peft_are_named(tmp_path):
     state = by_peft(tmp_path / "dora", target_modules=["qkv"], use_dora=True).state_dict()
     magnitudes = {key: value for key, value in state.items() if "magnitude" in key}
@@ -233,6 +235,7 @@ def test_unsupported_methods_of_peft_are_named(tmp_path):
         read_adapter(tmp_path / "dora")
 
 
+@pytest.mark.slow
 def test_pefts_configuration_takes_precedence(written):
     adapter, path, expected = written
     config = path.with_suffix("") / "adapter_config.json"
@@ -245,6 +248,7 @@ def test_pefts_configuration_takes_precedence(written):
     assert not torch.allclose(flow(network), expected)
 
 
+@pytest.mark.slow
 def test_old_files_without_pefts_configuration_are_read(written):
     adapter, path, expected = written
     stored = torch.load(path, weights_only=True)
@@ -271,6 +275,7 @@ def foreign(folder, model, base=None):
     return read_adapter(folder)
 
 
+@pytest.mark.slow
 def test_shapes_identify_the_base_of_a_file_without_its_name(tmp_path):
     read_back = foreign(tmp_path / "a", "medium_44k")
     assert (read_back.base_model, read_back.possible_models) == ("medium_44k", ("medium_44k",))
@@ -285,6 +290,7 @@ def test_shapes_identify_the_base_of_a_file_without_its_name(tmp_path):
         check_base(several, "large_44k_v2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "base"),
     [
@@ -328,6 +334,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(refused.value) and "weights_only" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_an_adapter_goes_unnoticed(written, tmp_path):
     _, path, _ = written
     whole, copy, refused = path.read_bytes(), tmp_path / "best_lora.pt", 0

@@ -32,6 +32,7 @@ def test_a_merged_copy_has_the_keys_and_types_of_the_base_and_computes_the_same(
     assert not any(weight.requires_grad for weight in merged.network.parameters())
 
 
+@pytest.mark.slow
 def test_the_rounding_error_of_merging_is_measured():
     network, model = adapted_mini()
     expected = velocity_at_random_input(network)
@@ -41,6 +42,7 @@ def test_the_rounding_error_of_merging_is_measured():
     assert merged.max_difference > 1e-5, "rounding to float16 shows"
 
 
+@pytest.mark.slow
 def test_dtypes_are_preserved_by_key_and_the_sum_is_rounded_once():
     _, model = adapted_mini()
     name = "fused_blocks.0.attn.qkv.weight"
@@ -51,6 +53,7 @@ def test_dtypes_are_preserved_by_key_and_the_sum_is_rounded_once():
     assert torch.equal(merged.state_dict[name], full.state_dict[name].bfloat16())
 
 
+@pytest.mark.slow
 def test_merging_uses_the_current_strength():
     network, model = adapted_mini()
     set_strength(model, 0.5)
@@ -61,6 +64,7 @@ def test_merging_uses_the_current_strength():
     assert merge_copy(model, all_of(torch.float32)).max_difference == 0
 
 
+@pytest.mark.slow
 def test_excessive_rounding_is_refused():
     _, model = adapted_mini()
     with pytest.raises(WeightsError, match=r"float8_e5m2, the velocity differs by .*nothing is written"):

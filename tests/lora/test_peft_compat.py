@@ -15,6 +15,7 @@ from mmaudio.model.spec import MODELS
 QKV = "fused_blocks.0.attn.qkv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "likely"),
     [
@@ -34,6 +35,7 @@ def test_a_layer_outside_the_blocks_narrows_the_base_model():
     ]
 
 
+@pytest.mark.slow
 def test_without_a_matching_number_of_blocks_all_fitting_models_are_listed():
     assert find_possible_models(zero_adapter_state("large_44k", ["fused_blocks[0].ffn"])) == [
         "medium_44k",

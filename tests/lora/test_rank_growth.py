@@ -58,6 +58,7 @@ def test_growing_keeps_the_function(tmp_path, name):
     assert shapes == {(8, 64)} and not state.phase_is_over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "of another scale"])
 def test_the_optimizer_state_of_the_old_ranks_is_preserved(tmp_path, name):
     state, clips, config = after_three_steps(tmp_path, **KINDS[name])
@@ -119,6 +120,7 @@ def test_a_run_prints_its_phases(tmp_path, capsys):
     assert "phases:     rank 4 to step 3, rank 8 to step 6" in output and "step 3: the rank is 8 from here" in output
 
 
+@pytest.mark.slow
 def test_phases_are_checked():
     assert lora().in_phase(1) == LoRAConfig(rank=8, alpha=16.0, dropout=0.1, max_steps=3)
     for overrides, words in (

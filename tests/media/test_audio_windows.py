@@ -44,6 +44,7 @@ def test_without_a_change_of_rate_the_chunks_are_returned():
     assert all(a is b for a, b in zip(resample_chunks(chunks, 16_000, 16_000), chunks, strict=True))
 
 
+@pytest.mark.slow
 def test_windows_are_those_of_the_whole_file(tmp_path):
     info = probe(noisy_video(tmp_path / "a.mp4", 9))
     waveform, rate = read_audio(info.path, info)

@@ -81,6 +81,7 @@ def test_the_frames_are_copied_and_the_audio_is_in_sync(tmp_path, name, muxer, e
     assert codec == CONTAINERS[suffix].audio_codec.removeprefix("lib")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "muxer"), [("a.mkv", "matroska"), ("a.mts", "mpegts")])
 def test_a_video_that_begins_late_begins_with_the_audio(tmp_path, name, muxer):
     source = write_encoded_video(tmp_path / name, muxer, "libx264", first=3)

@@ -39,11 +39,13 @@ def test_every_frame_is_decoded_at_its_time_with_the_audio(tmp_path, fps):
     assert np.abs(audio[0, RATE : 2 * RATE] - sound[RATE:]).mean() < 0.02
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     contents = {write_tone_video(tmp_path / f"{n}.mp4", 2).read_bytes() for n in range(6)}
     assert len(contents) == 1
 
 
+@pytest.mark.slow
 def test_new_audio_leaves_the_frames_unchanged(tmp_path):
     source = write_tone_video(tmp_path / "a.mp4", 2)
     mux_audio(source, np.stack([tone(2, 44_100)] * 2), 44_100, tmp_path / "b.mp4")

@@ -38,6 +38,7 @@ def first_at(times, instant):
     return next((time for time in times if time >= instant - 1e-6), times[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fps", [12, 24, 25, 30])
 def test_an_instant_gets_the_first_frame_at_it_or_later(tmp_path, fps):
     info = probe(write_tone_video(tmp_path / "a.mp4", 8, fps))
@@ -72,6 +73,7 @@ def test_windows_in_one_pass_equal_windows_on_their_own(tmp_path):
         assert [torch.stack(f).tolist() for f in window.frames] == [torch.stack(f).tolist() for f in alone.frames]
 
 
+@pytest.mark.slow
 def test_a_frame_is_transformed_once_per_grid(tmp_path):
     info = probe(write_tone_video(tmp_path / "a.mp4", 16, 25))
     calls = []
@@ -109,6 +111,7 @@ def test_a_damaged_file_is_refused_with_its_reason(tmp_path):
         probe(tmp_path / "none.mp4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_truncated_file_is_refused(tmp_path, suffix):
     source = write_tone_video(tmp_path / "a.mp4", 10)
@@ -136,6 +139,7 @@ def test_a_long_last_frame_is_no_truncation(tmp_path):
     check_not_truncated(info, find_video_end(info))
 
 
+@pytest.mark.slow
 def test_a_truncated_file_ends_with_its_packets(tmp_path):
     info = probe(truncate_mp4(write_tone_video(tmp_path / "a.mp4", 10), tmp_path / "b.mp4"))
     assert info.duration == pytest.approx(10)

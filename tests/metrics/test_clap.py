@@ -56,6 +56,7 @@ def test_the_similarity_is_that_of_transformers_outputs(folder, clap):
     assert (clap.similarity(waves, 48_000, "a ball") - expected).abs().min() > 1e-4
 
 
+@pytest.mark.slow
 def test_audio_is_resampled_and_cut_off_after_ten_seconds(folder, clap):
     long = noise(12, 1)
     expected = reference(folder, resample(long, RATE, 48_000)[:, : 10 * 48_000], "a ball")
@@ -71,6 +72,7 @@ def test_similarity_is_averaged_over_samples_and_needs_a_caption(clap):
     assert math.isnan(clap.score(ClipAudio(sounds, RATE, torch.zeros(0), " ")).values["base"]["clap"])
 
 
+@pytest.mark.slow
 def test_clap_is_loaded_from_a_folder_or_the_hubs_cache(folder, tmp_path, monkeypatch):
     source = find_clap(ModelSearch("tiny_16k", folder), METRICS)
     assert isinstance(source, PretrainedSource) and source.load().tokenizer is not None

@@ -213,6 +213,7 @@ def test_normalisation_is_its_own_inverse():
     assert torch.equal(network.normalize(network.latent_mean), torch.zeros_like(network.latent_mean))
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
@@ -225,6 +226,7 @@ def test_checkpointing_gives_the_same_gradients():
     assert all(relative_error(checkpointed[key], value) < 1e-5 for key, value in plain.items())
 
 
+@pytest.mark.slow
 def test_a_new_network_starts_at_zero_velocity_and_learns_from_the_first_step():
     network = MMAudio(mini_spec())
     inputs = mini_inputs()

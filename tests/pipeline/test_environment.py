@@ -43,6 +43,7 @@ def start(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_set_ups_install_once(tmp_path, start):
     python = f"{tmp_path / '.venv/bin/python'}\n"
     with start() as first:
@@ -57,6 +58,7 @@ def test_two_set_ups_install_once(tmp_path, start):
         assert third.communicate() == (python, "")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_installer_and_the_next_run_installs(tmp_path, start):
     with start() as process:
         assert "installing into" in process.stderr.readline()

@@ -186,6 +186,7 @@ def start_stage(tmp_path, *arguments):
     return process, psutil.Process(int(line.split()[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("to_all", [True, False])
 def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all):
@@ -197,6 +198,7 @@ def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all):
     assert process.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, number):
     process, child = start_stage(tmp_path, "again")

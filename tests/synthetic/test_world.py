@@ -125,6 +125,7 @@ def test_captions_name_the_sounds():
     assert scene.caption == "a red box bouncing and an orange lamp switching"
 
 
+@pytest.mark.slow
 def test_files_keep_audio_and_video_in_sync(tmp_path):
     scene, generator = scene_of(BASE, "switch", 2, seconds=6.0)
     rendered = render_scene(scene, 30, 64, 48_000, generator)

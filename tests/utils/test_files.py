@@ -88,6 +88,7 @@ def test_the_longest_name_can_be_written(tmp_path):
         assert (tmp_path / name).read_text() == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
 def test_permissions_are_those_of_the_umask(tmp_path, umask):
     before = os.umask(umask)

@@ -160,6 +160,7 @@ def command(site, target):
     return [sys.executable, "-c", SCRIPT, f"{site.address}/w.pth", str(target), MD5]
 
 
+@pytest.mark.slow
 def test_a_download_resumes_after_a_full_disk(site, tmp_path):
     site.sends_length = False
     mounted = "mount -t tmpfs -o size={} none {} && "
@@ -177,6 +178,7 @@ def test_a_download_resumes_after_a_full_disk(site, tmp_path):
     assert site.requests[-1][1] not in (None, "bytes=0-")
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(tmp_path):
     gate = threading.Event()
     with serve_files(files={"/w.pth": CONTENT}, gate=gate) as site:

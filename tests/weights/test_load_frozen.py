@@ -136,6 +136,7 @@ def test_a_foreign_file_matches_no_variant():
         on_meta(partial(build_network, "small_16k")).load_released(build_vae(MODEL).state_dict())
 
 
+@pytest.mark.slow
 def test_each_stage_loads_only_the_models_it_needs():
     sampler, seeing = load_sampler(MODEL), load_encoders(MODEL, names=CONDITION_ENCODERS)
     assert sampler.vae.encoder is None and sampler.vae.decoder is not None
