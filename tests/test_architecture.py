@@ -74,11 +74,14 @@ def imports(path: Path) -> set[str]:
 GRAPH = {name_of(path): imports(path) for path in SOURCES}
 
 
-@pytest.mark.parametrize("module", [name for name in GRAPH if name])
-def test_imports_point_down(module):
-    for other in GRAPH[module]:
-        allowed = wing(other) == wing(module) or level(other) < level(module)
-        assert allowed, f"mmaudio.{module} imports mmaudio.{other}, which is not below it"
+def test_imports_point_down():
+    up = [
+        f"mmaudio.{module} imports mmaudio.{other}, which is not below it"
+        for module in filter(None, GRAPH)
+        for other in GRAPH[module]
+        if wing(other) != wing(module) and level(other) >= level(module)
+    ]
+    assert not up, up
 
 
 def test_no_imports_go_in_a_circle():
@@ -92,10 +95,10 @@ def test_packages_are_two_deep():
     assert all(name.count(".") <= 1 for name in GRAPH)
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-def test_nothing_imports_a_benchmark(path):
-    others = {str(node.module) for node in ast.walk(syntax(path)) if isinstance(node, ast.ImportFrom)}
-    assert "benchmarks" in path.parts or not any(name.startswith("benchmarks") for name in others)
+def test_nothing_imports_a_benchmark():
+    for path in [path for path in COMMANDS if path.parent.name != "benchmarks"]:
+        others = {str(node.module) for node in ast.walk(syntax(path)) if isinstance(node, ast.ImportFrom)}
+        assert not any(name.startswith("benchmarks") for name in others), path
     assert not any("benchmarks" in others for others in GRAPH.values())
 
 
@@ -103,19 +106,25 @@ READS_THE_PROCESS = ("cli", "commands", "pipeline", "pretraining")
 """Entry points: what a command or a Python call begins in."""
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if not name_of(p).startswith(READS_THE_PROCESS)], ids=name_of)
-def test_nothing_below_the_entry_points_reads_the_process(path):
-    text = path.read_text()
-    for forbidden in (
-        "sys.argv",
-        "os.environ",
-        "getenv",
-        "torch.backends.",
-        "set_float32_matmul_precision",
-        "torch.manual_seed(",
-    ):
-        where = [line for line in text.splitlines() if forbidden in line]
-        assert not where, f"{path.name}: {where[0].strip()}"
+PROCESS_STATE = (
+    "sys.argv",
+    "os.environ",
+    "getenv",
+    "torch.backends.",
+    "set_float32_matmul_precision",
+    "torch.manual_seed(",
+)
+
+
+def test_nothing_below_the_entry_points_reads_the_process():
+    readers = [
+        f"{path.name}: {line.strip()}"
+        for path in SOURCES
+        if not name_of(path).startswith(READS_THE_PROCESS)
+        for line in path.read_text().splitlines()
+        if any(name in line for name in PROCESS_STATE)
+    ]
+    assert not readers, readers
 
 
 WRITES_OTHERWISE = {
@@ -154,13 +163,15 @@ def writes_outside(node: ast.AST, inside: bool = False) -> list[int]:
     return lines + [line for child in ast.iter_child_nodes(node) for line in writes_outside(child, inside)]
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in [*SOURCES, *COMMANDS] if "benchmarks" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_every_file_is_written_through_one_place(path):
+def test_every_file_is_written_through_one_place():
     """It gives them a temporary name of their own, and the permissions of the umask."""
-    if path != PACKAGE / "utils" / "files.py" and path.name not in WRITES_OTHERWISE:
-        assert not writes_outside(syntax(path)), path
+    writers = {
+        str(path.relative_to(ROOT)): writes_outside(syntax(path))
+        for path in [*SOURCES, *COMMANDS]
+        if path.parent.name != "benchmarks" and path != PACKAGE / "utils" / "files.py"
+    }
+    others = {path: lines for path, lines in writers.items() if lines and Path(path).name not in WRITES_OTHERWISE}
+    assert not others, others
 
 
 IMPORTS = """
@@ -201,12 +212,11 @@ def function_lines(path: Path) -> dict[str, int]:
     return {f"{path.name}:{n.lineno} {n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
 
 
-@pytest.mark.parametrize(
-    "path", [*SOURCES, *COMMANDS, *sorted(TESTS.rglob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_files_and_functions_are_short(path):
-    assert path.read_text().count("\n") <= 400
-    assert not [name for name, lines in function_lines(path).items() if lines > 45]
+def test_files_and_functions_are_short():
+    paths = [*SOURCES, *COMMANDS, *TESTS.rglob("*.py")]
+    long_files = [str(path.relative_to(ROOT)) for path in paths if path.read_text().count("\n") > 400]
+    long_functions = [name for path in paths for name, lines in function_lines(path).items() if lines > 45]
+    assert (long_files, long_functions) == ([], [])
 
 
 def test_the_usual_file_and_function_is_shorter():
@@ -215,13 +225,13 @@ def test_the_usual_file_and_function_is_shorter():
     assert statistics.quantiles(lengths, n=20)[-1] <= 25, "95 % of the functions"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_public_names_have_docstrings(path):
-    tree = syntax(path)
-    bare = [
-        node.name
-        for scope in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
+def test_public_names_have_docstrings():
+    bare = [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(syntax(path))]
+    bare += [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in SOURCES
+        for scope in [syntax(path), *(n for n in syntax(path).body if isinstance(n, ast.ClassDef))]
         for node in scope.body
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_" and not ast.get_docstring(node)
     ]
-    assert ast.get_docstring(tree) and not bare, bare
+    assert not bare, bare

@@ -172,6 +172,7 @@ def test_settings_that_contradict_the_optimizer_are_refused():
         compose(["optimizer=prodigy", "lora_plus_ratio=16"])
 
 
+@pytest.mark.slow
 def test_caption_dropout_defaults_to_that_of_the_video():
     assert compose(["drop_conditions=0.2"]).caption_dropout_prob == 0.2
     assert compose(["drop_conditions=0.2", "drop_captions=0.5"]).caption_dropout_prob == 0.5

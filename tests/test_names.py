@@ -3,11 +3,11 @@
 import ast
 import importlib.util
 
-import pytest
 from helpers import ROOT
 
 FOLDERS = ("mmaudio", "training", "benchmarks", "examples", "tests")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / "mmaudio")]
 EMPTY = {"found", "made", "kept", "wanted", "own", "told", "said", "given", "part"}
 """Words that say nothing of what a value is."""
 PARTICIPLES = ("ing", "ed", "found", "made", "kept", "held", "own", "told", "said", "given", "taken", "known", "seen")
@@ -30,22 +30,24 @@ def names_of(tree: ast.AST) -> dict[str, int]:
     return names
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_name_is_an_empty_word(path):
-    empty = {name: line for name, line in names_of(ast.parse(path.read_text())).items() if name.strip("_") in EMPTY}
-    assert not empty, ", ".join(f"line {line}: {name}" for name, line in empty.items())
+def test_no_name_is_an_empty_word():
+    empty = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in SOURCES
+        for name, line in names_of(ast.parse(path.read_text())).items()
+        if name.strip("_") in EMPTY
+    ]
+    assert not empty, empty
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if "mmaudio" in p.parts], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_a_file_of_one_word_is_a_noun(path):
+def test_a_file_of_one_word_is_a_noun():
     """A participle says what is done, not what is there; PyTorch's own words (`torch.distributed`) are the field's."""
-    field = importlib.util.find_spec(f"torch.{path.stem}") is not None
-    assert field or "_" in path.stem or not path.stem.endswith(PARTICIPLES), f"{path.name}: what it holds is a noun"
+    participles = [path for path in MODULES if "_" not in path.stem and path.stem.endswith(PARTICIPLES)]
+    others = [path.name for path in participles if importlib.util.find_spec(f"torch.{path.stem}") is None]
+    assert not others, f"{', '.join(others)}: what it holds is a noun"
 
 
 def test_no_file_name_stands_twice():
-    names = [path.name for path in SOURCES if "mmaudio" in path.parts]
+    names = [path.name for path in MODULES]
     twice = {name for name in names if names.count(name) > 1} - PARALLEL
     assert not twice, f"{', '.join(sorted(twice))}: one of them is named by what sets it apart"

@@ -122,6 +122,7 @@ def test_a_killed_run_resumes_to_the_uninterrupted_one(data, tmp_path):
     assert sorted(path.name for path in whole.iterdir()) == ["exp"], "Hydra leaves nothing of its own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, status, expected",
     [

@@ -175,6 +175,7 @@ def test_invalid_settings_are_refused():
         ScanSettings(stride=0)
 
 
+@pytest.mark.slow
 def test_odd_names_links_and_folders(tmp_path):
     """Odd names are used; a link to a folder is followed once; what cannot be read is named and harms nothing else."""
     root, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"

@@ -29,6 +29,7 @@ def test_audio_levels_are_measured(tmp_path):
     assert window.silence == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
     sound = np.concatenate([tone(2, amplitude=0.3), tone(4, amplitude=0.002), tone(2, amplitude=0.3)])
     write_video(tmp_path / "a.mp4", grey_frames(200, side=16), 25, sound, RATE)

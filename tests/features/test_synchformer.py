@@ -110,6 +110,7 @@ def test_segments_overlap_by_half():
         split_segments(frames[:15])
 
 
+@pytest.mark.slow
 def test_loading_skips_the_audio_branch_and_names_mismatched_keys():
     encoder, other = build_synchformer("tiny_16k"), build_synchformer("tiny_16k")
     state = other.state_dict() | {"afeat_extractor.x": torch.zeros(1), "transformer.y": torch.zeros(1)}

@@ -367,6 +367,7 @@ def test_a_finished_run_without_its_adapter_is_an_error(tmp_path, content, messa
         mini_training.train_mini(tmp_path, max_steps=2)
 
 
+@pytest.mark.slow
 def test_an_unwritable_file_is_named(tmp_path):
     (tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt").mkdir(parents=True)
     with pytest.raises(MMAudioError, match=r"lora_checkpoints/best_lora\.pt: cannot be written \(Is a directory\)"):

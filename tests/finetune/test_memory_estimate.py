@@ -25,6 +25,7 @@ def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
     assert 0 < 2 * sizes[1] < sizes[0]
 
 
+@pytest.mark.slow
 def test_a_batch_that_memory_cannot_hold_is_reported_at_the_start(tmp_path):
     output = []
     for size in (2, 10**8):

@@ -49,6 +49,7 @@ def test_conditions_are_dropped_with_their_probabilities(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_loaded_state_continues_alike(tmp_path):
     config = mini_training.build_config(tmp_path, ema_decay=0.9)
     state = new_state(mini(), config, 5)

@@ -205,6 +205,7 @@ def drift_after_training(tmp_path, steps=8, **settings):
         return float(step.compute_velocity_drift(state, clips, draws, torch.float32).mean()), last.loss, state
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_has_no_velocity_drift(tmp_path):
     assert drift_after_training(tmp_path, steps=0 + 1, learning_rate=1e-12)[0] == pytest.approx(0.0, abs=1e-9)
 
@@ -270,6 +271,7 @@ def test_a_non_finite_loss_stops_before_the_weights_change(tmp_path, bad):
     assert all(torch.equal(weight, before[name]) for name, weight in state.trainable_parameters().items())
 
 
+@pytest.mark.slow
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path):
     config, network = mini_training.build_config(tmp_path), mini()
     state, same = new_state(network, config, 5), new_state(mini(), config, 5)

@@ -42,6 +42,7 @@ def test_losses_depend_on_the_weights(tmp_path):
     assert not torch.equal(before, validate(state, validation_set, config, Distributed()))
 
 
+@pytest.mark.slow
 def test_validation_has_no_dropout(tmp_path):
     losses = []
     for dropout in (0.5, 0.0):

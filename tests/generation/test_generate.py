@@ -118,6 +118,7 @@ def test_midpoint_is_closer_to_the_limit_than_euler(sampler, encoders):
     assert (midpoint - fine).square().mean() < (euler - fine).square().mean()
 
 
+@pytest.mark.slow
 def test_the_clip_range_ends_with_the_video_and_is_eight_seconds_by_default(tmp_path, base):
     long, short = tone_video(tmp_path / "long.mp4", 9, fps=10), base / "a.mp4"
     assert find_clip_range(GenerationRequest(long)).seconds == 8

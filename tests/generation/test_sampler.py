@@ -177,6 +177,7 @@ def test_one_step_is_noise_plus_guided_velocity(sampler, features):
     torch.testing.assert_close(sampler.sample_latents(*features, noise, 1, 1.0), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_replaces_the_empty_text(sampler, features):
     noise = sampler.draw_noise([1, 2, 3])
     free = sampler.sample_latents(*features, noise, 2)

@@ -169,6 +169,7 @@ def test_a_fresh_adapter_depends_on_the_generator_alone():
     assert 0.9 * bound < first[a_matrices[0]].abs().max() <= bound
 
 
+@pytest.mark.slow
 def test_wrong_adapter_weights_name_the_keys():
     _, model = adapted_mini()
     state = adapter_state(model)
@@ -179,6 +180,7 @@ def test_wrong_adapter_weights_name_the_keys():
         load_adapter_state(model, adapter_state(adapted_mini(filled_adapter=False, rank=8)[1]))
 
 
+@pytest.mark.slow
 def test_gradients_flow_under_bf16_autocast_and_checkpointing():
     network, model = adapted_mini()
     network.gradient_checkpointing = True
@@ -191,6 +193,7 @@ def test_gradients_flow_under_bf16_autocast_and_checkpointing():
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "modules", "millions"),
     [("small_16k", 74, 12.44), ("medium_44k", 74, 24.89), ("large_44k_v2", 134, 44.97)],

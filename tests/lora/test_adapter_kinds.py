@@ -168,6 +168,7 @@ def test_convolutions_are_refused_for_kinds_that_need_linears(settings):
         add_lora(mini(), LoRAConfig(rank=4, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset, kind", [("dora", "DoRA"), ("pissa", "PiSSA")])
 def test_the_presets_of_the_kinds_fit_the_network(preset, kind):
     config = compose([f"preset={preset}", "rank=8"])
@@ -192,6 +193,7 @@ def test_contradictory_settings_are_refused(overrides, words):
         compose(overrides)
 
 
+@pytest.mark.slow
 def test_only_the_selected_biases_are_trained(tmp_path):
     def trained_biases(bias):
         config = mini_training.build_config(tmp_path, lora=LoRAConfig(rank=4, bias=bias))

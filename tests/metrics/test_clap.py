@@ -64,6 +64,7 @@ def test_audio_is_resampled_and_cut_off_after_ten_seconds(folder, clap):
     assert not torch.allclose(clap.similarity(long, 48_000, "a ball"), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_similarity_is_averaged_over_samples_and_needs_a_caption(clap):
     sounds = {"base": noise(2, 2), "original": noise(2, 1)}
     scores = clap.score(ClipAudio(sounds, RATE, torch.zeros(0), "a ball bounces"))

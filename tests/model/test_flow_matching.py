@@ -32,6 +32,7 @@ def test_guided_euler_matches_the_golden_numbers(version, steps):
         assert_close(network.unnormalize(latent), expected["euler4.cfg4.5.unnormalized"])
 
 
+@pytest.mark.slow
 def test_guided_euler_under_bf16_autocast():
     network = mini()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
