@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-import time
 
 import pytest
 from pipeline_command import printed_path, run_pipeline, sha256
@@ -49,8 +48,6 @@ def test_a_second_run_redoes_nothing(demo):
     folder, printed, _ = demo
     outputs = [folder / printed_path(printed, "Adapter"), *folder.glob("demo_output/lora_data/**/*.*")]
     before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in outputs}
-    begin = time.monotonic()
     again, status = run_pipeline("--demo", cwd=folder)
     assert status == 0 and printed_path(again, "Adapter") == printed_path(printed, "Adapter")
     assert {path: (path.stat().st_mtime_ns, sha256(path)) for path in outputs} == before
-    assert time.monotonic() - begin < 120
