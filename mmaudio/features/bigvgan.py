@@ -25,6 +25,8 @@ KERNEL_SIZES = (3, 7, 11)
 DILATIONS = (1, 3, 5)
 FILTER_TAPS = 12
 """Length of the resampling filter."""
+CONTEXT_FRAMES = 32
+"""Mel frames on either side beyond which nothing reaches a sample: 31 with 16k, 17 with 44k."""
 CURRENT_NAMES = {"weight_g": "original0", "weight_v": "original1"}
 """torch's current names of a weight norm's magnitude and direction, by the former ones."""
 PARAMETRIZED = "parametrizations.weight."
@@ -134,6 +136,8 @@ class ResBlock(nn.Module):
 
 class BigVGAN(ReleasedModule):
     """Log-mel -> waveform. A new one has weight norm; loading folds it into plain weights."""
+
+    context_frames: int = CONTEXT_FRAMES
 
     def __init__(self, spec: CodecSpec) -> None:
         super().__init__()

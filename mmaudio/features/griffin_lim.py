@@ -32,6 +32,8 @@ class GriffinLim(ReleasedModule):
         super().__init__()
         self.spec = spec
         self.iterations = iterations
+        self.context_frames: int = iterations * spec.n_fft // spec.hop_length
+        """Mel frames on either side that reach a sample: an iteration carries a frame's content on by its length."""
         self.register_buffer("inverse_filterbank", torch.linalg.pinv(mel_filterbank(spec)), persistent=False)
         self.register_buffer("window", torch.hann_window(spec.n_fft), persistent=False)
 

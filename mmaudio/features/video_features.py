@@ -48,7 +48,7 @@ def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, write_ro
     while batch := list(islice(prefetched, GPU_WINDOWS if encoders.device.type == "cuda" else 1)):
         windows = [window for window, _ in batch]
         features = {
-            "clip_features": _encode_clip_frames(windows, encoders, frame_cache),
+            "clip_features": encode_shared_clip_frames(windows, encoders, frame_cache),
             "sync_features": encoders.encode_sync_clips([torch.stack(window.frames[1]) for window in windows]),
         }
         posterior = encoders.encode_audio(torch.stack([waveform for _, waveform in batch]))
@@ -103,7 +103,7 @@ def read_clip_inputs(
         yield window, waveform
 
 
-def _encode_clip_frames(windows: Sequence[FrameWindow], encoders: Encoders, cache: dict[float, Tensor]) -> Tensor:
+def encode_shared_clip_frames(windows: Sequence[FrameWindow], encoders: Encoders, cache: dict[float, Tensor]) -> Tensor:
     """CLIP features of the windows' frames (windows, V, E); frames of earlier windows come from `cache`, by time."""
     frames = {
         time: frame

@@ -19,8 +19,9 @@ if __name__ == "__main__":
     cli.handle_signals()  # the imports below take seconds
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ from mmaudio.data.clips import LeftOut
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
 from mmaudio.generation.generate import (
+    MAX_ONE_PASS_SECONDS,
     MAX_SECONDS,
     MIN_SECONDS,
     GenerationRequest,
+    all_prompts,
     duration_warning,
     encode_prompts,
     generate_samples,
+    plain,
 )
 from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
+from mmaudio.generation.part_store import PartStore, hash_settings
+from mmaudio.generation.prompt_table import read_prompts
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
 from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
@@ -64,6 +70,9 @@ def build_parser() -> cli.Parser:
         "--prompt",
         help="describes the audio; if not given: the .txt of the video's name beside it, or its folder's "
         "caption.txt. With --folder these come first, and --prompt is for videos without any",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, help="a table of prompts that change over time, with the columns from, to and prompt"
     )
     parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
     parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
@@ -90,8 +99,15 @@ def _add_sampling_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--seconds",
         type=float,
-        help=f"duration, {MIN_SECONDS:g} to {MAX_SECONDS:g}, at most to the video's end; "
-        f"{CLIP_SECONDS:g} where not given, the duration that models are trained on",
+        help=f"duration, {MIN_SECONDS:g} to {MAX_SECONDS:g}, at most to the video's end; the whole video where not "
+        f"given, {CLIP_SECONDS:g} for a prompt alone",
+    )
+    parser.add_argument(
+        "--one-pass",
+        "--one_pass",
+        action="store_true",
+        help=f"one pass of the network over all of it, up to {MAX_ONE_PASS_SECONDS:g} s, instead of windows of "
+        f"{CLIP_SECONDS:g} s, the duration that models are trained on, which are denoised together",
     )
     parser.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the audio begins")
     parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
@@ -117,7 +133,7 @@ def main(arguments: list[str]) -> int:
     for note in [note for job in plan.jobs for note in job.notes()]:
         print(f"note: {note}", file=sys.stderr)
     warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
-    if warning:
+    if args.one_pass and warning:
         print(f"warning: {warning}", file=sys.stderr)
     failures = run_jobs(plan.jobs, args) if plan.jobs else []
     if args.folder is None:
@@ -137,6 +153,8 @@ def main(arguments: list[str]) -> int:
 def check_flags(args: argparse.Namespace) -> None:
     """Raise ConfigError for invalid numbers, before any file is read."""
     cli.check_at_least(args, samples=1)
+    if args.prompts is not None and (args.folder is not None or args.prompt is not None):
+        raise ConfigError("--prompts is for one video or text, in place of --prompt")
     if args.strength is not None and args.adapter is None:
         raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
     if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
@@ -146,7 +164,7 @@ def check_flags(args: argparse.Namespace) -> None:
 def plan_jobs(args: argparse.Namespace) -> Plan:
     """Plan the jobs, checked as far as possible without a model; ConfigError for existing output files."""
     prompt = args.prompt or ""
-    if args.video is not None and args.prompt is None:
+    if args.video is not None and args.prompt is None and args.prompts is None:
         prompt = find_caption(args.video, "")
         if prompt:
             print(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
@@ -160,6 +178,8 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.steps,
         args.guidance,
         args.method,
+        () if args.prompts is None else read_prompts(args.prompts),
+        args.one_pass,
     )
     if args.folder is not None:
         return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
@@ -176,15 +196,16 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
     names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
     sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
     encoders = load_encoders(sampler.spec.name, args.weights, device, names)
-    prompts = [prompt for job in jobs for prompt in (job.request.prompt, job.request.negative_prompt)]
-    text_features = encode_prompts(encoders, prompts)
+    text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
     encoders.drop_text_tower()
     failures, is_single = [], args.folder is None
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
-        step_progress = (lambda steps: progress(steps, len(steps), "solver steps")) if is_single else iter
+        store = open_store(job, settings, args)
+        bar = label_progress if is_single else plain
         try:
-            waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, step_progress)
+            waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
+            store.clear()
         except DataError as error:
             if job.request.video is None or is_single:
                 raise
@@ -195,6 +216,21 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         for path in job.outputs.paths:
             print_line(str(path))
     return failures
+
+
+def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
+    """Yield `items` with a progress bar."""
+    return progress(items, len(items), label)
+
+
+def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) -> PartStore:
+    """The store of a job's finished parts, beside its output: on disk for more than a window, else in memory."""
+    if args.one_pass or job.clip_range.seconds <= CLIP_SECONDS:
+        return PartStore()
+    first = job.outputs.paths[0]
+    paths = [path for path in (job.request.video, args.adapter) if path is not None]
+    key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples}, paths)
+    return PartStore(first.with_name(f".{first.stem}.generation"), key)
 
 
 def print_line(line: str) -> None:

@@ -3,6 +3,8 @@
     request = GenerationRequest(Path("dog.mp4"), "a dog barks", seed=3)
     waveform = generate(sampler, encoders, request)    # (samples,)
 
+Up to 8 s are generated in one pass, more in windows that are denoised together (`long_audio`).
+
 Legend: L text tokens, D feature width.
 """
 
@@ -10,22 +12,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.features.encoders import Encoders, encode_video
+from mmaudio.generation.long_audio import LongRequest, PieceDecoder, Progress, encode_windows, sample_windows
+from mmaudio.generation.part_store import PartStore
+from mmaudio.generation.prompt_table import TimedPrompt, check_prompts_end
 from mmaudio.generation.sampler import Sampler
+from mmaudio.generation.windows import WindowGrid, plan_rows, plan_windows
 from mmaudio.media.video import check_not_truncated, find_video_end, probe
 from mmaudio.model.flow_matching import check_solver
 from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS
 
-MIN_SECONDS, MAX_SECONDS = 1.0, 30.0
-"""Durations that are generated in one pass."""
+MIN_SECONDS, MAX_SECONDS = 1.0, 3600.0
+"""Durations of audio."""
+MAX_ONE_PASS_SECONDS = 30.0
+"""Longest duration that is generated in one pass, if that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class GenerationRequest:
     start: float = 0.0
     """Seconds of the video at which the audio begins."""
     seconds: float | None = None
-    """Duration, 1 to 30; the audio ends with the video if that is sooner. None: 8, the duration of training."""
+    """Duration, 1 to 3600; the audio ends with the video if that is sooner. None: the whole video, 8 for a prompt."""
     seed: int = 0
     """Seed of the noise."""
     num_steps: int | None = None
@@ -49,15 +58,23 @@ class GenerationRequest:
     """Scale of classifier-free guidance, 1 for none; None: the model's default."""
     method: str = "euler"
     """Solver: `euler`, or `midpoint`, which is of second order and takes twice the time per step."""
+    prompts: tuple[TimedPrompt, ...] = ()
+    """Prompts that change over time, in place of `prompt`; they follow one another without a gap."""
+    one_pass: bool = False
+    """Generate more than 8 s in one pass of the network, which it was not trained for: 30 at most, 8 by default."""
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.video is None and not self.prompt:
+        if self.video is None and not self.prompt and not self.prompts:
             raise ConfigError("neither a video nor a prompt: there is nothing to generate audio for")
         if not 0 <= self.start < math.inf:
             raise ConfigError(f"start={self.start}: seconds of the video, from 0 on")
-        if self.seconds is not None and not MIN_SECONDS <= self.seconds <= MAX_SECONDS:
-            raise ConfigError(f"seconds={self.seconds:g}: audio lasts {MIN_SECONDS:g} to {MAX_SECONDS:g} s; 8 is usual")
+        longest = MAX_ONE_PASS_SECONDS if self.one_pass else MAX_SECONDS
+        if self.seconds is not None and not MIN_SECONDS <= self.seconds <= longest:
+            kind = " in one pass" if self.one_pass else ""
+            raise ConfigError(f"seconds={self.seconds:g}: audio lasts {MIN_SECONDS:g} to {longest:g} s{kind}")
+        if self.prompts and self.one_pass:
+            raise ConfigError("prompts that change over time need windows; leave one_pass out")
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: a number from 0 on")
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
@@ -82,9 +99,20 @@ class ClipRange:
 def find_clip_range(request: GenerationRequest) -> ClipRange:
     """Find the duration of the audio.
 
-    Raises DataError for a video that cannot be read, is truncated, or has less than a second from the start on.
+    Raises DataError for a video that cannot be read, is truncated, or has less than a second from the start on, and for
+    prompts that end before or after the audio.
     """
-    max_seconds = CLIP_SECONDS if request.seconds is None else request.seconds
+    clip_range = _find_clip_range(request)
+    if request.prompts:
+        check_prompts_end(request.prompts, clip_range.seconds)
+    return clip_range
+
+
+def _find_clip_range(request: GenerationRequest) -> ClipRange:
+    whole = MAX_SECONDS if request.video is not None and not request.one_pass else CLIP_SECONDS
+    if request.video is None and request.prompts and request.prompts[-1].end < math.inf:
+        whole = request.prompts[-1].end
+    max_seconds = whole if request.seconds is None else request.seconds
     if request.video is None:
         return ClipRange(max_seconds, None)
     info = probe(request.video)
@@ -101,15 +129,25 @@ def find_clip_range(request: GenerationRequest) -> ClipRange:
 
 
 def duration_warning(seconds: float) -> str:
-    """The warning for a duration above that of training; empty for others."""
+    """The warning for one pass over more than the duration of training; empty for others."""
     if seconds <= CLIP_SECONDS:
         return ""
-    return f"{seconds:g} s: models are trained on {CLIP_SECONDS:g} s, longer audio may be worse"
+    return f"{seconds:g} s in one pass: models are trained on {CLIP_SECONDS:g} s, longer audio may be worse"
+
+
+def all_prompts(request: GenerationRequest) -> tuple[str, ...]:
+    """Every prompt of a request, the negative one too."""
+    return (request.prompt, request.negative_prompt, *(prompt.text for prompt in request.prompts))
 
 
 def encode_prompts(encoders: Encoders, prompts: Iterable[str]) -> dict[str, Tensor]:
     """Encode every distinct non-empty prompt: text features (1, L, D) by prompt."""
     return {prompt: encoders.encode_texts([prompt]) for prompt in dict.fromkeys(prompts) if prompt}
+
+
+def plain(items: Sequence[Any], label: str) -> Iterable[Any]:
+    """Yield `items` without any progress bar."""
+    return items
 
 
 def generate_samples(
@@ -118,51 +156,104 @@ def generate_samples(
     request: GenerationRequest,
     count: int = 1,
     text_features: Mapping[str, Tensor] | None = None,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Progress[Any] = plain,
+    store: PartStore | None = None,
 ) -> Tensor:
-    """Generate `count` waveforms (count, samples) in one batch, at the codec's sample rate, in [-1, 1], on the CPU.
+    """Generate `count` waveforms (count, samples) together, at the codec's sample rate, in [-1, 1], on the CPU.
 
     Waveform i equals that of the seed `request.seed + i` alone, up to rounding. Sets the network's duration.
-    `text_features`: of `encode_prompts`, where they exist already; the solver's steps pass through `progress`. Raises
-    DataError as `find_clip_range`, ConfigError for a count below 1, WeightsError for latents that are not finite.
+    `text_features`: of `encode_prompts`, where they exist already; the solver's steps, and the windows of longer audio,
+    pass through `progress`; `store` holds the finished parts of longer audio. Raises DataError as `find_clip_range`,
+    ConfigError for a count below 1, WeightsError for latents that are not
+    finite.
     """
     if count < 1:
         raise ConfigError(f"samples={count}: at least 1")
-    seconds, network = find_clip_range(request).seconds, sampler.network
-    network.set_duration(seconds)
+    seconds = find_clip_range(request).seconds
     if text_features is None:
-        text_features = encode_prompts(encoders, (request.prompt, request.negative_prompt))
+        text_features = encode_prompts(encoders, all_prompts(request))
+    grid = plan_windows(sampler.spec.codec, seconds)
+    if request.one_pass or (len(grid.starts) == 1 and len(request.prompts) <= 1):
+        return _generate_in_one_pass(sampler, encoders, request, seconds, count, text_features, progress)
+    return _generate_in_windows(sampler, encoders, request, grid, count, text_features, progress, store or PartStore())
+
+
+def _generate_in_one_pass(
+    sampler: Sampler,
+    encoders: Encoders,
+    request: GenerationRequest,
+    seconds: float,
+    count: int,
+    text_features: Mapping[str, Tensor],
+    progress: Progress[Any],
+) -> Tensor:
+    network = sampler.network
+    network.set_duration(seconds)
     if request.video is None:
         clip_f, sync_f = network.empty_clip(1), network.empty_sync(1)
     else:
         clip_f, sync_f = encode_video(request.video, encoders, seconds, request.start)
-    text_f = text_features[request.prompt] if request.prompt else network.empty_text(1)
-    negative_f = text_features[request.negative_prompt].to(sampler.device) if request.negative_prompt else None
+    prompt = request.prompts[0].text if request.prompts else request.prompt
     latents = sampler.sample_latents(
         clip_f,
         sync_f,
-        text_f,
+        text_features[prompt] if prompt else network.empty_text(1),
         sampler.draw_noise(range(request.seed, request.seed + count)),
         request.num_steps,
         request.guidance_scale,
-        negative_f,
+        text_features[request.negative_prompt].to(sampler.device) if request.negative_prompt else None,
         request.method,
-        progress,
+        lambda steps: progress(steps, "solver steps"),
     )
-    if not latents.isfinite().all():
-        guidance_scale = sampler.spec.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        raise WeightsError(
-            f"{sampler.spec.name} with guidance {guidance_scale:g}: the audio is not finite. If guidance and the "
-            "adapter's strength are usual ones, the weights are broken: take another checkpoint"
-        )
+    _check_finite(latents, sampler, request)
     return torch.cat([sampler.decode(latent[None]).cpu() for latent in latents])  # one by one: decoding takes memory
+
+
+def _generate_in_windows(
+    sampler: Sampler,
+    encoders: Encoders,
+    request: GenerationRequest,
+    grid: WindowGrid,
+    count: int,
+    text_features: Mapping[str, Tensor],
+    progress: Progress[Any],
+    store: PartStore,
+) -> Tensor:
+    sampler.network.set_duration(grid.window_seconds)
+    if request.video is not None:
+        encode_windows(request.video, request.start, grid, encoders, store, progress)
+    prompts = request.prompts or (TimedPrompt(0.0, math.inf, request.prompt),)
+    long_request = LongRequest(
+        grid,
+        plan_rows(grid, prompts, sampler.spec.codec),
+        text_features,
+        text_features[request.negative_prompt] if request.negative_prompt else None,
+        sampler.spec.num_steps if request.num_steps is None else request.num_steps,
+        sampler.spec.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        request.method,
+    )
+    noise = sampler.draw_noise(range(request.seed, request.seed + count), grid.num_tokens)
+    latents = sample_windows(sampler, long_request, noise, store, progress)
+    _check_finite(latents, sampler, request)
+    decoders = [PieceDecoder(sampler, grid, latent) for latent in latents]
+    return torch.stack([decoder.decode(store, f"audio_{i}", progress) for i, decoder in enumerate(decoders)])
+
+
+def _check_finite(latents: Tensor, sampler: Sampler, request: GenerationRequest) -> None:
+    if latents.isfinite().all():
+        return
+    guidance_scale = sampler.spec.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    raise WeightsError(
+        f"{sampler.spec.name} with guidance {guidance_scale:g}: the audio is not finite. If guidance and the "
+        "adapter's strength are usual ones, the weights are broken: take another checkpoint"
+    )
 
 
 def generate(sampler: Sampler, encoders: Encoders, request: GenerationRequest) -> Tensor:
     """Generate one waveform (samples,) at the codec's sample rate, in [-1, 1], on the CPU.
 
-    Warns for a duration above that of training. Sets the network's duration. Raises as `generate_samples`.
+    Warns for one pass above the duration of training. Sets the network's duration. Raises as `generate_samples`.
     """
-    if request.seconds is not None and duration_warning(request.seconds):
+    if request.one_pass and request.seconds is not None and duration_warning(request.seconds):
         warnings.warn(duration_warning(request.seconds), stacklevel=2)
     return generate_samples(sampler, encoders, request)[0]

@@ -24,7 +24,7 @@ from mmaudio.data.clip_table import read_left_out, write_left_out
 from mmaudio.data.clips import LeftOut
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.generation.generate import MAX_SECONDS, ClipRange, GenerationRequest, find_clip_range
+from mmaudio.generation.generate import ClipRange, GenerationRequest, find_clip_range
 from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
@@ -68,10 +68,7 @@ class Job:
             return []
         notes = []
         if available - seconds > 0.1:
-            notes.append(
-                f"{video.name}: {available:.2f} s of picture, audio for {seconds:g} s of it; "
-                f"--seconds takes up to {MAX_SECONDS:g}"
-            )
+            notes.append(f"{video.name}: {available:.2f} s of picture, audio for {seconds:g} s of it")
         elif self.request.seconds is not None and self.request.seconds - seconds > 0.1:
             notes.append(f"{video.name}: the picture ends after {available:.2f} s, and the audio with it")
         suffixes = {path.suffix for path in self.outputs.paths if path.suffix in CONTAINERS} - {video.suffix.lower()}
@@ -204,6 +201,8 @@ def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mappi
         provenance = {
             **settings,
             "prompt": request.prompt,
+            "prompts": [(prompt.start, prompt.last_time, prompt.text) for prompt in request.prompts],
+            "one_pass": request.one_pass,
             "negative_prompt": request.negative_prompt,
             "start": request.start,
             "seconds": job.clip_range.seconds,

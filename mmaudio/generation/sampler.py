@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmaudio.features.bigvgan import BigVGAN
+from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
@@ -35,14 +37,17 @@ class Sampler:
     spec: ModelSpec
     network: MMAudio
     vae: VAE
-    vocoder: nn.Module
+    vocoder: BigVGAN | GriffinLim
     device: torch.device
     dtype: torch.dtype = torch.float32
     """Autocast dtype of the network; the solver's state and the codec stay in float32."""
 
-    def draw_noise(self, seeds: Sequence[int]) -> Tensor:
-        """Draw standard normal latents (B, N, C), one per seed: a sample's noise depends on its seed alone."""
-        shape = (self.network.lengths.latent_tokens, self.spec.network.latent_dim)
+    def draw_noise(self, seeds: Sequence[int], num_tokens: int | None = None) -> Tensor:
+        """Draw standard normal latents (B, N, C), one per seed: a sample's noise depends on its seed alone.
+
+        `num_tokens`: N, by default that of the network's duration.
+        """
+        shape = (num_tokens or self.network.lengths.latent_tokens, self.spec.network.latent_dim)
         noise = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
         return torch.from_numpy(np.stack(noise)).to(self.device)
 

@@ -84,18 +84,22 @@ def integrate(
     num_steps: int,
     method: str = "euler",
     progress: Callable[[range], Iterable[int]] = iter,
+    first_step: int = 0,
+    on_step: Callable[[int, Tensor], object] = lambda number, x: None,
 ) -> Tensor:
     """Integrate dx/dt = velocity from x0 (B, N, C) at t = 0 to t = 1 in equal steps, which pass through `progress`.
 
-    `euler` (first order) evaluates the velocity once per step, `midpoint` (second order) twice. Raises ConfigError as
+    `euler` (first order) evaluates the velocity once per step, `midpoint` (second order) twice. `on_step` gets the
+    number of finished steps and x, from which a call with them as `first_step` and x0 goes on. Raises ConfigError as
     `check_solver` does.
     """
     check_solver(num_steps, method)
     x, dt = x0, 1.0 / num_steps
-    for step in progress(range(num_steps)):
+    for step in progress(range(first_step, num_steps)):
         t = torch.full((), step * dt, dtype=torch.float32, device=x.device)
         slope = velocity(x, t).to(x.dtype)
         if method == "midpoint":
             slope = velocity(x + 0.5 * dt * slope, t + 0.5 * dt).to(x.dtype)
         x = x + dt * slope
+        on_step(step + 1, x)
     return x

@@ -284,10 +284,25 @@ def test_a_file_of_another_kind_is_an_error(base, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_long_duration_is_warned_of(base, tmp_path, capsys):
-    assert run_command(base, tmp_path / "a.flac", "--prompt", "rain", "--seconds", "8.5") == 0
-    assert "warning: 8.5 s: models are trained on 8 s" in capsys.readouterr().err
+def test_one_pass_beyond_the_duration_of_training_is_warned_of(base, tmp_path, capsys):
+    assert run_command(base, tmp_path / "a.flac", "--prompt", "rain", "--seconds", "8.5", "--one-pass") == 0
+    assert "warning: 8.5 s in one pass: models are trained on 8 s" in capsys.readouterr().err
     assert read_duration(tmp_path / "a.flac", "audio") == pytest.approx(8.5, abs=0.04)
+
+
+@pytest.mark.slow
+def test_a_whole_video_gets_audio_that_follows_prompts_over_time(base, tmp_path, capsys):
+    write_noise_video(tmp_path / "long.mp4", 0, 10)
+    (tmp_path / "prompts.tsv").write_text("from\tto\tprompt\n0\t4\train\n4\t\ta dog\n")
+    video = ["--video", tmp_path / "long.mp4"]
+    assert run_command(base, tmp_path / "out", *video, "--prompts", tmp_path / "prompts.tsv") == 0
+    captured = capsys.readouterr()
+    assert not captured.err and "warning" not in captured.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["long.flac", "long.mp4"]
+    assert read_duration(tmp_path / "out" / "long.flac", "audio") == pytest.approx(10, abs=0.04)
+    assert read_comment(tmp_path / "out" / "long.mp4")["prompts"] == [[0, 4, "rain"], [4, None, "a dog"]]
+    assert run_command(base, tmp_path / "one.flac", *video, "--prompt", "rain") == 0
+    assert not np.array_equal(read_audio(tmp_path / "one.flac"), read_audio(tmp_path / "out" / "long.flac"))
 
 
 @pytest.mark.parametrize(
@@ -300,8 +315,10 @@ def test_a_long_duration_is_warned_of(base, tmp_path, capsys):
         (["--prompt", "rain", "--output", "sound.mp4"], ConfigError, "no --video"),
         (["--prompt", "rain", "--model", "tiny_17k"], ConfigError, "did you mean 'tiny_16k'"),
         (["--prompt", "rain", "--steps", "0"], ConfigError, "steps=0"),
-        (["--prompt", "rain", "--seconds", "0.5"], ConfigError, "1 to 30 s"),
-        (["--prompt", "rain", "--seconds", "31"], ConfigError, "1 to 30 s"),
+        (["--prompt", "rain", "--seconds", "0.5"], ConfigError, "1 to 3600 s"),
+        (["--prompt", "rain", "--seconds", "31", "--one-pass"], ConfigError, "1 to 30 s in one pass"),
+        (["--prompt", "rain", "--prompts", "p.tsv"], ConfigError, "in place of --prompt"),
+        (["--prompts", "p.tsv"], DataError, "p.tsv: cannot be read"),
         (["--prompt", "rain", "--samples", "0"], ConfigError, "--samples 0"),
         (["--prompt", "rain", "--samples", "1000001"], ConfigError, "--samples 1000001: at most 1000000"),
         (["--prompt", "rain", "--strength", "1"], ConfigError, "no --adapter"),
@@ -324,7 +341,7 @@ def test_invalid_requests_are_refused(base, adapter, tmp_path, flags, error, wor
     [
         (["--video", "a.mp4", "--folder", "b"], 2, "not allowed with argument"),
         (["--prompt", "rain", "--solver", "heun"], 2, "invalid choice: 'heun'"),
-        (["--prompt", "rain", "--seconds", "99"], 2, "1 to 30 s"),
+        (["--prompt", "rain", "--seconds", "9999"], 2, "1 to 3600 s"),
         (["--video", "nowhere.mp4"], 1, "nowhere.mp4: not there"),
     ],
 )

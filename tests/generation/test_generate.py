@@ -43,7 +43,9 @@ def test_any_duration_is_generated_in_one_pass(sampler, encoders, seconds):
     hook = sampler.network.fused_blocks[0].register_forward_hook(
         lambda _module, _inputs, out: calls.append(out.shape[1])
     )
-    sounds = generate_samples(sampler, encoders, GenerationRequest(None, "rain", seconds=seconds, num_steps=1))
+    sounds = generate_samples(
+        sampler, encoders, GenerationRequest(None, "rain", seconds=seconds, num_steps=1, one_pass=True)
+    )
     hook.remove()
     size = compute_lengths(sampler.spec.codec, seconds)
     assert calls == [size.latent_tokens]
@@ -119,9 +121,9 @@ def test_midpoint_is_closer_to_the_limit_than_euler(sampler, encoders):
 
 
 @pytest.mark.slow
-def test_the_clip_range_ends_with_the_video_and_is_eight_seconds_by_default(tmp_path, base):
+def test_the_clip_range_is_the_whole_video_by_default_and_eight_seconds_of_a_prompt(tmp_path, base):
     long, short = tone_video(tmp_path / "long.mp4", 9, fps=10), base / "a.mp4"
-    assert find_clip_range(GenerationRequest(long)).seconds == 8
+    assert find_clip_range(GenerationRequest(long)).seconds == 9
     assert find_clip_range(GenerationRequest(long, start=2.5)).seconds == 6.48  # whole frames at 25 per second
     assert find_clip_range(GenerationRequest(long, seconds=30)).seconds == 9
     assert find_clip_range(GenerationRequest(short)).seconds == 3
@@ -144,8 +146,9 @@ def test_an_unusable_video_is_an_error_with_its_reason(tmp_path, base):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"seconds": 0.9}, "seconds=0.9: audio lasts 1 to 30 s"),
-        ({"seconds": 30.1}, "seconds=30.1"),
+        ({"seconds": 0.9}, "seconds=0.9: audio lasts 1 to 3600 s"),
+        ({"seconds": 30.1, "one_pass": True}, "seconds=30.1: audio lasts 1 to 30 s in one pass"),
+        ({"seconds": 3601.0}, "seconds=3601"),
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"start": -1.0}, "start=-1"),
         ({"seed": -1}, "seed=-1"),
@@ -162,8 +165,8 @@ def test_invalid_requests_are_refused(settings, words):
 
 @pytest.mark.slow
 def test_a_duration_beyond_those_of_training_is_warned_of(sampler, encoders):
-    with pytest.warns(UserWarning, match="9 s: models are trained on 8 s"):
-        generate(sampler, encoders, GenerationRequest(None, "rain", seconds=9, num_steps=1))
+    with pytest.warns(UserWarning, match="9 s in one pass: models are trained on 8 s"):
+        generate(sampler, encoders, GenerationRequest(None, "rain", seconds=9, num_steps=1, one_pass=True))
 
 
 @pytest.mark.slow
