@@ -31,6 +31,8 @@ from mmaudio.lora.adapter import add_lora, inject_adapter, load_adapter_state, p
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.lora.peft_compat import (
     adapted_modules,
+    check_ranks,
+    check_values,
     describe_shapes,
     find_misfits,
     find_possible_models,
@@ -214,17 +216,25 @@ def _build_adapter(
     full_finetuning = header is not None and not header.get("lora", {}).get("enabled", True)
     if "audio_input_proj.0.weight" in state and not full_finetuning:
         raise WeightsError("this is a whole network, not an adapter: put it into the folder of weights")
+    if full_finetuning:
+        check_values(state)
     state = dict(state) if full_finetuning else lora_weights(state)
     if header is None and peft is None:
         raise WeightsError(f"its lora_alpha is unknown: put peft's {CONFIG_NAME} beside it")
     if header is None:
         assert peft is not None
-        return _from_peft_alone(state, peft)
+        adapter = _from_peft_alone(state, peft)
+        check_ranks(adapter.lora, state)
+        return adapter
     if header["format"] != FORMAT:
         raise WeightsError(f"an adapter file of format {header['format']}; this version reads {FORMAT}")
     lora = LoRAConfig(**header["lora"])
+    if not full_finetuning and sorted(header["targets"]) != adapted_modules(state):
+        raise WeightsError(f"has matrices of {len(adapted_modules(state))} layers, its targets are others")
     if peft:
         lora = _merge_settings(lora, lora_settings(peft, header["targets"]), header["targets"])
+    if not full_finetuning:
+        check_ranks(lora, state)
     metadata = {name: header[name] for name in ("base_model", "base_sha256", "targets", "step", "config", "data")}
     return AdapterFile(lora, state, **metadata)
 
