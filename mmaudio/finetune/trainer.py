@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
@@ -35,6 +36,8 @@ from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
+
+SMALLER_BATCH = "take a smaller batch, batch_size=4 gradient_accumulation_steps=8, or preset=low_memory"
 
 
 def train(config: TrainConfig, device: torch.device, distributed: Distributed | None = None) -> TrainingResult:
@@ -84,7 +87,8 @@ def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed)
         if is_main:
             with eager_mode(config):  # compiling for these measurements would be in vain
                 start(run, resumed, memory)
-        result = fit(run)
+        with explain_out_of_memory(SMALLER_BATCH):
+            result = fit(run)
     if is_main:
         finish(run, result)
     return result

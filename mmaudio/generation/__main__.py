@@ -183,7 +183,8 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
         step_progress = (lambda steps: progress(steps, len(steps), "solver steps")) if is_single else iter
         try:
-            waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, step_progress)
+            with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
+                waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, step_progress)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
         except DataError as error:
             if job.request.video is None or is_single:
