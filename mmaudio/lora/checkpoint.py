@@ -51,6 +51,8 @@ CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 """File names of peft's folders."""
 PICKLED_NAME = "adapter_model.bin"
 """File name of the weights if peft was called with safe_serialization=False."""
+MAX_CONFIG_BYTES = 10_000_000
+"""Size of adapter_config.json; with every layer named it has some 50 kB."""
 _HEADER = "mmaudio"
 
 
@@ -156,6 +158,8 @@ def read_adapter(path: Path) -> AdapterFile:
     """Read the adapter in a .pt file, a PEFT folder or a .safetensors file; WeightsError for anything else."""
     if not path.exists():
         raise WeightsError(f"{path}: no such adapter; training writes output/EXP_ID/lora_checkpoints/best_lora.pt")
+    if not path.is_dir() and not path.is_file():  # opening a pipe waits for ever
+        raise WeightsError(f"{path}: neither a file nor a folder")
     try:
         return _read_peft(_find_weights(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
     except (ConfigError, WeightsError) as error:
@@ -187,17 +191,29 @@ def _read_peft(weights: Path) -> AdapterFile:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
     else:
-        state, metadata = torch.load(weights, map_location="cpu", weights_only=True), {}
-    config_path = weights.parent / CONFIG_NAME
+        state, metadata = _load_pickled(weights), {}
     header = json.loads(metadata[_HEADER]) if _HEADER in metadata else None
-    peft_config = json.loads(config_path.read_text("utf-8-sig")) if config_path.is_file() else None
-    return _build_adapter(state, header, peft_config)
+    return _build_adapter(state, header, _read_config(weights.parent / CONFIG_NAME))
+
+
+def _read_config(path: Path) -> Any:
+    """peft's settings, None where there is no such file."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise WeightsError(f"{path.name} has {path.stat().st_size} bytes, more than settings take")
+    return json.loads(path.read_text("utf-8-sig"))
+
+
+def _load_pickled(path: Path) -> Any:
+    """What torch.save wrote, intact."""
+    if problem := find_damage(path):
+        raise OSError(problem)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_pt(path: Path) -> AdapterFile:
-    if problem := find_damage(path):
-        raise OSError(problem)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = _load_pickled(path)
     if not isinstance(stored, dict):
         raise WeightsError(f"holds a {type(stored).__name__}, not an adapter")
     if "adapter" in stored:
