@@ -30,7 +30,7 @@ from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
-from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.lora.checkpoint import restore_folder
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
@@ -141,18 +141,21 @@ def start(run: TrainingRun, resumed: bool, memory: FeatureMemory) -> None:
 
 
 def finish(run: TrainingRun, result: TrainingResult) -> None:
-    """Print how training ended, and where the adapters are; TrainingError as `check_best_adapter`."""
+    """Print how training ended, and where the adapters are; TrainingError as `check_adapters`."""
     if result.reason != "interrupted" and not result.new_steps:
-        check_best_adapter(run.checkpoints.best)
+        check_adapters(run)
     for line in format_result_lines(result, run.checkpoints.best):
         run.tracker.print_line(line)
 
 
-def check_best_adapter(path: Path) -> None:
-    """TrainingError where the adapter of a finished run is gone or cannot be read."""
-    if not path.exists():
-        raise TrainingError(f"{path} is gone, though its run is finished; start over with resume=false")
-    try:
-        read_adapter(path)
-    except WeightsError as error:
-        raise TrainingError(f"{error}, or start over with resume=false: its run is finished") from error
+def check_adapters(run: TrainingRun) -> None:
+    """Write PEFT folders again that are gone or damaged; TrainingError where an adapter of a finished run is."""
+    checkpoints = run.checkpoints
+    if not checkpoints.best.exists():
+        raise TrainingError(f"{checkpoints.best} is gone, though its run is finished; start over with resume=false")
+    for path in filter(Path.exists, (checkpoints.best, checkpoints.last, checkpoints.ema)):
+        try:
+            if restore_folder(path):
+                run.tracker.print_line(f"{path.with_suffix('')}: was gone or damaged, and is written again")
+        except WeightsError as error:
+            raise TrainingError(f"{error}, or start over with resume=false: its run is finished") from error

@@ -11,12 +11,14 @@ Full fine-tuning (`lora.enabled=false`) is written as NAME.pt alone, with all we
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +47,7 @@ from mmaudio.model.spec import MODELS
 from mmaudio.model.state_dict import check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import atomic_folder, atomic_write
+from mmaudio.utils.tensor_checksum import tensors_sha256
 
 FORMAT = 1
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -53,7 +56,8 @@ PICKLED_NAME = "adapter_model.bin"
 """File name of the weights if peft was called with safe_serialization=False."""
 MAX_CONFIG_BYTES = 10_000_000
 """Size of adapter_config.json; with every layer named it has some 50 kB."""
-_HEADER = "mmaudio"
+_HEADER, _CHECKSUMS = "mmaudio", "mmaudio_checksums"
+"""Entries of the metadata of adapter_model.safetensors. Files of other programs, and of 0.1.0, have no checksums."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,29 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
 
 
 def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    settings = json.dumps(config, indent=2, sort_keys=True).encode()
     metadata = {"format": "pt", _HEADER: json.dumps(adapter.metadata(), sort_keys=True)}
+    checksums = {CONFIG_NAME: hashlib.sha256(settings).hexdigest(), "all else": tensors_sha256(state, metadata)}
+    metadata[_CHECKSUMS] = json.dumps(checksums, sort_keys=True)
     with atomic_folder(folder) as temporary:
-        write_synced(temporary / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
+        write_synced(temporary / CONFIG_NAME, settings)
         write_synced(temporary / WEIGHTS_NAME, _sort_header(save(state, metadata)))
+
+
+def restore_folder(path: Path) -> bool:
+    """Write the PEFT folder beside the adapter file `path` again where it is gone or damaged; False where it is whole.
+
+    Raises WeightsError where the file itself cannot be read.
+    """
+    adapter = read_adapter(path)
+    folder = path.with_suffix("")
+    if not adapter.lora.enabled:
+        return False
+    with suppress(WeightsError):
+        read_adapter(folder)
+        return False
+    _write_folder(folder, adapter, _peft_config(adapter), adapter.state)
+    return True
 
 
 def _peft_config(adapter: AdapterFile) -> dict[str, Any]:
@@ -192,8 +215,27 @@ def _read_peft(weights: Path) -> AdapterFile:
             metadata = file.metadata() or {}
     else:
         state, metadata = _load_pickled(weights), {}
+    checksums = json.loads(metadata.pop(_CHECKSUMS, "{}"))
+    if checksums and checksums["all else"] != tensors_sha256(state, metadata):
+        raise OSError("its checksum is wrong")
     header = json.loads(metadata[_HEADER]) if _HEADER in metadata else None
-    return _build_adapter(state, header, _read_config(weights.parent / CONFIG_NAME))
+    config_path = weights.parent / CONFIG_NAME
+    adapter = _build_adapter(state, header, _read_config(config_path))
+    if checksums and config_path.is_file():
+        _report_edits(config_path, checksums[CONFIG_NAME], adapter)
+    return adapter
+
+
+def _report_edits(config_path: Path, sha256: str, adapter: AdapterFile) -> None:
+    """Print a note where peft's settings are not those that were written with the weights: edited, or damaged."""
+    if hashlib.sha256(config_path.read_bytes()).hexdigest() != sha256:
+        print(
+            f"note: {config_path} is not as it was written with the weights beside it. Its settings are used: rank "
+            f"{adapter.lora.rank}, alpha {adapter.lora.alpha:g}. If nobody edited it, it is damaged: copy the folder "
+            "again",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _read_config(path: Path) -> Any:
