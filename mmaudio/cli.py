@@ -10,8 +10,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -163,17 +163,26 @@ def describe_os_error(error: OSError) -> MMAudioError:
     return MMAudioError(f"{prefix}{error.strerror or error}; choose another place, or {remedy}")
 
 
-def describe_out_of_memory(error: Exception) -> MMAudioError | None:
-    """Convert an out-of-memory error of torch or Python; None for any other error."""
+def describe_out_of_memory(error: Exception, remedy: str = "") -> MMAudioError | None:
+    """Convert an out-of-memory error of torch or Python to one with a remedy; None for any other error."""
     request = re.search(r"ried to allocate ([\d.]+ \w+)", text := str(error))
     is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's own
     if not is_memory_error and "can't allocate memory" not in text:
         return None
     amount = f" ({request.group(1)} more were requested)" if request else ""
-    return MMAudioError(
-        f"out of memory{amount}; compute less at once, for example with a smaller batch: in training batch_size=4 "
-        "gradient_accumulation_steps=8, or preset=low_memory"
-    )
+    return MMAudioError(f"out of memory{amount}; {remedy or 'close what else uses it, or take a machine with more'}")
+
+
+@contextmanager
+def explain_out_of_memory(remedy: str) -> Iterator[None]:
+    """Name the remedy where memory runs out in a block whose batch takes it: as MMAudioError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        memory_error = describe_out_of_memory(error, remedy)
+        if memory_error is None:
+            raise
+        raise memory_error from error
 
 
 def is_offline(flag: bool) -> bool:

@@ -29,6 +29,7 @@ from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.splits import SplitStore
+from mmaudio.data.table_checksums import checksums_path
 from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.utils.locks import wait_for_lock
@@ -148,7 +149,8 @@ def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> N
     scans_file, splits_file, page = (
         table.with_suffix(f".{name}") for name in ("scans.jsonl", "splits.json", "report.html")
     )
-    ignored_paths = [table, left_out_path(table), scans_file, splits_file, page]
+    ignored_paths = [table, left_out_path(table), checksums_path(table), scans_file, splits_file, page]
+    ignored_paths += table.parent.glob(f"{table.stem}.edited-*.tsv")
     if videos.resolve() in table.resolve().parent.parents:
         ignored_paths.append(table.parent)  # clips, features and results below the folder of videos
     result = split_folder(

@@ -1,20 +1,24 @@
 """The table of clips and the table of what was left out, as tab-separated files.
 
 `clips.tsv` has a row per clip, `clips.left_out.tsv` beside it a row per video or window that is not used. Both are
-written only where their content changed.
+written only where their content changed. Rows that were edited by hand are used, with a note.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import math
+import sys
 from codecs import BOM_UTF8
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
 from mmaudio.data.clips import SPLITS, Clip, LeftOut
+from mmaudio.data.table_checksums import describe_changes, is_changed, write_checksums
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.files import atomic_write, read_text, table_columns, table_rows
 
@@ -41,8 +45,18 @@ def left_out_path(clips_tsv: Path) -> Path:
 
 
 def write_clips(path: Path, clips: list[Clip]) -> bool:
-    """Write the table; False where the file has the same content already and stays untouched."""
-    return _write_table(path, Clip, clips)
+    """Write the table; False where the file has the same content already and stays untouched.
+
+    A table that was edited since it was written is kept under another name, with a note.
+    """
+    if is_changed(path) and path.read_bytes() != _table_content(Clip, clips):
+        names = (path.with_suffix(f".edited-{number}.tsv") for number in itertools.count(1))
+        edited_path = next(name for name in names if not name.exists())
+        path.replace(edited_path)
+        _print_note(f"{path} was edited since it was written; that table is kept as {edited_path.name}")
+    is_written = _write_table(path, Clip, clips)
+    write_checksums(path, _parse_clips(path))
+    return is_written
 
 
 def write_left_out(path: Path, rows: list[LeftOut]) -> bool:
@@ -52,10 +66,21 @@ def write_left_out(path: Path, rows: list[LeftOut]) -> bool:
 
 def read_clips(path: Path) -> list[Clip]:
     """The clips of a table; DataError that names the line where one is not valid."""
-    clips = [_parse_clip(path, number, row) for number, row in _read_rows(path, Clip)]
+    clips = _parse_clips(path)
     if len({clip.id for clip in clips}) < len(clips):
         raise DataError(f"{path}: an id stands there twice; every clip needs its own")
+    if changes := describe_changes(path, clips):
+        _print_note(
+            f"{path} is not as it was written: of its rows {changes}. They are used as they are; if nobody edited the "
+            "table, it is damaged: split the videos again"
+        )
     return clips
+
+
+@functools.cache
+def _print_note(text: str) -> None:
+    """Print a note on standard error, once."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def read_left_out(path: Path) -> list[LeftOut]:
@@ -66,6 +91,10 @@ def read_left_out(path: Path) -> list[LeftOut]:
         LeftOut(row["video"], row["reason"], *(float(row[name]) if row[name] else None for name in ("start", "end")))
         for _, row in _read_rows(path, LeftOut)
     ]
+
+
+def _parse_clips(path: Path) -> list[Clip]:
+    return [_parse_clip(path, number, row) for number, row in _read_rows(path, Clip)]
 
 
 def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
@@ -118,13 +147,17 @@ def _require_all_cells(path: Path, number: int, row: dict[str, str | None]) -> d
     return cells
 
 
-def _write_table(path: Path, row_type: type[Row], rows: list[Row]) -> bool:
+def _table_content(row_type: type[Row], rows: list[Row]) -> bytes:
     text = io.StringIO()
     columns = [field.name for field in fields(row_type)]
     writer = csv.DictWriter(text, columns, dialect="excel-tab", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if cell is None else cell for name, cell in asdict(row).items()} for row in rows)
-    content = text.getvalue().encode()
+    return text.getvalue().encode()
+
+
+def _write_table(path: Path, row_type: type[Row], rows: list[Row]) -> bool:
+    content = _table_content(row_type, rows)
     if path.is_file() and path.read_bytes() == content:
         return False
     with atomic_write(path) as partial:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from mmaudio.data.clip_table import read_clips
 from mmaudio.data.clips import Clip, LeftOut, clips_of_split
 from mmaudio.data.feature_set import FEATURE_NAMES, Features, FeatureSet, LazyFeatureSet, build_lazy_feature_set
+from mmaudio.data.row_checksums import RowChecksums
 from mmaudio.data.shard_writer import ShardWriter
 from mmaudio.errors import DataError
 from mmaudio.model.spec import ModelSpec, model_spec
@@ -85,30 +87,51 @@ def write_shard(path: Path, header: Header, features: Features | None) -> None:
 
 
 def read_header(path: Path) -> Header | None:
-    """The header of a shard; None where there is no shard, or another version's."""
+    """The header of a shard; None where there is no shard, a damaged header, or another version's."""
     try:
         with safe_open(path, "pt") as file:
+            RowChecksums.read(file.metadata() or {})
             content = json.loads((file.metadata() or {})[_HEADER])
             complete = bool(content["left_out"]) or set(file.keys()) == set(FEATURE_NAMES)
-    except (OSError, SafetensorError, KeyError, ValueError):
+            return Header(**content) if complete and content["version"] == VERSION else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    if not complete or content["version"] != VERSION:
-        return None
-    return Header(**content)
 
 
 def read_shard(path: Path) -> tuple[Header, Features | None]:
     """A shard's header and features (None for a video that is left out); DataError where it cannot be read.
 
-    The tensors are memory-mapped: pages that are not read take no memory.
+    The tensors are memory-mapped: pages that are not read take no memory. `find_damage` checks their values.
     """
     header = read_header(path)
     if header is None:
-        raise DataError(f"{path}: no feature shard of this version; extract again")
+        raise DataError(f"{path}: no feature shard of this version, or a damaged one; extract again")
     if header.left_out:
         return header, None
     with safe_open(path, "pt") as file:
         return header, Features(*(file.get_tensor(name) for name in FEATURE_NAMES))
+
+
+def find_damage(path: Path, header: Header, clip_ids: Collection[str] | None = None) -> str:
+    """Describe values of a shard, of these clips or all, that are not finite or not as written; empty for none.
+
+    One row is read at a time.
+    """
+    with safe_open(path, "pt") as file:
+        checksums = RowChecksums.read(file.metadata() or {})
+        for name in FEATURE_NAMES:
+            rows = file.get_slice(name)
+            if rows.get_shape()[0] != len(header.clip_ids):
+                return f"damaged: {name} has {rows.get_shape()[0]} rows for {len(header.clip_ids)} clips"
+            for index, clip_id in enumerate(header.clip_ids):
+                if clip_ids is not None and clip_id not in clip_ids:
+                    continue
+                values = rows[index]
+                if not torch.isfinite(values).all():
+                    return f"not finite: {name} of clip {clip_id}"
+                if not checksums.is_intact(name, index, values):
+                    return f"damaged: the checksum of {name} of clip {clip_id} is wrong"
+    return ""
 
 
 def load_features(clips_tsv: Path, folder: Path, split: str, model: str | None = None) -> FeatureSet:
@@ -152,11 +175,9 @@ def _open_shard(path: Path, clips: list[Clip], model: str | None) -> tuple[Heade
         raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")
     if model is not None and encoder_names(model_spec(model)) != header.encoder_names:
         raise DataError(f"{path}: features for {header.model}, not for {model}; extract again for it")
-    rows = [header.clip_ids.index(clip.id) for clip in clips]
-    for name, tensor in features.tensors().items():
-        if not all(bool(torch.isfinite(tensor[row]).all()) for row in rows):
-            raise DataError(f"{path}: {name} holds values that are not finite; delete it and extract again")
-    return header, features, rows
+    if damage := find_damage(path, header, {clip.id for clip in clips}):
+        raise DataError(f"{path}: {damage}; delete it and extract again")
+    return header, features, [header.clip_ids.index(clip.id) for clip in clips]
 
 
 def _is_stale(header: Header, clips: list[Clip]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from mmaudio.cli import explain_out_of_memory
 from mmaudio.data.empty_captions import fill_empty_captions
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.evaluation.config import SamplingConfig
@@ -22,6 +23,7 @@ from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import logit_normal_quantiles, sample_posterior, velocity_loss
 from mmaudio.utils.progress import progress
 
+SMALLER_BATCH = "take a smaller batch, --batch_size 4"
 NUM_TIMES = 8
 """Times at which the velocity loss is computed."""
 
@@ -31,6 +33,7 @@ def clip_seed(seed: int, clip_id: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{clip_id}/{purpose}".encode()).digest()[:8], "big")
 
 
+@explain_out_of_memory(SMALLER_BATCH)
 @torch.inference_mode()
 def velocity_losses(sampler: Sampler, features: FeatureSet, sampling: SamplingConfig, label: str) -> list[float]:
     """Compute the training loss of each clip with all conditions present, the mean over `logit_normal_quantiles`.
@@ -54,6 +57,7 @@ def velocity_losses(sampler: Sampler, features: FeatureSet, sampling: SamplingCo
     return losses
 
 
+@explain_out_of_memory(SMALLER_BATCH)
 def sample_latents(sampler: Sampler, features: FeatureSet, sampling: SamplingConfig, label: str) -> Tensor:
     """Sample latents of every clip on the codec's scale, (clips, samples, N, C) on the CPU.
 

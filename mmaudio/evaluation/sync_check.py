@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.clip_table import read_clips
 from mmaudio.data.clips import Clip
-from mmaudio.data.feature_store import read_left_out_videos, read_shard, shard_path
+from mmaudio.data.feature_store import find_damage, read_left_out_videos, read_shard, shard_path
 from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.evaluation.config import EvaluationConfig
@@ -122,6 +122,8 @@ def _check_by_desync(
         header, features = read_shard(shard_path(features_dir, video))
         if features is None:
             raise DataError(f"{shard_path(features_dir, video)}: no features in it; extract again")
+        if damage := find_damage(shard_path(features_dir, video), header, {clip.id for clip in video_clips}):
+            raise DataError(f"{shard_path(features_dir, video)}: {damage}; delete it and extract again")
         for clip, waveform in zip(video_clips, _read_audio(video_root / video, video_clips, codec), strict=True):
             sync_features = features.sync_features[header.clip_ids.index(clip.id)].to(device)
             offsets = desync.predict_offsets(sync_features, waveform[None].to(device), codec.sample_rate)

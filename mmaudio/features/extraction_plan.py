@@ -12,12 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from mmaudio.data.clips import Clip
-from mmaudio.data.feature_set import FEATURE_NAMES
-from mmaudio.data.feature_store import VERSION, Header, clip_window, read_header, shard_path
+from mmaudio.data.feature_store import VERSION, Header, clip_window, find_damage, read_header, shard_path
 from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import encoder_identities
@@ -97,9 +93,11 @@ class Planner:
         if reason:
             return replace(plan, todo=EVERYTHING, reason=reason)
         assert current is not None
-        if (current.text_key, current.clip_ids) != (header.text_key, header.clip_ids):
-            return replace(plan, todo=TEXTS, reason="other captions", reused_shard=None if current.left_out else shard)
-        return plan
+        if (current.text_key, current.clip_ids) == (header.text_key, header.clip_ids):
+            return plan
+        if not current.left_out and (damage := find_damage(shard, current)):  # is not copied
+            return replace(plan, todo=EVERYTHING, reason=damage)
+        return replace(plan, todo=TEXTS, reason="other captions", reused_shard=None if current.left_out else shard)
 
     def _invalid_reason(self, shard: Path, current: Header | None, header: Header) -> str:
         """Why the shard's video and audio features have to be computed again; empty for valid ones."""
@@ -116,13 +114,12 @@ class Planner:
     def find_reusable_shards(self, overwritten: Collection[Path]) -> dict[str, Path]:
         """Find the shards with features, except those that will be overwritten, by their `picture_key`.
 
-        Shards of another precision than `precision` are left out, and damaged ones with `check_values`.
+        Shards of another precision than `precision` are left out.
         """
         reusable = {}
         for path in sorted(set(self.out_dir.glob("*.safetensors")).difference(overwritten)):
             header = read_header(path)
-            usable = header is not None and not header.left_out and self.precision in ("", header.precision)
-            if header is not None and usable and not (self.check_values and find_damage(path, header)):
+            if header is not None and not header.left_out and self.precision in ("", header.precision):
                 reusable[header.picture_key] = path
         return reusable
 
@@ -178,23 +175,11 @@ def _group_by_video(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
 def _reuse_shard(plan: ShardPlan, reusable: Mapping[str, Path]) -> ShardPlan:
     """Reduce the plan to TEXTS if another shard has the same video and audio features."""
     reused_shard = reusable.get(plan.header.picture_key)
-    if reused_shard is not None:
+    reused_header = None if reused_shard is None else read_header(reused_shard)
+    if reused_shard is not None and reused_header is not None and not find_damage(reused_shard, reused_header):
         reason = f"{plan.reason}, but the same video is there already"
         return replace(plan, todo=TEXTS, reason=reason, reused_shard=reused_shard)
     return plan if fingerprint(plan.path) else replace(plan, header=without_source(plan.header))
-
-
-def find_damage(shard: Path, header: Header) -> str:
-    """Describe missing rows and values that are not finite, empty for an intact shard; one row is read at a time."""
-    with safe_open(shard, "pt") as file:
-        for name in FEATURE_NAMES:
-            rows = file.get_slice(name)
-            if rows.get_shape()[0] != len(header.clip_ids):
-                return f"damaged: {name} has {rows.get_shape()[0]} rows for {len(header.clip_ids)} clips"
-            for index, clip_id in enumerate(header.clip_ids):
-                if not torch.isfinite(rows[index]).all():
-                    return f"not finite: {name} of clip {clip_id}"
-    return ""
 
 
 def _mtime_ns(shard: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
@@ -29,12 +30,14 @@ from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
-from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.lora.checkpoint import restore_folder
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
+
+SMALLER_BATCH = "take a smaller batch, batch_size=4 gradient_accumulation_steps=8, or preset=low_memory"
 
 
 def train(config: TrainConfig, device: torch.device, distributed: Distributed | None = None) -> TrainingResult:
@@ -84,7 +87,8 @@ def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed)
         if is_main:
             with eager_mode(config):  # compiling for these measurements would be in vain
                 start(run, resumed, memory)
-        result = fit(run)
+        with explain_out_of_memory(SMALLER_BATCH):
+            result = fit(run)
     if is_main:
         finish(run, result)
     return result
@@ -137,18 +141,21 @@ def start(run: TrainingRun, resumed: bool, memory: FeatureMemory) -> None:
 
 
 def finish(run: TrainingRun, result: TrainingResult) -> None:
-    """Print how training ended, and where the adapters are; TrainingError as `check_best_adapter`."""
+    """Print how training ended, and where the adapters are; TrainingError as `check_adapters`."""
     if result.reason != "interrupted" and not result.new_steps:
-        check_best_adapter(run.checkpoints.best)
+        check_adapters(run)
     for line in format_result_lines(result, run.checkpoints.best):
         run.tracker.print_line(line)
 
 
-def check_best_adapter(path: Path) -> None:
-    """TrainingError where the adapter of a finished run is gone or cannot be read."""
-    if not path.exists():
-        raise TrainingError(f"{path} is gone, though its run is finished; start over with resume=false")
-    try:
-        read_adapter(path)
-    except WeightsError as error:
-        raise TrainingError(f"{error}, or start over with resume=false: its run is finished") from error
+def check_adapters(run: TrainingRun) -> None:
+    """Write PEFT folders again that are gone or damaged; TrainingError where an adapter of a finished run is."""
+    checkpoints = run.checkpoints
+    if not checkpoints.best.exists():
+        raise TrainingError(f"{checkpoints.best} is gone, though its run is finished; start over with resume=false")
+    for path in filter(Path.exists, (checkpoints.best, checkpoints.last, checkpoints.ema)):
+        try:
+            if restore_folder(path):
+                run.tracker.print_line(f"{path.with_suffix('')}: was gone or damaged, and is written again")
+        except WeightsError as error:
+            raise TrainingError(f"{error}, or start over with resume=false: its run is finished") from error

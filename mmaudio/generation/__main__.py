@@ -203,7 +203,8 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         store = open_store(job, settings, args)
         bar = label_progress if is_single else plain
         try:
-            waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
+            with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
+                waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
             store.clear()
         except DataError as error:

@@ -11,12 +11,14 @@ Full fine-tuning (`lora.enabled=false`) is written as NAME.pt alone, with all we
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +33,8 @@ from mmaudio.lora.adapter import add_lora, inject_adapter, load_adapter_state, p
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.lora.peft_compat import (
     adapted_modules,
+    check_ranks,
+    check_values,
     describe_shapes,
     find_misfits,
     find_possible_models,
@@ -43,13 +47,17 @@ from mmaudio.model.spec import MODELS
 from mmaudio.model.state_dict import check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import atomic_folder, atomic_write
+from mmaudio.utils.tensor_checksum import tensors_sha256
 
 FORMAT = 1
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 """File names of peft's folders."""
 PICKLED_NAME = "adapter_model.bin"
 """File name of the weights if peft was called with safe_serialization=False."""
-_HEADER = "mmaudio"
+MAX_CONFIG_BYTES = 10_000_000
+"""Size of adapter_config.json; with every layer named it has some 50 kB."""
+_HEADER, _CHECKSUMS = "mmaudio", "mmaudio_checksums"
+"""Entries of the metadata of adapter_model.safetensors. Files of other programs, and of 0.1.0, have no checksums."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,29 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
 
 
 def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    settings = json.dumps(config, indent=2, sort_keys=True).encode()
     metadata = {"format": "pt", _HEADER: json.dumps(adapter.metadata(), sort_keys=True)}
+    checksums = {CONFIG_NAME: hashlib.sha256(settings).hexdigest(), "all else": tensors_sha256(state, metadata)}
+    metadata[_CHECKSUMS] = json.dumps(checksums, sort_keys=True)
     with atomic_folder(folder) as temporary:
-        write_synced(temporary / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True).encode())
+        write_synced(temporary / CONFIG_NAME, settings)
         write_synced(temporary / WEIGHTS_NAME, _sort_header(save(state, metadata)))
+
+
+def restore_folder(path: Path) -> bool:
+    """Write the PEFT folder beside the adapter file `path` again where it is gone or damaged; False where it is whole.
+
+    Raises WeightsError where the file itself cannot be read.
+    """
+    adapter = read_adapter(path)
+    folder = path.with_suffix("")
+    if not adapter.lora.enabled:
+        return False
+    with suppress(WeightsError):
+        read_adapter(folder)
+        return False
+    _write_folder(folder, adapter, _peft_config(adapter), adapter.state)
+    return True
 
 
 def _peft_config(adapter: AdapterFile) -> dict[str, Any]:
@@ -154,6 +181,8 @@ def read_adapter(path: Path) -> AdapterFile:
     """Read the adapter in a .pt file, a PEFT folder or a .safetensors file; WeightsError for anything else."""
     if not path.exists():
         raise WeightsError(f"{path}: no such adapter; training writes output/EXP_ID/lora_checkpoints/best_lora.pt")
+    if not path.is_dir() and not path.is_file():  # opening a pipe waits for ever
+        raise WeightsError(f"{path}: neither a file nor a folder")
     try:
         return _read_peft(_find_weights(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
     except (ConfigError, WeightsError) as error:
@@ -185,17 +214,48 @@ def _read_peft(weights: Path) -> AdapterFile:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
     else:
-        state, metadata = torch.load(weights, map_location="cpu", weights_only=True), {}
-    config_path = weights.parent / CONFIG_NAME
+        state, metadata = _load_pickled(weights), {}
+    checksums = json.loads(metadata.pop(_CHECKSUMS, "{}"))
+    if checksums and checksums["all else"] != tensors_sha256(state, metadata):
+        raise OSError("its checksum is wrong")
     header = json.loads(metadata[_HEADER]) if _HEADER in metadata else None
-    peft_config = json.loads(config_path.read_text("utf-8-sig")) if config_path.is_file() else None
-    return _build_adapter(state, header, peft_config)
+    config_path = weights.parent / CONFIG_NAME
+    adapter = _build_adapter(state, header, _read_config(config_path))
+    if checksums and config_path.is_file():
+        _report_edits(config_path, checksums[CONFIG_NAME], adapter)
+    return adapter
+
+
+def _report_edits(config_path: Path, sha256: str, adapter: AdapterFile) -> None:
+    """Print a note where peft's settings are not those that were written with the weights: edited, or damaged."""
+    if hashlib.sha256(config_path.read_bytes()).hexdigest() != sha256:
+        print(
+            f"note: {config_path} is not as it was written with the weights beside it. Its settings are used: rank "
+            f"{adapter.lora.rank}, alpha {adapter.lora.alpha:g}. If nobody edited it, it is damaged: copy the folder "
+            "again",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _read_config(path: Path) -> Any:
+    """peft's settings, None where there is no such file."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise WeightsError(f"{path.name} has {path.stat().st_size} bytes, more than settings take")
+    return json.loads(path.read_text("utf-8-sig"))
+
+
+def _load_pickled(path: Path) -> Any:
+    """What torch.save wrote, intact."""
+    if problem := find_damage(path):
+        raise OSError(problem)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_pt(path: Path) -> AdapterFile:
-    if problem := find_damage(path):
-        raise OSError(problem)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = _load_pickled(path)
     if not isinstance(stored, dict):
         raise WeightsError(f"holds a {type(stored).__name__}, not an adapter")
     if "adapter" in stored:
@@ -214,17 +274,25 @@ def _build_adapter(
     full_finetuning = header is not None and not header.get("lora", {}).get("enabled", True)
     if "audio_input_proj.0.weight" in state and not full_finetuning:
         raise WeightsError("this is a whole network, not an adapter: put it into the folder of weights")
+    if full_finetuning:
+        check_values(state)
     state = dict(state) if full_finetuning else lora_weights(state)
     if header is None and peft is None:
         raise WeightsError(f"its lora_alpha is unknown: put peft's {CONFIG_NAME} beside it")
     if header is None:
         assert peft is not None
-        return _from_peft_alone(state, peft)
+        adapter = _from_peft_alone(state, peft)
+        check_ranks(adapter.lora, state)
+        return adapter
     if header["format"] != FORMAT:
         raise WeightsError(f"an adapter file of format {header['format']}; this version reads {FORMAT}")
     lora = LoRAConfig(**header["lora"])
+    if not full_finetuning and sorted(header["targets"]) != adapted_modules(state):
+        raise WeightsError(f"has matrices of {len(adapted_modules(state))} layers, its targets are others")
     if peft:
         lora = _merge_settings(lora, lora_settings(peft, header["targets"]), header["targets"])
+    if not full_finetuning:
+        check_ranks(lora, state)
     metadata = {name: header[name] for name in ("base_model", "base_sha256", "targets", "step", "config", "data")}
     return AdapterFile(lora, state, **metadata)
 

@@ -6,7 +6,6 @@ LoRA: arXiv 2106.09685. rsLoRA: 2312.03732. DoRA: 2402.09353. PiSSA: 2404.02948.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +25,8 @@ DEFAULT_TARGETS = (
 BIASES = ("none", "all", "lora_only")
 INITIALIZATIONS = ("kaiming", "pissa")
 """Values of `init_lora_weights`."""
+MAX_ALPHA = 1e6
+"""Largest alpha; the smallest is its inverse."""
 
 
 @dataclass
@@ -99,10 +100,10 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        self._check_types()
         if self.rank < 1:
             raise ConfigError(f"lora.rank={self.rank}: the rank is at least 1; 16 to 128 suits small sets")
-        if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"lora.alpha={self.alpha}: the scale is a positive number; twice the rank is usual")
+        _check_alpha("lora.alpha=", self.alpha)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout={self.dropout}: a share from 0 up to, not including, 1; 0.1 is usual")
         if not self.target_modules:
@@ -113,13 +114,25 @@ class LoRAConfig:
         self._check_kind()
         self._resolve_phases()
 
+    def _check_types(self) -> None:
+        """Check the types, which those of an adapter's file may not be."""
+        for name in ("use_rslora", "use_dora", "enabled"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"lora.{name}={getattr(self, name)!r}: true or false is expected")
+        values = {f"lora.{name}": getattr(self, name) for name in ("rank", "alpha", "dropout")}
+        for name in ("rank_pattern", "alpha_pattern"):
+            values |= {f"lora.{name}: {pattern}": value for pattern, value in getattr(self, name).items()}
+        for name, value in values.items():
+            types, kind = (int, "an integer") if name.startswith("lora.rank") else ((int, float), "a number")
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r}: {kind} is expected")
+
     def _check_patterns(self) -> None:
         for pattern, rank in self.rank_pattern.items():
             if rank < 1:
                 raise ConfigError(f"lora.rank_pattern: {pattern}: {rank}: the rank is at least 1")
         for pattern, alpha in self.alpha_pattern.items():
-            if not 0 < alpha < math.inf:
-                raise ConfigError(f"lora.alpha_pattern: {pattern}: {alpha}: the scale is a positive number")
+            _check_alpha(f"lora.alpha_pattern: {pattern}: ", alpha)
 
     def _check_kind(self) -> None:
         for name, known in (("bias", BIASES), ("init_lora_weights", INITIALIZATIONS)):
@@ -147,8 +160,7 @@ class LoRAConfig:
             if phase.max_steps < 1 or phase.rank < 1:
                 raise ConfigError(f"{label}: rank={phase.rank}, max_steps={phase.max_steps}: both are at least 1")
             alpha = scale * phase.rank if phase.alpha is None else phase.alpha
-            if not 0 < alpha < math.inf:
-                raise ConfigError(f"{label}: alpha={alpha}: the scale is a positive number")
+            _check_alpha(f"{label}: alpha=", alpha)
             phases.append(dataclasses.replace(phase, alpha=alpha))
         self.phases = phases
         ranks = [phase.rank for phase in self.phases]
@@ -188,6 +200,15 @@ class LoRAConfig:
         phase = self.phases[number]
         alpha = self.alpha if phase.alpha is None else phase.alpha
         return dataclasses.replace(self, rank=phase.rank, alpha=alpha, max_steps=phase.max_steps, phases=[])
+
+
+def _check_alpha(label: str, alpha: float) -> None:
+    """Raise ConfigError for a scale that makes the adapter's effect nothing, or no number, in float32."""
+    if not 1 / MAX_ALPHA <= alpha <= MAX_ALPHA:
+        raise ConfigError(
+            f"{label}{alpha}: the scale is a positive number, {1 / MAX_ALPHA:g} to {MAX_ALPHA:g}; twice the rank is "
+            "usual"
+        )
 
 
 def progressive(configs: Sequence[LoRAConfig]) -> LoRAConfig:

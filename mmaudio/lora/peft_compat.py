@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora.config import LoRAConfig
+from mmaudio.lora.patterns import check_length, match_names
 from mmaudio.lora.peft_layers import KEY_PREFIX
+from mmaudio.lora.targets import layer_settings
 from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
@@ -60,6 +61,8 @@ _SUPPORTED_SETTINGS = {
     "alpha_pattern",
     "bias",
 }
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+"""Types of an adapter's values."""
 _SUPPORTED_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that do not change the base weights."""
 
@@ -67,7 +70,7 @@ _SUPPORTED_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva"
 def lora_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Collect A and B matrices, DoRA's magnitudes and biases under PEFT's keys.
 
-    Raises WeightsError for any other key, and for an A without its B or the reverse.
+    Raises WeightsError for any other key, for values as `check_values`, and for an A without its B or the reverse.
     """
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -76,14 +79,42 @@ def lora_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise WeightsError(
                 f"holds {key}: an adapter of LoRA's A and B matrices is expected, DoRA's magnitudes and biases at most"
             )
-        if not value.isfinite().all():
-            raise WeightsError(f"{key} is not finite: the adapter is broken; take another checkpoint")
         weights[name] = value
+    check_values(weights)
     matrices = [key for key in weights if key.endswith((".lora_A.weight", ".lora_B.weight"))]
     unpaired = [key for key in matrices if _paired_key(key) not in weights]
     if unpaired or not matrices:
         raise WeightsError(f"{unpaired[0]} has no {_paired_key(unpaired[0])}" if unpaired else "holds no weights")
     return weights
+
+
+def check_values(state: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError for values that are no floating-point numbers of 16 bits or more, or not finite."""
+    for key, value in state.items():
+        kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+        if kind not in DTYPES:
+            raise WeightsError(f"{key} is of type {kind}; {', '.join(DTYPES)} are read")
+        if value.layout != torch.strided or value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise WeightsError(f"{key} is stored in another form than all of its values; {', '.join(DTYPES)} are read")
+        if not value.isfinite().all():
+            raise WeightsError(f"{key} is not finite: the adapter is broken; take another checkpoint")
+
+
+def check_ranks(lora: LoRAConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError where the matrices (PEFT's keys) are not those of the settings' ranks."""
+    for name, settings in layer_settings(lora, adapted_modules(state)).items():
+        a, b = _matrix_shapes(state, name)
+        if not (2 <= len(a) == len(b) and a[0] == b[1]):
+            raise WeightsError(
+                f"the matrices of {name} are {list(a)} and {list(b)}: no A (rank, ...) and B (..., rank)"
+            )
+        if a[0] != settings.rank:
+            raise WeightsError(f"the matrices of {name} have rank {a[0]}, the settings say {settings.rank}")
+
+
+def _matrix_shapes(state: Mapping[str, Tensor], name: str) -> list[tuple[int, ...]]:
+    """Shapes of the A and B matrix of a layer."""
+    return [tuple(state[f"{KEY_PREFIX}{name}.lora_{half}.weight"].shape) for half in "AB"]
 
 
 def _peft_key(key: str) -> str:
@@ -124,25 +155,29 @@ def lora_settings(config: Mapping[str, Any], targets: list[str]) -> LoRAConfig:
     try:
         return LoRAConfig(
             rank=rank,
-            alpha=float(alpha),
-            dropout=float(config.get("lora_dropout", 0.0)),
+            alpha=alpha,
+            dropout=config.get("lora_dropout") or 0.0,
             target_modules=targets,
             rank_pattern=_expand_pattern(config.get("rank_pattern"), targets, rank),
             alpha_pattern=_expand_pattern(config.get("alpha_pattern"), targets, alpha),
-            use_rslora=bool(config.get("use_rslora")),
-            use_dora=bool(config.get("use_dora")),
+            use_rslora=config.get("use_rslora") or False,
+            use_dora=config.get("use_dora") or False,
             bias=config.get("bias") or "none",
         )
-    except (ConfigError, TypeError, ValueError, re.error) as error:
+    except (ConfigError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(f"adapter_config.json is invalid: {error}") from error
 
 
 def _expand_pattern(patterns: Mapping[str, Any] | None, targets: list[str], default: Any) -> dict[str, Any]:
     """Expand peft's patterns, which are regular expressions, to layer names with a value other than the default."""
-    if not patterns:
-        return {}
-    values = {name: patterns.get(get_pattern_key(list(patterns), name), default) for name in targets}
-    return {name: value for name, value in values.items() if value != default}
+    expressions = {}
+    for pattern in patterns or {}:
+        check_length(pattern)
+        expressions[pattern] = rf"(.*\.)?({pattern})"  # as peft's get_pattern_key has it
+    values: dict[str, Any] = {}
+    for pattern, names in match_names(expressions, targets).items():
+        values = dict.fromkeys(names, (patterns or {})[pattern]) | values
+    return {name: values[name] for name in targets if name in values and values[name] != default}
 
 
 def _check_supported(config: Mapping[str, Any]) -> None:
@@ -169,7 +204,7 @@ def find_misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         if not isinstance(layer, (nn.Linear, nn.Conv1d)):
             problems.append(f"it has no layer {name}")
             continue
-        a, b = (tuple(state[f"{KEY_PREFIX}{name}.lora_{half}.weight"].shape) for half in "AB")
+        a, b = _matrix_shapes(state, name)
         if (b[0], *a[1:]) != tuple(layer.weight.shape):
             shape, adapter_shape = (" x ".join(map(str, sizes)) for sizes in (layer.weight.shape, (b[0], *a[1:])))
             problems.append(f"{name} is {shape}, not {adapter_shape}")
@@ -179,7 +214,7 @@ def find_misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         name = key.removeprefix(KEY_PREFIX).removesuffix(".bias").removesuffix(".base_layer")
         bias = getattr(modules.get(name), "bias", None)
         if key.endswith(".bias") and not (isinstance(bias, Tensor) and bias.shape == value.shape):
-            problems.append(f"it has no bias {name}.bias of {len(value)}")
+            problems.append(f"it has no bias {name}.bias of {value.numel()}")
     return problems
 
 

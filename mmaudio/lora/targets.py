@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from torch import nn
 
 from mmaudio.errors import ConfigError
 from mmaudio.lora.config import LoRAConfig
+from mmaudio.lora.patterns import check_length, match_names
 
 MAX_LAYERS_SHOWN = 3
 """Number of layers that an error names."""
@@ -46,24 +46,32 @@ def expand_targets(network: nn.Module, patterns: Sequence[str], key: str = "lora
     modules = dict(network.named_modules())
     leaves = [name for name, module in modules.items() if isinstance(module, (nn.Linear, nn.Conv1d))]
     selected: set[str] = set()
-    for pattern in patterns:
-        inside = {leaf for leaf in leaves if matches_layer(pattern, leaf)}
+    for pattern, inside in layers_by_pattern(patterns, leaves).items():
         if not inside:
-            matched = [name for name in modules if _regex(pattern).fullmatch(name)]
+            matched = match_names({pattern: _expression(pattern)}, list(modules))[pattern]
             raise ConfigError(_no_match(pattern, matched, leaves, key))
-        selected |= inside
+        selected.update(inside)
     return [leaf for leaf in leaves if leaf in selected]
 
 
-def matches_layer(pattern: str, leaf: str) -> bool:
-    """Whether a pattern matches a layer's name or the name of a module that contains it."""
-    regex, components = _regex(pattern), leaf.split(".")
-    return any(regex.fullmatch(".".join(components[: count + 1])) for count in range(len(components)))
+def layers_by_pattern(patterns: Iterable[str], leaves: Sequence[str]) -> dict[str, list[str]]:
+    """For every pattern the layers whose name, or that of a module that contains them, it matches."""
+    containers = {leaf: {leaf[:end] for end in _ends_of_components(leaf)} for leaf in leaves}
+    names = sorted(set().union(*containers.values()))
+    matches = match_names({pattern: _expression(pattern) for pattern in patterns}, names)
+    return {
+        pattern: [leaf for leaf in leaves if not containers[leaf].isdisjoint(matches[pattern])] for pattern in matches
+    }
 
 
-@cache
-def _regex(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern over a whole dotted name or its end; no wildcard matches a dot."""
+def _ends_of_components(name: str) -> list[int]:
+    """Lengths of the dotted name `name` and of the names of the modules that contain it."""
+    return [place for place, character in enumerate(name) if character == "."] + [len(name)]
+
+
+def _expression(pattern: str) -> str:
+    """Translate a pattern over a whole dotted name or its end; no wildcard matches a dot."""
+    check_length(pattern)
     translated = ""
     for token in re.findall(r"\.?\[\*\]|\.?\[[^\]]+\]|.", pattern):
         if token.endswith("[*]"):
@@ -76,10 +84,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
             translated += rf"(?:\.{inside}|[{inside}])" if index else f"{dot}[{inside}]"
         else:
             translated += {"*": "[^.]*", "?": "[^.]"}.get(token, re.escape(token))
-    try:
-        return re.compile(rf"(?:.*\.)?{translated}")
-    except re.error as error:
-        raise ConfigError(f"lora: {pattern!r} is not a shell-style pattern: {error}") from error
+    return rf"(?:.*\.)?{translated}"
 
 
 def _no_match(pattern: str, matched: list[str], leaves: list[str], key: str) -> str:
@@ -109,11 +114,10 @@ def layer_settings(config: LoRAConfig, targets: Sequence[str]) -> dict[str, Laye
 
 def _values_by_layer(key: str, patterns: Mapping[str, float], targets: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {}
-    for pattern, value in patterns.items():
-        inside = [name for name in targets if matches_layer(pattern, name)]
+    for pattern, inside in layers_by_pattern(patterns, targets).items():
         if not inside:
             raise ConfigError(_no_match(pattern, [], list(targets), key))
-        values = dict.fromkeys(inside, value) | values
+        values = dict.fromkeys(inside, patterns[pattern]) | values
     return values
 
 

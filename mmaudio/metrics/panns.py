@@ -79,7 +79,7 @@ def find_file(search: ModelSearch, metrics: tuple[str, ...]) -> Path:
         )
     weights.check_disk_space([CNN14])
     target = weights.cache_folder() / CNN14.name
-    download(CNN14.source, target, CNN14.md5)
+    download(CNN14.source, target, CNN14.md5, size=CNN14.size)
     return target
 
 

@@ -102,8 +102,12 @@ def reset_stages(job: Job) -> None:
         return
     stages = STAGES[STAGES.index(job.first_stage) :]
     if "split" in stages:
-        for table in job.clips.parent.glob("clips.*"):
-            table.unlink()
+        from mmaudio.data.table_checksums import checksums_path, is_changed
+
+        edited_files = {job.clips, checksums_path(job.clips)} if is_changed(job.clips) else set()
+        for path in job.clips.parent.glob("clips.*"):
+            if path not in edited_files and not path.match("clips.edited-*"):
+                path.unlink()
     if "extract" in stages:
         for shard in job.features.glob("*.safetensors"):
             shard.unlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import math
 import re
 import shutil
 import time
@@ -18,18 +19,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from filelock import FileLock, Timeout
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.checksums import file_digests, move_aside
 from mmaudio.utils.progress import format_bytes, progress_bytes
+from mmaudio.weights.stall_guard import GuardedResponse, open_guarded
 
 RETRY_DELAYS = (1.0, 2.0, 4.0)
 """Seconds before each retry; with all of them used up the download fails."""
-TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as cut."""
+SIZE_TOLERANCE = 0.03
+"""Share by which a file may differ from the size that is known."""
+MAX_REASON_LENGTH = 200
+"""Characters of a server's words in an error."""
+VERSION = re.compile(r"[ -~]{1,200}")
+"""An ETag or time that a header can send back."""
 CHUNK_SIZE = 1 << 18
 MIN_PROGRESS = 1 << 20
 """Bytes that an attempt has to add for the count of failures to start again."""
@@ -39,7 +45,30 @@ RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class RetryableError(Exception):
-    """A connection that ended too early, or a busy server."""
+    """A connection that ended too early, a busy server, or an answer that is none."""
+
+    def __init__(self, reason: object) -> None:
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        super().__init__("".join(c if c.isprintable() else "?" for c in text)[:MAX_REASON_LENGTH])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file on a server."""
+
+    url: str
+    name: str
+    size: int = 0
+    """Bytes, up to SIZE_TOLERANCE; 0 where that is unknown."""
+
+    def is_size(self, size: int) -> bool:
+        """Whether a file of that size may be this one."""
+        return not self.size or abs(size - self.size) <= SIZE_TOLERANCE * self.size
+
+    @property
+    def max_size(self) -> float:
+        """Bytes that the file has at most; infinite where its size is unknown."""
+        return (1 + SIZE_TOLERANCE) * self.size if self.size else math.inf
 
 
 @dataclass(frozen=True)
@@ -64,16 +93,26 @@ class PartialFile:
     @property
     def version(self) -> str:
         """The server's version of the bytes on disk; empty where they cannot be continued."""
-        return self.tag.read_text(encoding="latin-1") if self.size and self.tag.is_file() else ""
+        version = self.tag.read_text(encoding="latin-1") if self.size and self.tag.is_file() else ""
+        return version if VERSION.fullmatch(version) else ""
+
+    def discard_unless_resumable(self) -> None:
+        """Remove what no later request can continue."""
+        if not self.version:
+            self.path.unlink(missing_ok=True)
+            self.tag.unlink(missing_ok=True)
 
 
-def download(url: str, target: Path, md5: str | None = None, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
-    """Fetch `target` from `url` unless it exists: it appears whole, with the right MD5, or not at all.
+def download(
+    url: str, target: Path, md5: str | None = None, retry_delays: Sequence[float] = RETRY_DELAYS, size: int = 0
+) -> None:
+    """Fetch `target` from `url` unless it exists: it appears whole, with the right MD5 and size, or not at all.
 
-    Waits for another process that fetches the same file. A file with a wrong MD5, also an existing one, is kept beside
-    the target under another name. Raises WeightsError where the server does not have the file, the connection fails
-    after all retries, the disk is full or the MD5 is wrong.
+    `size` in bytes is right up to SIZE_TOLERANCE, or 0. Waits for another process that fetches the same file. A file
+    with a wrong MD5, also an existing one, is kept beside the target under another name. Raises WeightsError where the
+    server does not have the file, the connection fails after all retries, the disk is full or MD5 or size are wrong.
     """
+    partial = PartialFile.of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
@@ -82,8 +121,7 @@ def download(url: str, target: Path, md5: str | None = None, retry_delays: Seque
                 if corrupt is None:
                     return
                 print(f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True)
-            partial = PartialFile.of(target)
-            _fetch_with_retries(url, target.name, partial, retry_delays)
+            _fetch_with_retries(Source(url, target.name, size), partial, retry_delays)
             corrupt = _move_aside_if_corrupt(partial.path, target, md5)
             partial.tag.unlink(missing_ok=True)
             if corrupt is not None:
@@ -110,12 +148,16 @@ def _lock(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fetch_with_retries(url: str, name: str, partial: PartialFile, retry_delays: Sequence[float]) -> None:
-    """Request the file until it is whole; an attempt that adds MIN_PROGRESS bytes resets the count of failures."""
+def _fetch_with_retries(source: Source, partial: PartialFile, retry_delays: Sequence[float]) -> None:
+    """Request the file until it is whole; an attempt that adds MIN_PROGRESS bytes resets the count of failures.
+
+    What cannot be continued is not kept.
+    """
     failures, largest_size = 0, partial.size
     while True:
         try:
-            _request(url, name, partial)
+            _request(source, partial)
+            _check_size(source, partial, partial.size)
             return
         except RetryableError as error:
             if partial.size > largest_size + MIN_PROGRESS:
@@ -124,35 +166,41 @@ def _fetch_with_retries(url: str, name: str, partial: PartialFile, retry_delays:
             if failures == len(retry_delays):
                 resume_hint = (
                     f"; {format_bytes(partial.size)} are on disk, and the same command goes on from there"
-                    if partial.size
+                    if partial.version
                     else ""
                 )
-                raise WeightsError(f"{name}: cannot be fetched from {url} ({error}){resume_hint}") from error
+                partial.discard_unless_resumable()
+                raise WeightsError(
+                    f"{source.name}: cannot be fetched from {source.url} ({error}){resume_hint}"
+                ) from error
+        except WeightsError:
+            partial.discard_unless_resumable()
+            raise
         time.sleep(retry_delays[failures])
         failures += 1
 
 
-def _request(url: str, name: str, partial: PartialFile) -> None:
+def _request(source: Source, partial: PartialFile) -> None:
     """Request the missing bytes once and append them; RetryableError, or WeightsError for a permanent failure."""
     version, offset = partial.version, partial.size
     headers = {"User-Agent": "mmaudio-lora", "Accept-Encoding": "identity"}
     if version:
         headers |= {"Range": f"bytes={offset}-", "If-Range": version}
     try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        response = open_guarded(Request(source.url, headers=headers))
     except HTTPError as error:
         with error:  # it holds the connection
-            _handle_http_error(error, url, name, partial, version)
+            _handle_http_error(error, source, partial, version)
         return
     except URLError as error:
-        raise RetryableError(str(error.reason)) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise RetryableError(str(error) or type(error).__name__) from error
+        raise RetryableError(error.reason) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a redirection to what is no address
+        raise RetryableError(error) from error
     with response:
-        _save_response(response, name, partial, version, offset)
+        _save_response(response, source, partial, version, offset)
 
 
-def _handle_http_error(error: HTTPError, url: str, name: str, partial: PartialFile, version: str) -> None:
+def _handle_http_error(error: HTTPError, source: Source, partial: PartialFile, version: str) -> None:
     """Raise the error for a refused request; return where the refusal means that no bytes are missing."""
     if error.code == 416 and version:
         if error.headers.get("Content-Range", "").endswith(f"*/{partial.size}"):
@@ -163,63 +211,94 @@ def _handle_http_error(error: HTTPError, url: str, name: str, partial: PartialFi
         raise RetryableError(f"HTTP status {error.code}, {error.reason}") from error
     reason = "it is not there" if error.code in (404, 410) else "the server refuses it"
     raise WeightsError(
-        f"{name}: {reason} (HTTP status {error.code} from {url}); get the file elsewhere and put it into ./weights"
+        f"{source.name}: {reason} (HTTP status {error.code} from {source.url}); get the file elsewhere and put it into "
+        "./weights"
     ) from error
 
 
-def _save_response(
-    response: http.client.HTTPResponse, name: str, partial: PartialFile, version: str, offset: int
-) -> None:
+def _save_response(response: GuardedResponse, source: Source, partial: PartialFile, version: str, offset: int) -> None:
     """Write the body after the first `offset` bytes, or from the beginning where the response is the whole file."""
     new_version = _version(response)
+    total: int | None
     if response.status == 206:
-        byte_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        byte_range = re.fullmatch(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15})", response.headers.get("Content-Range", ""))
         if byte_range is None or int(byte_range[1]) != offset or (new_version and new_version != version):
             partial.tag.unlink(missing_ok=True)
             raise RetryableError("the server sent another range than requested")
-        total: int | None = int(byte_range[2])
-    else:
-        length = response.headers.get("Content-Length")
-        offset, total = 0, None if length is None else int(length)
+        total = int(byte_range[2])
+    elif response.status == 200:
+        offset, total = 0, _content_length(response)
         partial.tag.unlink(missing_ok=True)
-    _write_body(response, name, partial, total, offset, new_version)
+    else:
+        raise RetryableError(f"HTTP status {response.status}, {response.reason}")
+    if total is not None:
+        _check_size(source, partial, total)
+    _write_body(response, source, partial, total, offset, new_version)
+    if total is None and not source.is_size(partial.size):
+        raise RetryableError(f"the server sent {format_bytes(partial.size)} of about {format_bytes(source.size)}")
     if total is not None and partial.size != total:
         raise RetryableError(f"the connection was cut after {format_bytes(partial.size)} of {format_bytes(total)}")
 
 
+def _check_size(source: Source, partial: PartialFile, size: int) -> None:
+    """Raise WeightsError, and continue nothing, where the server's file is of another size than the right one."""
+    if not source.is_size(size):
+        partial.tag.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{source.name}: {source.url} sends {format_bytes(size)}, about {format_bytes(source.size)} are expected; "
+            "it is not kept. Is that a page to log in? Else get the file elsewhere and put it into ./weights"
+        )
+
+
+def _content_length(response: GuardedResponse) -> int | None:
+    """Bytes of the body, None where the server does not say; RetryableError for a length that is no number."""
+    lengths = set(response.headers.get_all("Content-Length", []))
+    if response.chunked or not lengths:
+        return None
+    length = lengths.pop()
+    if lengths or re.fullmatch(r"[0-9]{1,15}", length) is None:
+        raise RetryableError(f"the server says that the file is {length!r} bytes long")
+    return int(length)
+
+
 def _write_body(
-    response: http.client.HTTPResponse, name: str, partial: PartialFile, total: int | None, offset: int, version: str
+    response: GuardedResponse, source: Source, partial: PartialFile, total: int | None, offset: int, version: str
 ) -> None:
     if total is not None and shutil.disk_usage(partial.path.parent).free < total - offset:
-        raise _disk_full_error(partial.path, name, total)
+        raise _disk_full_error(partial.path, source.name, total)
+    limit = total if total is not None else source.max_size
     try:
         with partial.path.open("r+b" if offset else "wb") as file:
             if not offset and version:
                 partial.tag.write_text(version, encoding="latin-1")
             file.seek(offset)
-            for chunk in progress_bytes(_read_chunks(response), total, offset, name):
+            for chunk in progress_bytes(_read_chunks(response), total, offset, source.name):
                 file.write(chunk)
+                if file.tell() > limit:
+                    partial.tag.unlink(missing_ok=True)  # not to be continued
+                    raise RetryableError(f"the server sends more than {format_bytes(limit)}")
     except OSError as error:
         if error.errno in DISK_FULL_ERRNOS:
-            raise _disk_full_error(partial.path, name, total) from error
+            raise _disk_full_error(partial.path, source.name, total) from error
         raise
 
 
-def _read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _read_chunks(response: GuardedResponse) -> Iterator[bytes]:
     while True:
         try:
-            chunk = response.read(CHUNK_SIZE)
-        except (OSError, http.client.HTTPException) as error:
-            raise RetryableError(str(error) or type(error).__name__) from error
+            chunk = response.read_some(CHUNK_SIZE)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise RetryableError(error) from error
         if not chunk:
             return
         yield chunk
 
 
-def _version(response: http.client.HTTPResponse) -> str:
+def _version(response: GuardedResponse) -> str:
     """The strong ETag, else the time of the last change, as If-Range takes them; empty where there is neither."""
     tag: str = response.headers.get("ETag", "")
-    return tag if tag.startswith('"') else str(response.headers.get("Last-Modified", ""))
+    version = tag if tag.startswith('"') else str(response.headers.get("Last-Modified", ""))
+    return version if VERSION.fullmatch(version) else ""
 
 
 def _disk_full_error(path: Path, name: str, total: int | None) -> WeightsError:

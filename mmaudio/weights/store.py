@@ -231,7 +231,7 @@ def _download(file: WeightsFile) -> None:
         hub.fetch_file(file.repository, file.names, file.size)
         return
     print(f"{file.name}: fetching about {format_bytes(file.size)} from {file.source}", flush=True)
-    download(file.source, cache_folder() / file.name, file.md5)
+    download(file.source, cache_folder() / file.name, file.md5, size=file.size)
 
 
 def _search_folders(model: str, folder: Path | None) -> list[Path]:

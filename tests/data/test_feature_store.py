@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from video_files import put_nan
 
 from mmaudio.data.clip_table import write_clips
@@ -14,6 +17,7 @@ from mmaudio.data.feature_set import Features
 from mmaudio.data.feature_store import (
     Header,
     encoder_names,
+    find_damage,
     load_features,
     read_header,
     read_left_out_videos,
@@ -112,7 +116,7 @@ def test_mismatched_features_are_refused(store):
             load_features(table, folder, "val", "small_44k")
 
     put_nan(path, "std", 1)
-    check_refused("std holds values that are not finite")
+    check_refused(r"d_mp4.*: not finite: std of clip d_1; delete it and extract again")
     write_shard(path, header("d.mp4", clips, captions=["other", "words"]), features(2))
     check_refused("another table of clips")
     write_shard(path, header("d.mp4", clips, seconds=5.0), features(2))
@@ -123,6 +127,52 @@ def test_mismatched_features_are_refused(store):
     check_refused("not there; extract features first")
     write_clips(table, by_video["a.mp4"])
     check_refused("no val clip")
+
+
+def flip(path, content, bit):
+    """Write `content` to `path` with one bit changed."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_no_flipped_bit_of_a_shard_goes_unnoticed(store, left_out):
+    table, folder, by_video = store
+    path = shard_path(folder, "d.mp4")
+    if left_out:
+        write_shard(path, header("d.mp4", by_video["d.mp4"], left_out="broken"), None)
+    content, draw = path.read_bytes(), random.Random(0)
+    harmless = content.index(b"crc32")
+    for bit in draw.sample(range(8 * len(content)), 60):
+        if bit // 8 in range(harmless, harmless + 5):
+            continue  # as the next test shows
+        flip(path, content, bit)
+        seen = read_header(path)
+        assert seen is None or (not left_out and find_damage(path, seen).startswith(("damaged", "not finite")))
+        with pytest.raises(DataError, match=r"damaged|not finite"):
+            read_shard(path)
+            load_features(table, folder, "val")
+
+
+def test_a_flipped_bit_in_the_name_of_the_checksums_is_harmless(store):
+    table, folder, _ = store
+    path, before = shard_path(folder, "d.mp4"), load_features(table, folder, "val")
+    content = path.read_bytes()
+    place = content.index(b"crc32")
+    for bit in range(8 * place, 8 * (place + 5), 8):
+        flip(path, content, bit)
+        assert torch.equal(load_features(table, folder, "val").mean, before.mean)
+
+
+def test_shards_of_0_1_0_have_no_checksums_and_stay_valid(store):
+    table, folder, _ = store
+    path, before = shard_path(folder, "d.mp4"), load_features(table, folder, "val")
+    with safe_open(path, "pt") as file:
+        metadata = {"mmaudio": file.metadata()["mmaudio"]}
+    save_file(load_file(path), path, metadata)
+    after = load_features(table, folder, "val")
+    assert all(torch.equal(tensor, before.tensors()[name]) for name, tensor in after.tensors().items())
 
 
 def test_shards_of_other_versions_and_other_files_are_stale(tmp_path, store):

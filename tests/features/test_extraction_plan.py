@@ -71,6 +71,21 @@ def test_check_values_finds_damaged_shards_and_writes_them_again(folder, weights
 
 
 @pytest.mark.slow
+def test_a_damaged_shard_is_not_copied(folder, weights):
+    shard = shard_path(folder / "features", "a.mp4")
+    before, content = load_file(shard)["mean"].clone(), bytearray(shard.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+    shard.write_bytes(content)
+    clips, plans = read_clips(folder / "clips.tsv"), []
+    write_clips(folder / "clips.tsv", [replace(clip, caption="other words") for clip in clips])
+    report = run_extraction(folder, weights, on_plan=plans.extend)
+    assert (report.extracted, report.text_only) == (1, 2)
+    reasons = {plan.header.video: plan.reason for plan in plans}
+    assert reasons["a.mp4"].startswith("damaged: the checksum of mean of clip a_0.0 is wrong")
+    assert torch.equal(load_file(shard)["mean"], before)
+
+
+@pytest.mark.slow
 def test_reasons_of_stale_shards(folder, weights, tmp_path):
     def stale_reasons(folder_of_weights=weights):
         plans = []

@@ -368,6 +368,17 @@ def test_a_finished_run_without_its_adapter_is_an_error(tmp_path, content, messa
 
 
 @pytest.mark.slow
+def test_the_folders_of_a_finished_run_are_written_again(tmp_path, capsys):
+    folder = mini_training.train_mini(tmp_path, max_steps=2, ema_decay=0.9).folder / "lora_checkpoints"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in ("best_lora", "last_lora", "average_lora"):
+        shutil.rmtree(folder / name)
+    mini_training.train_mini(tmp_path, max_steps=2, ema_decay=0.9)
+    assert capsys.readouterr().out.count("was gone or damaged, and is written again") == 3
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
 def test_an_unwritable_file_is_named(tmp_path):
     (tmp_path / "exp" / "lora_checkpoints" / "best_lora.pt").mkdir(parents=True)
     with pytest.raises(MMAudioError, match=r"lora_checkpoints/best_lora\.pt: cannot be written \(Is a directory\)"):

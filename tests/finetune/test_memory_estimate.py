@@ -6,6 +6,8 @@ import torch
 from helpers import mini
 
 from benchmarks.random_inputs import random_features, random_network
+from mmaudio.errors import MMAudioError
+from mmaudio.finetune import loop
 from mmaudio.finetune.dataset import build_dataset
 from mmaudio.finetune.memory_estimate import format_memory_line, measure_activation_bytes
 from mmaudio.finetune.state import new_state
@@ -43,3 +45,12 @@ def test_the_estimate_counts_the_base_values_in_full_finetuning(tmp_path):
         state = new_state(network, config, 1)
         output.append(format_memory_line(state, build_dataset(network, clips, CPU), None, config))
     assert "(weights 0.01," in output[0] and "(weights 0.03," in output[1]
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_a_step_is_for_a_smaller_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_step", lambda *_: torch.empty(1 << 50))
+    with pytest.raises(
+        MMAudioError, match=r"^out of memory .*; take a smaller batch, batch_size=4 .*preset=low_memory$"
+    ):
+        mini_training.train_mini(tmp_path, held_out=None, max_steps=1)

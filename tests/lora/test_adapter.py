@@ -255,7 +255,7 @@ def test_a_target_that_matches_nothing_names_the_nearest(pattern, nearest):
 def test_a_target_without_weights_to_adapt_is_an_error():
     with pytest.raises(ConfigError, match="no linear or convolution"):
         expand_targets(mini(), ["attn.q_norm"])
-    with pytest.raises(ConfigError, match="not a shell-style pattern"):
+    with pytest.raises(ConfigError, match="not a valid pattern"):
         expand_targets(mini(), ["fused_blocks[z-a].ffn"])
 
 

@@ -228,7 +228,7 @@ def test_unsupported_methods_of_peft_are_named(tmp_path):
     assert read_adapter(tmp_path / "dora").lora.use_dora
     odd = json.loads(settings) | {"rank_pattern": {"(": 8}}
     (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps(odd))
-    with pytest.raises(WeightsError, match=r"dora: adapter_config\.json is invalid: missing"):
+    with pytest.raises(WeightsError, match=r"dora: adapter_config\.json is invalid: .* is not a valid pattern"):
         read_adapter(tmp_path / "dora")
     (tmp_path / "dora" / "adapter_config.json").write_text("{broken")
     with pytest.raises(WeightsError, match="dora: "):

@@ -8,7 +8,14 @@ from peft import LoraConfig
 
 from mmaudio.errors import WeightsError
 from mmaudio.lora.adapter import LoRAConfig, add_lora
-from mmaudio.lora.peft_compat import adapted_modules, find_misfits, find_possible_models, lora_settings, lora_weights
+from mmaudio.lora.peft_compat import (
+    adapted_modules,
+    check_ranks,
+    find_misfits,
+    find_possible_models,
+    lora_settings,
+    lora_weights,
+)
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
 
@@ -112,3 +119,61 @@ def test_pefts_settings_become_ours():
 def test_unsupported_settings_are_named(config, words):
     with pytest.raises(WeightsError, match=words):
         lora_settings(config, [QKV])
+
+
+HALVES = {"A": (4, 64), "B": (192, 4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": 100_000}, f"the matrices of {QKV} have rank 4, the settings say 100000"),
+        ({"rank_pattern": {"qkv": 2}}, f"the matrices of {QKV} have rank 4, the settings say 2"),
+        ({"r": 4.0}, r"lora\.rank=4\.0: an integer is expected"),
+        ({"r": "4"}, r"lora\.rank='4': an integer is expected"),
+        ({"r": True}, r"lora\.rank=True: an integer is expected"),
+        ({"r": [4]}, r"lora\.rank=\[4\]: an integer is expected"),
+        ({"rank_pattern": {"qkv": 2.5}}, r"lora\.rank_pattern: .*qkv=2\.5: an integer is expected"),
+        ({"rank_pattern": ["qkv"]}, "is invalid"),
+        ({"lora_alpha": 1e300}, r"lora\.alpha=1e\+300: the scale is a positive number"),
+        ({"lora_alpha": 1e-300}, r"lora\.alpha=1e-300: the scale is a positive number"),
+        ({"lora_alpha": float("nan")}, r"lora\.alpha=nan: the scale is a positive number"),
+        ({"lora_alpha": 10**400}, r"lora\.alpha=10+: the scale is a positive number"),
+        ({"lora_alpha": True}, r"lora\.alpha=True: a number is expected"),
+        ({"alpha_pattern": {"qkv": 1e300}}, "the scale is a positive number"),
+        ({"lora_dropout": "0.1"}, r"lora\.dropout='0\.1': a number is expected"),
+        ({"use_rslora": "false"}, r"lora\.use_rslora='false': true or false is expected"),
+    ],
+)
+def test_settings_that_do_not_fit_the_matrices_are_refused(change, words):
+    state = {f"base_model.model.{QKV}.lora_{half}.weight": torch.ones(shape) for half, shape in HALVES.items()}
+    check_ranks(lora_settings(settings(), [QKV]), state)
+    with pytest.raises(WeightsError, match=words):
+        check_ranks(lora_settings(settings() | change, [QKV]), state)
+
+
+@pytest.mark.parametrize("shapes", [{"A": (4,)}, {"A": ()}, {"B": (192, 5)}, {"B": (192, 4, 1)}], ids=str)
+def test_matrices_that_do_not_multiply_are_refused(shapes):
+    shapes = HALVES | shapes
+    state = {f"base_model.model.{QKV}.lora_{half}.weight": torch.ones(shape) for half, shape in shapes.items()}
+    with pytest.raises(WeightsError, match=f"the matrices of {QKV} are .* no A"):
+        check_ranks(LoRAConfig(4), state)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(4, 64, dtype=torch.int8),
+        torch.ones(4, 64, dtype=torch.bool),
+        torch.ones(4, 64, dtype=torch.complex64),
+        torch.ones(4, 64).to(torch.float8_e4m3fn),
+        torch.ones(4, 64).to_sparse(),
+        torch.ones(1).expand(1 << 30, 1 << 30),
+        "text",
+    ],
+    ids=["int8", "bool", "complex", "float8", "sparse", "expanded", "text"],
+)
+def test_values_other_than_floating_point_numbers_are_refused(value):
+    state = {f"base_model.model.{QKV}.lora_{half}.weight": torch.ones(shape) for half, shape in HALVES.items()}
+    with pytest.raises(WeightsError, match=r"lora_A\.weight is .* float32, float16, bfloat16 are read"):
+        lora_weights(state | {f"base_model.model.{QKV}.lora_A.weight": value})

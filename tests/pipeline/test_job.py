@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from mmaudio.data.clip_table import write_clips
+from mmaudio.data.clips import Clip
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.pipeline.flags import build_job, build_parser
 from mmaudio.pipeline.job import stage_commands, training_overrides
 from mmaudio.pipeline.preflight import check_disk, check_settings
+from mmaudio.pipeline.run import reset_stages
 
 
 def job(tmp_path, flags=(), overrides=()):
@@ -90,3 +93,17 @@ def test_the_videos_and_the_precision_are_passed_on(tmp_path):
     extract = stage_commands(recursive_job)["extract"]
     assert extract[extract.index("--precision") + 1] == "bf16"
     assert "--precision" not in stage_commands(job(tmp_path))["extract"]
+
+
+def test_from_split_removes_the_data_but_no_edited_table(tmp_path):
+    reset_job = job(tmp_path, ["--output", str(tmp_path), "--from", "split"])
+    folder, clip = reset_job.clips.parent, Clip("a_0", "a.mp4", 0.0, 8.0, "a bell", "train", -3.0, -20.0, 0.0)
+    write_clips(reset_job.clips, [clip])
+    for name in ("clips.scans.jsonl", "clips.splits.json", "clips.edited-1.tsv"):
+        (folder / name).write_text("")
+    reset_job.clips.write_text(reset_job.clips.read_text().replace("bell", "drum"))
+    reset_stages(reset_job)
+    assert {path.name for path in folder.iterdir()} == {"clips.tsv", "clips.checksums.json", "clips.edited-1.tsv"}
+    write_clips(reset_job.clips, [clip])  # as splitting does: the edited one is kept
+    reset_stages(reset_job)
+    assert {path.name for path in folder.iterdir()} == {"clips.edited-1.tsv", "clips.edited-2.tsv"}
