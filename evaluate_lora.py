@@ -34,6 +34,7 @@ from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
 from mmaudio.utils.locks import wait_for_lock
+from mmaudio.utils.terminal import print_lines
 
 
 def build_parser() -> cli.Parser:
@@ -86,11 +87,11 @@ def main(arguments: list[str]) -> int:
         lock = wait_for_lock(config.output_dir, "evaluation", waiting)
         evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
         if evaluation is None:
-            print(f"evaluation: {config.report_path} is still valid, nothing to do")
+            print_lines(f"evaluation: {config.report_path} is still valid, nothing to do")
         else:
             write_files(evaluation)
             print_summary(evaluation)
-    print(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
+    print_lines(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0
 
 
@@ -142,7 +143,7 @@ def print_summary(evaluation: Evaluation) -> None:
     held_out = evaluation.results[HELD_OUT]
     lines = verdict.terminal_lines(held_out.comparisons())
     for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
-        print(line)
+        print_lines(line)
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

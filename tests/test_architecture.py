@@ -172,6 +172,15 @@ def test_media_files_are_opened_by_name_in_one_place(path):
     assert path == PACKAGE / "media" / "local_files.py" or not by_name
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in [*SOURCES, *COMMANDS] if "benchmarks" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_lines_are_printed_in_one_place(path):
+    """It escapes control characters: a file's name or a server's answer would end the line or move the cursor."""
+    calls = [ast.unparse(node.func) for node in ast.walk(syntax(path)) if isinstance(node, ast.Call)]
+    assert "print" not in calls or path == PACKAGE / "utils" / "terminal.py"
+
+
 IMPORTS = """
 import gc, importlib, sys, torch
 gc.freeze()

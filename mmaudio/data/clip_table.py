@@ -1,7 +1,7 @@
 """The table of clips and the table of what was left out, as tab-separated files.
 
 `clips.tsv` has a row per clip, `clips.left_out.tsv` beside it a row per video or window that is not used. Both are
-written only where their content changed.
+written only where their content changed. Control characters in names and captions are escaped (`utils.escapes`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from mmaudio.data.clips import SPLITS, Clip, LeftOut
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.escapes import decode_cell, encode_cell
 from mmaudio.utils.files import atomic_write, read_text, table_columns, table_rows
 
 REQUIRED_NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
@@ -112,10 +113,14 @@ def _read_rows(path: Path, row_type: type[Row]) -> list[tuple[int, dict[str, str
 
 def _require_all_cells(path: Path, number: int, row: dict[str, str | None]) -> dict[str, str]:
     """`row` where it has a cell for every column."""
-    cells = {name: cell for name, cell in row.items() if cell is not None}
+    cells = {name: decode_cell(cell) for name, cell in row.items() if cell is not None}
     if len(cells) < len(row):
         raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
     return cells
+
+
+def _format_cell(cell: object) -> object:
+    return encode_cell(cell) if isinstance(cell, str) else "" if cell is None else cell
 
 
 def _write_table(path: Path, row_type: type[Row], rows: list[Row]) -> bool:
@@ -123,7 +128,7 @@ def _write_table(path: Path, row_type: type[Row], rows: list[Row]) -> bool:
     columns = [field.name for field in fields(row_type)]
     writer = csv.DictWriter(text, columns, dialect="excel-tab", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: "" if cell is None else cell for name, cell in asdict(row).items()} for row in rows)
+    writer.writerows({name: _format_cell(cell) for name, cell in asdict(row).items()} for row in rows)
     content = text.getvalue().encode()
     if path.is_file() and path.read_bytes() == content:
         return False

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from mmaudio.errors import WeightsError
 from mmaudio.utils.checksums import file_digests, move_aside
 from mmaudio.utils.progress import format_bytes, progress_bytes
+from mmaudio.utils.terminal import print_lines
 
 RETRY_DELAYS = (1.0, 2.0, 4.0)
 """Seconds before each retry; with all of them used up the download fails."""
@@ -81,7 +82,9 @@ def download(url: str, target: Path, md5: str | None = None, retry_delays: Seque
                 corrupt = _move_aside_if_corrupt(target, target, md5)
                 if corrupt is None:
                     return
-                print(f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True)
+                print_lines(
+                    f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True
+                )
             partial = PartialFile.of(target)
             _fetch_with_retries(url, target.name, partial, retry_delays)
             corrupt = _move_aside_if_corrupt(partial.path, target, md5)
@@ -102,7 +105,7 @@ def _lock(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{target.name}: another process is fetching it; waiting for that", flush=True)
+        print_lines(f"{target.name}: another process is fetching it; waiting for that", flush=True)
         lock.acquire(poll_interval=0.2)
     try:
         yield

@@ -202,6 +202,24 @@ def test_odd_names_links_and_folders(tmp_path):
     assert result.file_count == 7
 
 
+def test_control_characters_in_names_are_escaped_in_lines_and_tables(tmp_path, capsys):
+    videos, table = tmp_path / "videos", tmp_path / "clips.tsv"
+    content = write_tone_video(tmp_path / "a.mp4", 4).read_bytes()
+    names = ("n\nerror: all is lost.mp4", "\x1b[2J\u202e.mp4", "junk\r\x9b.mp4")
+    videos.mkdir()
+    for name in names:
+        (videos / name).write_bytes(b"junk" if "junk" in name else content)
+    assert split_command("--input_dir", videos, "--output_tsv", table, "--seconds", 1, "--stride", 1) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert r"  left out: junk\r\x9b.mp4: no video" in lines
+    assert {clip.video for clip in read_clips(table)} == set(names[:2])
+    assert [row.video for row in read_left_out(left_out_path(table)) if row.start is None] == [names[2]]
+    for path in (table, left_out_path(table)):
+        assert path.read_text().replace("\t", "").replace("\n", "").isprintable()
+    assert table.read_text().count("\n") == 1 + len(read_clips(table))
+
+
 @pytest.mark.slow
 def test_videos_in_sub_folders_are_reported_and_results_are_not_videos(tmp_path, capsys):
     """A report's films hold generated sounds and held-out pictures: they never become training clips."""
