@@ -10,7 +10,7 @@ import av
 import torch
 
 from mmaudio.config import TrainConfig, compose
-from mmaudio.data.captions import read_captions
+from mmaudio.data.caption_table import read_captions
 from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings

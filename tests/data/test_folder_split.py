@@ -220,6 +220,21 @@ def test_control_characters_in_names_are_escaped_in_lines_and_tables(tmp_path, c
     assert table.read_text().count("\n") == 1 + len(read_clips(table))
 
 
+def test_a_caption_that_is_not_utf8_is_named_and_a_table_that_fits_nothing_is_an_error(tmp_path, capsys):
+    write_tone_video(tmp_path / "videos" / "a.mp4", 4)
+    (tmp_path / "videos" / "a.TXT").write_bytes(b"caf\xe9")
+    flags = ("--input_dir", tmp_path / "videos", "--output_tsv", tmp_path / "clips.tsv", "--seconds", 1)
+    assert split_command(*flags) == 0
+    assert "note: a.TXT: not used as a caption: no UTF-8 text; save it as UTF-8" in capsys.readouterr().out
+    assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {""}
+    (tmp_path / "words.tsv").write_text("path\tcaption\nC:\\clips\\b.mp4\ta bell\n")
+    with pytest.raises(DataError, match=r"words\.tsv: none of its 1 rows .* C:/clips/b\.mp4, a video is a\.mp4"):
+        split_command(*flags, "--captions", tmp_path / "words.tsv")
+    (tmp_path / "words.tsv").write_text("path\tcaption\nC:\\clips\\a.mp4\ta bell\n")
+    assert split_command(*flags, "--captions", tmp_path / "words.tsv") == 0
+    assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {"a bell"}
+
+
 @pytest.mark.slow
 def test_videos_in_sub_folders_are_reported_and_results_are_not_videos(tmp_path, capsys):
     """A report's films hold generated sounds and held-out pictures: they never become training clips."""
