@@ -56,6 +56,9 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--check-data", action="store_true", help="list the training clips whose audio is out of sync with the video"
     )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="take videos outside of the folder that the table names"
+    )
     parser.add_argument("--samples", type=int, default=1, help="samples per clip, each from its own noise")
     parser.add_argument(
         "--strengths",
@@ -116,6 +119,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         max_clips=args.max_clips,
         metrics=args.metrics,
         check_data=args.check_data,
+        allow_outside=args.allow_outside,
         device=device,
         dtype=fast_dtype(device),
     )

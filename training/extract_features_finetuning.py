@@ -61,6 +61,9 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--verify", action="store_true", help="list stale, missing and non-finite entries and write them again"
     )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="take videos outside of --video_root that the table names"
+    )
     return parser
 
 
@@ -95,6 +98,7 @@ def build_config(args: argparse.Namespace, model: str) -> ExtractionConfig:
         rank=rank,
         world_size=world_size,
         check_values=args.verify,
+        allow_outside=args.allow_outside,
     )
 
 

@@ -59,6 +59,19 @@ def read_clips(path: Path) -> list[Clip]:
     return clips
 
 
+def check_videos_inside(path: Path, clips: list[Clip]) -> None:
+    """DataError where a clip of the table `path` names a video outside of the folder of videos: absolute, or with `..`.
+
+    Links within the folder are its owner's, and are followed.
+    """
+    outside = [clip.video for clip in clips if Path(clip.video).is_absolute() or ".." in Path(clip.video).parts]
+    if outside:
+        raise DataError(
+            f"{path}: {len(outside)} clips are of videos outside of the folder of videos, as {outside[0]}; paths below "
+            "it are expected. If you know them, add --allow-outside"
+        )
+
+
 def read_left_out(path: Path) -> list[LeftOut]:
     """The rows of a table of left-out files and windows, none where there is no such file."""
     if not path.is_file():

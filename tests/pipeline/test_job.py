@@ -90,3 +90,9 @@ def test_the_videos_and_the_precision_are_passed_on(tmp_path):
     extract = stage_commands(recursive_job)["extract"]
     assert extract[extract.index("--precision") + 1] == "bf16"
     assert "--precision" not in stage_commands(job(tmp_path))["extract"]
+
+
+def test_permission_for_videos_outside_of_the_folder_is_passed_on(tmp_path):
+    commands = stage_commands(job(tmp_path, ["--allow-outside"]))
+    assert [stage for stage, command in commands.items() if "--allow-outside" in command] == ["extract", "evaluate"]
+    assert not any("--allow-outside" in command for command in stage_commands(job(tmp_path)).values())
