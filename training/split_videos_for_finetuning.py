@@ -39,6 +39,10 @@ CONFIG_FLAGS = ("seconds", "stride", "val_ratio", "test_ratio", "silence_db")
 """Flags that override a key of `config/split_config.yaml`."""
 
 
+EXAMPLES = 2
+"""So many of the commonest reasons are printed with an example."""
+
+
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Split a folder of videos into clips and write their table.")
@@ -102,7 +106,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
     )
 
 
-def print_result(result: SplitResult) -> None:
+def print_result(result: SplitResult, left_out_table: Path) -> None:
     """Print the numbers of files and clips, and each file that is left out with its reason."""
     scanned = f"scanned {result.scanned_count}, {result.file_count - result.scanned_count} had not changed"
     print_lines(f"found {result.file_count} files = {result.used} used + {len(result.unused)} left out ({scanned})")
@@ -110,8 +114,12 @@ def print_result(result: SplitResult) -> None:
         print_lines(f"  left out: {row.video}: {row.reason}")
     windows = result.unused_windows
     print_lines(f"{len(result.clips) + len(windows)} windows = {len(result.clips)} clips + {len(windows)} left out")
-    for reason, count in Counter(reason_kind(row.reason) for row in windows).most_common():
-        print_lines(f"  left out: {count} x {reason}")
+    for number, (kind, count) in enumerate(Counter(reason_kind(row.reason) for row in windows).most_common()):
+        example = next(row for row in windows if reason_kind(row.reason) == kind)
+        where = f", as {example.video} from {example.start:g} s ({example.reason})" if number < EXAMPLES else ""
+        print_lines(f"  left out: {count} x {kind}{where}")
+    if result.left_out:
+        print_lines(f"  all that is left out, with the reasons: {left_out_table}")
     for split in SPLITS:
         clips = [clip for clip in result.clips if clip.split == split]
         print_lines(f"  {split}: {len(clips)} clips of {len({clip.video for clip in clips})} videos")
@@ -160,7 +168,7 @@ def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> N
         lambda files: progress(files, len(files), "videos"),
         SplitStore(splits_file, settings.ratios),
     )
-    print_result(result)
+    print_result(result, left_out_path(table))
     write_left_out(left_out_path(table), result.left_out)
     if report:
         write_report(page, videos, result, settings.scan.track)

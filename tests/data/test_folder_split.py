@@ -235,6 +235,18 @@ def test_a_caption_that_is_not_utf8_is_named_and_a_table_that_fits_nothing_is_an
     assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {"a bell"}
 
 
+def test_the_terminal_names_the_table_of_what_is_left_out_with_examples(tmp_path, capsys):
+    sound = np.concatenate([tone(3), np.zeros(4 * RATE, np.float32)])
+    write_video(tmp_path / "videos" / "a.mp4", grey_frames(175), 25, sound, RATE)
+    table = tmp_path / "clips.tsv"
+    assert split_command("--input_dir", tmp_path / "videos", "--output_tsv", table, "--seconds", 1, "--stride", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = [line for line in lines if "x " in line and ", as a.mp4 from " in line]
+    assert len(examples) == 2
+    assert examples[0].startswith("  left out: 3 x silent, as a.mp4 from 4 s (silent: peak -1")
+    assert f"  all that is left out, with the reasons: {left_out_path(table)}" in lines
+
+
 @pytest.mark.slow
 def test_videos_in_sub_folders_are_reported_and_results_are_not_videos(tmp_path, capsys):
     """A report's films hold generated sounds and held-out pictures: they never become training clips."""
