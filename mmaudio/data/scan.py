@@ -26,8 +26,11 @@ from mmaudio.media.gain import PeakMeter, video_gain_db
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the code measures differently."""
+
+CANCELLED = 10 ** (-40 / 20)
+"""Peak of the mean of all channels over that of the loudest, below which they cancel each other."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
         info = probe(path, settings.track)
         meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
         windows = _measure_windows(info, settings, meter)
+        if max(meter.peaks, default=0.0) < CANCELLED * meter.channel_peak:
+            raise DataError(f"{path.name}: its channels cancel each other (one is inverted): their mean is silent")
         return VideoScan(video, key, "", windows, _describe_tracks(info), video_gain_db(meter.peaks))
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
