@@ -94,7 +94,9 @@ def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
             length = position
         for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
             peaks = channels.abs()
-            yield AudioChunk(channels.mean(0), (peaks >= FULL_SCALE).any(0), True, float(peaks.max()))
+            yield AudioChunk(
+                channels.mean(0), (peaks >= FULL_SCALE).any(0), True, float(peaks.max()) if peaks.numel() else 0.0
+            )
         length += block.shape[1]
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
