@@ -34,6 +34,7 @@ from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
 from mmaudio.utils.locks import wait_for_lock
+from mmaudio.utils.terminal import print_lines
 
 
 def build_parser() -> cli.Parser:
@@ -54,6 +55,9 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--check-data", action="store_true", help="list the training clips whose audio is out of sync with the video"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="take videos outside of the folder that the table names"
     )
     parser.add_argument("--samples", type=int, default=1, help="samples per clip, each from its own noise")
     parser.add_argument(
@@ -86,11 +90,11 @@ def main(arguments: list[str]) -> int:
         lock = wait_for_lock(config.output_dir, "evaluation", waiting)
         evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
         if evaluation is None:
-            print(f"evaluation: {config.report_path} is still valid, nothing to do")
+            print_lines(f"evaluation: {config.report_path} is still valid, nothing to do")
         else:
             write_files(evaluation)
             print_summary(evaluation)
-    print(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
+    print_lines(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0
 
 
@@ -115,6 +119,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         max_clips=args.max_clips,
         metrics=args.metrics,
         check_data=args.check_data,
+        allow_outside=args.allow_outside,
         device=device,
         dtype=fast_dtype(device),
     )
@@ -142,7 +147,7 @@ def print_summary(evaluation: Evaluation) -> None:
     held_out = evaluation.results[HELD_OUT]
     lines = verdict.terminal_lines(held_out.comparisons())
     for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
-        print(line)
+        print_lines(line)
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

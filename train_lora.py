@@ -49,6 +49,7 @@ from mmaudio.finetune.loop import TrainingResult
 from mmaudio.finetune.sweep_table import format_sweep_table
 from mmaudio.finetune.trainer import train
 from mmaudio.lora.checkpoint import write_synced
+from mmaudio.utils.terminal import print_lines
 
 SWEEP_FLAGS = ("--multirun", "-m")
 MAX_NAME_LENGTH = 200
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
         job_results = run_jobs(folder)
     results = [result for result in job_results if isinstance(result, TrainingResult)]
     if len(results) > 1 and "RANK" not in os.environ:
-        print("", *format_sweep_table(results), sep="\n")
+        print_lines("", *format_sweep_table(results))
     for result in job_results:
         if isinstance(result, MMAudioError):
             raise result
@@ -99,7 +100,7 @@ def run_jobs(results_path: str | None) -> list[JobResult]:
         results.append(result)
         if folder is not None:
             if isinstance(result, MMAudioError):
-                print(f"error: {result}", file=sys.stderr)  # into the job's own log
+                print_lines(f"error: {result}", file=sys.stderr)  # into the job's own log
             write_synced(folder / f"{HydraConfig.get().job.num:06d}", pickle.dumps(result))
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=PRIMARY_CONFIG)(run_job)()

@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmaudio import cli
+from mmaudio.media.local_files import open_media
 from mmaudio.media.mux import write_video
 from mmaudio.metrics.loudness import frame_levels
 from mmaudio.synthetic.demo import IMAGE_SIZE, SAMPLE_RATE
@@ -74,7 +74,7 @@ def train_and_evaluate(output: Path, way: str, overrides: Sequence[str]) -> None
 
 def read_flac(path: Path) -> tuple[Tensor, int]:
     """The waveform (T,) of a mono FLAC file, in -1..1, and its sample rate in hertz."""
-    with av.open(str(path)) as container:
+    with open_media(path) as container:
         rate: int = container.streams.audio[0].codec_context.sample_rate
         blocks = [frame.to_ndarray()[0].astype(np.float32) / 2**15 for frame in container.decode(audio=0)]
     return torch.from_numpy(np.concatenate(blocks)), rate

@@ -33,6 +33,7 @@ from mmaudio.lora.checkpoint import attach_adapter, check_base, check_fit, read_
 from mmaudio.lora.merge import merge_copy
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import model_spec
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.store import fetch_files, load_weights
 
 MERGED_SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -165,7 +166,7 @@ class LoRAMMAudio(AudioGenerator):
 
     def print_parameter_info(self) -> None:
         """Print `parameter_info`."""
-        print(self.parameter_info())
+        print_lines(*self.parameter_info().split("\n"))
 
     def generate_from_video(self, video_path: str | Path, prompt: str = "", **options: Any) -> Tensor:
         """Generate audio for a video; see `generate`."""
@@ -191,7 +192,7 @@ class LoRAMMAudio(AudioGenerator):
         merged = merge_copy(self.peft_model, dtypes if dtype is None else dict.fromkeys(dtypes, dtype))
         save_state_dict(merged.state_dict, target)
         dtype_name = str(merged.dtype).removeprefix("torch.")
-        print(
+        print_lines(
             f"{target}: {target.stat().st_size / 1e6:.1f} MB, {dtype_name}; largest difference from the adapter at a "
             f"random input: {merged.max_difference:.1e} of the largest value"
         )

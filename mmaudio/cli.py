@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import interrupts
+from mmaudio.utils.escapes import escape_controls
+from mmaudio.utils.terminal import print_lines
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         elif choice:
             suggestions = nearest_names(choice.group(1), re.findall(r"[\w.-]+", choice.group(2)), cutoff=0.3)
         hint = f"; did you mean {suggestions[0]}?" if suggestions else ""
-        self.exit(2, f"error: {message}{hint} ({self.prog} --help lists the flags)\n")
+        self.exit(2, escape_controls(f"error: {message}{hint} ({self.prog} --help lists the flags)") + "\n")
 
 
 class _Store(argparse.Action):
@@ -144,7 +146,7 @@ def _print_last(line: str) -> None:
     with suppress(OSError):  # as on a full disk
         _flush_output()
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print_lines(line, file=sys.stderr, flush=True)
 
 
 def _flush_output() -> None:

@@ -128,6 +128,7 @@ def test_nothing_below_the_entry_points_reads_the_process():
 
 
 WRITES_OTHERWISE = {
+    "local_files.py": "creates media files within the blocks of its callers, which call `create_media`",
     "scan_store.py": "appends",
     "metrics_log.py": "appends",
     "pretrain_tiny.py": "appends",
@@ -151,7 +152,7 @@ def is_write(node: ast.AST) -> bool:
         modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
         in_memory = {"os.devnull", "io.BytesIO()"} & set(texts)
         return not in_memory and any(mode in ("w", "wb", "a", "ab", "x", "xb", "r+b", "rb+") for mode in modes)
-    return name in {"write_text", "write_bytes", "save_file", "touch", "mkstemp", "NamedTemporaryFile"}
+    return name in {"write_text", "write_bytes", "save_file", "touch", "mkstemp", "NamedTemporaryFile", "create_media"}
 
 
 def writes_outside(node: ast.AST, inside: bool = False) -> list[int]:
@@ -172,6 +173,23 @@ def test_every_file_is_written_through_one_place():
     }
     others = {path: lines for path, lines in writers.items() if lines and Path(path).name not in WRITES_OTHERWISE}
     assert not others, others
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *COMMANDS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_media_files_are_opened_by_name_in_one_place(path):
+    """There a name is a file's and no address. Other modules open what is in memory only."""
+    calls = [n for n in ast.walk(syntax(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "av.open"]
+    by_name = [call.lineno for call in calls if ast.unparse(call.args[0]) != "io.BytesIO()"]
+    assert path == PACKAGE / "media" / "local_files.py" or not by_name
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in [*SOURCES, *COMMANDS] if "benchmarks" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_lines_are_printed_in_one_place(path):
+    """It escapes control characters: a file's name or a server's answer would end the line or move the cursor."""
+    calls = [ast.unparse(node.func) for node in ast.walk(syntax(path)) if isinstance(node, ast.Call)]
+    assert "print" not in calls or path == PACKAGE / "utils" / "terminal.py"
 
 
 IMPORTS = """

@@ -35,6 +35,7 @@ from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.pipeline.flags import MODES
 from mmaudio.pipeline.job import PRECISIONS
 from mmaudio.utils.progress import progress
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.store import fetch_files
 
 LIGHT_FLOPS = 1e12
@@ -59,6 +60,9 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--verify", action="store_true", help="list stale, missing and non-finite entries and write them again"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="take videos outside of --video_root that the table names"
     )
     return parser
 
@@ -94,14 +98,15 @@ def build_config(args: argparse.Namespace, model: str) -> ExtractionConfig:
         rank=rank,
         world_size=world_size,
         check_values=args.verify,
+        allow_outside=args.allow_outside,
     )
 
 
 def print_invalid(plans: list[ShardPlan]) -> None:
     """Print the shards that are not valid, with the reasons."""
     for plan in plans:
-        print(f"  {plan.header.video}: {plan.reason}")
-    print(f"{len(plans)} entries to mend" if plans else "every entry is there, up to date and finite", flush=True)
+        print_lines(f"  {plan.header.video}: {plan.reason}")
+    print_lines(f"{len(plans)} entries to mend" if plans else "every entry is there, up to date and finite", flush=True)
 
 
 def print_report(report: ExtractionReport, output_dir: Path) -> None:
@@ -109,10 +114,10 @@ def print_report(report: ExtractionReport, output_dir: Path) -> None:
     total = report.valid + report.text_only + report.extracted + report.by_other_processes
     text_only = f", {report.text_only} whose captions alone changed" if report.text_only else ""
     by_others = f", {report.by_other_processes} by other processes" if report.by_other_processes else ""
-    print(f"{total} videos = {report.extracted} extracted now + {report.valid} still valid{text_only}{by_others}")
+    print_lines(f"{total} videos = {report.extracted} extracted now + {report.valid} still valid{text_only}{by_others}")
     for row in report.left_out:
-        print(f"  left out: {row.video}: {row.reason}")
-    print(f"{output_dir}: features of {report.clips} clips, {len(report.left_out)} videos left out", flush=True)
+        print_lines(f"  left out: {row.video}: {row.reason}")
+    print_lines(f"{output_dir}: features of {report.clips} clips, {len(report.left_out)} videos left out", flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -122,7 +127,7 @@ def main(arguments: list[str]) -> int:
     spec, config = model_spec(model), build_config(args, model)
     if torch.device(config.device).type == "cpu" and extraction_flops(spec) < LIGHT_FLOPS:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core decodes meanwhile
-    print(f"extracting for {model} ({', '.join(encoder_names(spec).values())}) on {config.device}", flush=True)
+    print_lines(f"extracting for {model} ({', '.join(encoder_names(spec).values())}) on {config.device}", flush=True)
     fetch_files(model, tuple(ENCODER_COMPONENTS.values()), args.weights, cli.is_offline(args.offline))
     report = extract(
         args.input_tsv,

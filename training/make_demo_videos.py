@@ -19,6 +19,7 @@ from pathlib import Path
 from mmaudio.errors import ConfigError
 from mmaudio.synthetic.demo import is_complete, plan_demo_videos, write_demo_videos
 from mmaudio.utils.progress import progress
+from mmaudio.utils.terminal import print_lines
 
 MIN_VIDEOS = 8
 """With fewer, a kind of object is in one video only."""
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     for _ in progress(write_demo_videos(missing, min(4, os.cpu_count() or 1)), len(missing), "sample videos"):
         pass
     existing = len(videos) - len(missing)
-    print(
+    print_lines(
         f"{args.output_dir}: {len(videos)} videos of {args.seconds:g} s ({len(missing)} made, {existing} already there)"
     )
 

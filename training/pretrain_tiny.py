@@ -36,6 +36,7 @@ from pathlib import Path
 import torch
 
 from mmaudio.pretraining.stages import STAGES, Pretraining, PretrainingConfig, parse_steps
+from mmaudio.utils.terminal import print_lines
 
 
 def build_parser() -> cli.Parser:
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
     def log(message: str) -> None:
-        print(message, flush=True)
+        print_lines(message, flush=True)
         with (args.work_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
 

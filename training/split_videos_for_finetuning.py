@@ -34,9 +34,14 @@ from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import progress
+from mmaudio.utils.terminal import print_lines
 
 CONFIG_FLAGS = ("seconds", "stride", "val_ratio", "test_ratio", "silence_db")
 """Flags that override a key of `config/split_config.yaml`."""
+
+
+EXAMPLES = 2
+"""So many of the commonest reasons are printed with an example."""
 
 
 def build_parser() -> cli.Parser:
@@ -102,27 +107,31 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
     )
 
 
-def print_result(result: SplitResult) -> None:
+def print_result(result: SplitResult, left_out_table: Path) -> None:
     """Print the numbers of files and clips, and each file that is left out with its reason."""
     scanned = f"scanned {result.scanned_count}, {result.file_count - result.scanned_count} had not changed"
-    print(f"found {result.file_count} files = {result.used} used + {len(result.unused)} left out ({scanned})")
+    print_lines(f"found {result.file_count} files = {result.used} used + {len(result.unused)} left out ({scanned})")
     for row in result.unused:
-        print(f"  left out: {row.video}: {row.reason}")
+        print_lines(f"  left out: {row.video}: {row.reason}")
     windows = result.unused_windows
-    print(f"{len(result.clips) + len(windows)} windows = {len(result.clips)} clips + {len(windows)} left out")
-    for reason, count in Counter(reason_kind(row.reason) for row in windows).most_common():
-        print(f"  left out: {count} x {reason}")
+    print_lines(f"{len(result.clips) + len(windows)} windows = {len(result.clips)} clips + {len(windows)} left out")
+    for number, (kind, count) in enumerate(Counter(reason_kind(row.reason) for row in windows).most_common()):
+        example = next(row for row in windows if reason_kind(row.reason) == kind)
+        where = f", as {example.video} from {example.start:g} s ({example.reason})" if number < EXAMPLES else ""
+        print_lines(f"  left out: {count} x {kind}{where}")
+    if result.left_out:
+        print_lines(f"  all that is left out, with the reasons: {left_out_table}")
     for split in SPLITS:
         clips = [clip for clip in result.clips if clip.split == split]
-        print(f"  {split}: {len(clips)} clips of {len({clip.video for clip in clips})} videos")
+        print_lines(f"  {split}: {len(clips)} clips of {len({clip.video for clip in clips})} videos")
     with_caption = sum(bool(clip.caption) for clip in result.clips)
     if with_caption < len(result.clips):
-        print(f"  captions: {with_caption} of {len(result.clips)} clips have one; the others have none")
+        print_lines(f"  captions: {with_caption} of {len(result.clips)} clips have one; the others have none")
     broken_rules = Counter(clip.breaks for clip in result.clips if clip.breaks)
     for rules, count in broken_rules.most_common():
-        print(f"  used although they break a rule: {count} x {rules}")
+        print_lines(f"  used although they break a rule: {count} x {rules}")
     for note in result.notes:
-        print(f"note: {note}")
+        print_lines(f"note: {note}")
 
 
 def write_report(page: Path, videos: Path, result: SplitResult, audio_track: int) -> None:
@@ -130,7 +139,7 @@ def write_report(page: Path, videos: Path, result: SplitResult, audio_track: int
     from mmaudio.data.contact_sheet import write_contact_sheet  # here, as torchvision takes a second to import
 
     write_contact_sheet(page, videos, result, audio_track, lambda scans: progress(scans, len(scans), "strips"))
-    print(f"{page}: open it in a browser")
+    print_lines(f"{page}: open it in a browser")
 
 
 def main(arguments: list[str]) -> int:
@@ -161,14 +170,14 @@ def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> N
         lambda files: progress(files, len(files), "videos"),
         SplitStore(splits_file, settings.ratios),
     )
-    print_result(result)
+    print_result(result, left_out_path(table))
     write_left_out(left_out_path(table), result.left_out)
     if report:
         write_report(page, videos, result, settings.scan.track)
     if not result.clips:
         raise DataError(f"{videos}: none of its {result.file_count} files can be used; the reasons stand above")
     is_changed = write_clips(table, result.clips)
-    print(f"{table}: {'written' if is_changed else 'still valid, not touched'}", flush=True)
+    print_lines(f"{table}: {'written' if is_changed else 'still valid, not touched'}", flush=True)
 
 
 if __name__ == "__main__":

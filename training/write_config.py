@@ -19,6 +19,7 @@ from mmaudio import cli
 from mmaudio.config import CONFIG_FOLDER, LORA_SHORTCUTS, PRIMARY_CONFIG, SCHEMA_NAME, TrainConfig
 from mmaudio.data.config import SPLIT_CONFIG_FILE, SplitConfigFile
 from mmaudio.utils.files import atomic_write
+from mmaudio.utils.terminal import print_lines
 
 TRAIN_HEADER = f"""\
 # The primary configuration: the defaults for some 20 videos. Every key can be set on the command line:
@@ -126,7 +127,7 @@ def main(arguments: list[str]) -> None:
     for path, text in yaml_files().items():
         with atomic_write(path) as temporary:
             temporary.write_text(text)
-        print(path)
+        print_lines(path)
 
 
 if __name__ == "__main__":

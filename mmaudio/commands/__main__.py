@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
+from mmaudio.utils.terminal import print_lines
 
 NAME = "mmaudio-lora"
 
@@ -40,7 +41,7 @@ def usage() -> str:
 def main(arguments: list[str]) -> int | None:
     """Run the subcommand that the first argument names; ConfigError for an unknown one."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print_lines(*usage().split("\n"))
         return 0 if arguments else 2
     name = arguments[0]
     if name not in COMMANDS:

@@ -18,6 +18,7 @@ from mmaudio.errors import ConfigError
 from mmaudio.lora.adapter import MAX_STRENGTH
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
 from mmaudio.model.spec import MODELS, model_spec
+from mmaudio.utils.terminal import print_lines
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 COMFYUI_MODELS = ("small_44k", "large_44k", "large_44k_v2")
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{output}: is there already; --overwrite replaces it, or choose another --output")
     model.set_strength(args.strength)
     model.merge_and_save(output, None if args.dtype is None else DTYPES[args.dtype])
-    print(describe_comfyui(model.model_name, output))
+    print_lines(describe_comfyui(model.model_name, output))
     return 0
 
 

@@ -1,7 +1,8 @@
 """The table of clips and the table of what was left out, as tab-separated files.
 
 `clips.tsv` has a row per clip, `clips.left_out.tsv` beside it a row per video or window that is not used. Both are
-written only where their content changed. Rows that were edited by hand are used, with a note.
+written only where their content changed. Rows that were edited by hand are used, with a note. Control characters in
+names and captions are escaped (`utils.escapes`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import TypeVar
 from mmaudio.data.clips import SPLITS, Clip, LeftOut
 from mmaudio.data.table_checksums import describe_changes, is_changed, write_checksums
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.escapes import decode_cell, encode_cell
 from mmaudio.utils.files import atomic_write, read_text, table_columns, table_rows
+from mmaudio.utils.terminal import print_lines
 
 REQUIRED_NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
 OPTIONAL_NUMBERS = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
@@ -80,7 +83,20 @@ def read_clips(path: Path) -> list[Clip]:
 @functools.cache
 def _print_note(text: str) -> None:
     """Print a note on standard error, once."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    print_lines(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def check_videos_inside(path: Path, clips: list[Clip]) -> None:
+    """DataError where a clip of the table `path` names a video outside of the folder of videos: absolute, or with `..`.
+
+    Links within the folder are its owner's, and are followed.
+    """
+    outside = [clip.video for clip in clips if Path(clip.video).is_absolute() or ".." in Path(clip.video).parts]
+    if outside:
+        raise DataError(
+            f"{path}: {len(outside)} clips are of videos outside of the folder of videos, as {outside[0]}; paths below "
+            "it are expected. If you know them, add --allow-outside"
+        )
 
 
 def read_left_out(path: Path) -> list[LeftOut]:
@@ -141,10 +157,14 @@ def _read_rows(path: Path, row_type: type[Row]) -> list[tuple[int, dict[str, str
 
 def _require_all_cells(path: Path, number: int, row: dict[str, str | None]) -> dict[str, str]:
     """`row` where it has a cell for every column."""
-    cells = {name: cell for name, cell in row.items() if cell is not None}
+    cells = {name: decode_cell(cell) for name, cell in row.items() if cell is not None}
     if len(cells) < len(row):
         raise DataError(f"{path}, line {number}: fewer cells than the first line names columns")
     return cells
+
+
+def _format_cell(cell: object) -> object:
+    return encode_cell(cell) if isinstance(cell, str) else "" if cell is None else cell
 
 
 def _table_content(row_type: type[Row], rows: list[Row]) -> bytes:
@@ -152,7 +172,7 @@ def _table_content(row_type: type[Row], rows: list[Row]) -> bytes:
     columns = [field.name for field in fields(row_type)]
     writer = csv.DictWriter(text, columns, dialect="excel-tab", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: "" if cell is None else cell for name, cell in asdict(row).items()} for row in rows)
+    writer.writerows({name: _format_cell(cell) for name, cell in asdict(row).items()} for row in rows)
     return text.getvalue().encode()
 
 

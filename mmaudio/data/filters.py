@@ -8,6 +8,9 @@ from typing import Protocol
 
 from mmaudio.errors import ConfigError
 
+MAX_DIGITS = 9
+"""Decimals of a number in a reason, at most."""
+
 
 class ClipMeasurements(Protocol):
     """The measurements that the rules test; `data.clips.Clip` documents them."""
@@ -92,23 +95,37 @@ class FilterRules:
     def _audio_violations(self, clip: ClipMeasurements) -> list[str]:
         reasons = []
         if self.max_mismatch is not None and clip.mismatch > self.max_mismatch + 1e-6:
-            reasons.append(f"sound missing: for {clip.mismatch:.2f} s, at most {self.max_mismatch:g} s")
+            missing = format_beside(clip.mismatch, self.max_mismatch, 2)
+            reasons.append(f"sound missing: for {missing} s, at most {self.max_mismatch:g} s")
         if self.min_peak_db is not None and clip.peak_db < self.min_peak_db:
-            reasons.append(f"silent: peak {clip.peak_db:.1f} dB, at least {self.min_peak_db:g} dB")
+            reasons.append(
+                f"silent: peak {format_beside(clip.peak_db, self.min_peak_db)} dB, at least {self.min_peak_db:g} dB"
+            )
         elif self.min_lufs is not None and clip.lufs < self.min_lufs:
-            reasons.append(f"faint: {clip.lufs:.1f} LUFS, at least {self.min_lufs:g}")
+            reasons.append(f"faint: {format_beside(clip.lufs, self.min_lufs)} LUFS, at least {self.min_lufs:g}")
         elif self.max_silence is not None and clip.silence > self.max_silence:
-            reasons.append(f"mostly silent: {clip.silence:.1%} of it, at most {self.max_silence:.0%}")
+            reasons.append(f"mostly silent: {_shares(clip.silence, self.max_silence, 'of it', 1)}")
         if self.max_clipped is not None and clip.clipped > self.max_clipped:
-            reasons.append(f"clipped sound: {clip.clipped:.1%} of the samples, at most {self.max_clipped:.0%}")
+            reasons.append(f"clipped sound: {_shares(clip.clipped, self.max_clipped, 'of the samples', 1)}")
         return reasons
 
     def _video_violations(self, clip: ClipMeasurements) -> list[str]:
         if self.max_black is not None and clip.black > self.max_black:
-            return [f"black picture: {clip.black:.0%} of it, at most {self.max_black:.0%}"]
+            return [f"black picture: {_shares(clip.black, self.max_black)}"]
         if self.max_frozen is not None and clip.frozen > self.max_frozen:
-            return [f"frozen picture: {clip.frozen:.0%} of it, at most {self.max_frozen:.0%}"]
+            return [f"frozen picture: {_shares(clip.frozen, self.max_frozen)}"]
         return []
+
+
+def format_beside(value: float, limit: float, digits: int = 1) -> str:
+    """`value` with `digits` decimals, or as many more as tell it from `limit`."""
+    while f"{value:.{digits}f}" == f"{limit:.{digits}f}" and digits < MAX_DIGITS:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def _shares(value: float, limit: float, of: str = "of it", digits: int = 0) -> str:
+    return f"{format_beside(100 * value, 100 * limit, digits)}% {of}, at most {round(100 * limit, MAX_DIGITS):g}%"
 
 
 def reason_kind(reason: str) -> str:

@@ -16,7 +16,7 @@ from mmaudio.data.filters import FilterRules, reason_kind
 from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_video
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
-from mmaudio.data.video_files import find_video_below, find_videos
+from mmaudio.data.video_files import VIDEO_SUFFIXES, find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.subprocess_worker import SubprocessWorker, WorkerError
 
@@ -122,6 +122,8 @@ def split_folder(
     if not files:
         below = " (sub-folders are searched with --recursive)" if any(path.is_dir() for path in root.iterdir()) else ""
         raise DataError(f"{root}: no file in it{below}; a folder of videos is expected")
+    videos = [name_in_table(path, root) for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    captions.match_videos(videos)
     scans, scanned_count = _scan_files(root, files, settings, store, progress)
     usable, left_out = _apply_rules(scans, settings)
     divided, notes = _split_usable(usable, settings.ratios, split_store)
@@ -129,10 +131,12 @@ def split_folder(
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
     gains_db = {scan.video: NORMALIZATIONS[settings.normalize](scan) for scan in scans}
     clips = build_clips(divided, captions, settings.rules, settings.scan.track, gains_db)
+    captions.check_used(videos if clips else [])
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
     notes += _describe_duplicates(root, list(divided))
     if not settings.recursive and (video := find_video_below(root, ignored_paths)):
         notes.append(f"sub-folders hold videos too, such as {video}: --recursive takes them")
+    notes += [f"{path.relative_to(root)}: not used as a caption: {why}" for path, why in captions.unreadable.items()]
     notes += _describe_unused_captions(captions, settings.captions)
     return SplitResult(clips, left_out, len(files), scanned_count, notes, scans)
 

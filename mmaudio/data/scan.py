@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mmaudio.data.audio_stats import FLOOR_DB, FLOOR_LUFS, integrated_loudness, measure_levels
 from mmaudio.data.clips import DEFAULT_STRIDE
+from mmaudio.data.filters import format_beside
 from mmaudio.data.fingerprint import fingerprint
 from mmaudio.data.shots import make_cut_detector
 from mmaudio.data.speech import make_speech_detector
@@ -25,8 +26,11 @@ from mmaudio.media.gain import PeakMeter, video_gain_db
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the code measures differently."""
+
+CANCELLED = 10 ** (-40 / 20)
+"""Peak of the mean of all channels over that of the loudest, below which they cancel each other."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
         info = probe(path, settings.track)
         meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
         windows = _measure_windows(info, settings, meter)
+        if max(meter.peaks, default=0.0) < CANCELLED * meter.channel_peak:
+            raise DataError(f"{path.name}: its channels cancel each other (one is inverted): their mean is silent")
         return VideoScan(video, key, "", windows, _describe_tracks(info), video_gain_db(meter.peaks))
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
@@ -181,10 +187,10 @@ def _too_short_error(
     """The error for a video without a window."""
     name, shortest = info.path.name, f"shorter than a clip of {settings.seconds:g} s"
     if len(segments) == 1:
-        return DataError(f"{name}: {timeline.end:.2f} s long, {shortest}")
+        return DataError(f"{name}: {format_beside(timeline.end, settings.seconds, 2)} s long, {shortest}")
     longest = max(segment.end - segment.start for segment in segments)
     limits = "without a gap in its time stamps" + " or a new shot" * bool(timeline.cuts)
-    return DataError(f"{name}: at most {longest:.2f} s {limits}, {shortest}")
+    return DataError(f"{name}: at most {format_beside(longest, settings.seconds, 2)} s {limits}, {shortest}")
 
 
 def _measure_audio_and_video(
@@ -224,7 +230,8 @@ def _unusable_windows(
     """The segments that are too short for a window, where there are several, and what follows a restart."""
     for segment in segments if len(segments) > 1 else ():
         if not _window_times(segment, settings):
-            reason = f"too short: {segment.end - segment.start:.2f} s between gaps or cuts, shorter than a clip"
+            length = format_beside(segment.end - segment.start, settings.seconds, 2)
+            reason = f"too short: {length} s between gaps or cuts, shorter than a clip of {settings.seconds:g} s"
             yield MeasuredWindow(segment.start, segment.end, reason=reason)
     if timeline.restart is not None:
         reason = f"time stamps jump back: what follows {timeline.restart:.2f} s is not used"

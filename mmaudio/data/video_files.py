@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (
     ".3gp",
 )
 """Splitting names a file of another kind as left out, without opening it."""
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of a video's caption, in small or capital letters."""
 FOLDER_CAPTION = "caption.txt"
 """The caption of all videos of a folder, and of those below it, that have none of their own."""
 EXPERIMENT_ENTRIES = frozenset({"lora_checkpoints", "metrics.json"})
@@ -42,15 +44,21 @@ def find_videos(root: Path, ignored_paths: tuple[Path, ...] = (), recursive: boo
     ignored = {path for ignored_path in ignored_paths for path in (ignored_path, ignored_path.resolve())}
     files = [path for path in _list_files(root, recursive) if not _is_hidden(path.relative_to(root))]
     videos = {path.with_suffix("") for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
-    captions = {path for path in files if path.suffix.lower() == ".txt" and path.with_suffix("") in videos}
+    videos |= {path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}  # dog.txt and dog.mp4.txt
+    captions = {path for path in files if path.suffix.lower() in CAPTION_SUFFIXES and path.with_suffix("") in videos}
     candidates = [
         path
         for path in files
         if path not in captions
-        and path.name != FOLDER_CAPTION
+        and path.with_suffix(path.suffix.lower()).name != FOLDER_CAPTION
         and ignored.isdisjoint([Path(os.path.realpath(path)), *path.parents])
     ]
     return sorted(candidates, key=lambda path: path.relative_to(root).as_posix())
+
+
+def caption_names(video: Path) -> list[str]:
+    """The names of the files beside a video that may have its caption, with a suffix in small letters."""
+    return [f"{name}{suffix}" for suffix in CAPTION_SUFFIXES for name in (video.stem, video.name)]
 
 
 def _list_files(root: Path, recursive: bool) -> list[Path]:

@@ -61,6 +61,8 @@ class EvaluationConfig:
     metrics: tuple[str, ...] | None = None
     """Names of the only metrics to compute (`metrics.registry.METRICS`); None: every available one."""
     check_data: bool = False
+    allow_outside: bool = False
+    """Whether the table may name videos outside of the folder of videos."""
     """Whether to list the training clips whose audio is out of sync with the video."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmaudio.data.clip_table import read_clips
+from mmaudio.data.clip_table import check_videos_inside, read_clips
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.data.feature_store import load_features
 from mmaudio.errors import DataError
@@ -16,8 +16,10 @@ from mmaudio.lora.checkpoint import AdapterFile
 def load_held_out(config: EvaluationConfig, model: str, adapter: AdapterFile) -> tuple[FeatureSet, frozenset[str]]:
     """The held-out clips to compare, and the ids of those whose source videos the adapter was trained on.
 
-    Raises DataError for clips whose videos are missing, and as `find_trained_clips` does.
+    Raises DataError for clips whose videos are missing or outside of the folder, and as `find_trained_clips` does.
     """
+    if not config.allow_outside:
+        check_videos_inside(config.clips_tsv, read_clips(config.clips_tsv))
     held_out = load_features(config.clips_tsv, config.features_dir, "test", model)
     trained_ids = find_trained_clips(held_out, adapter, config)
     check_videos_exist(config.video_root, held_out)

@@ -17,6 +17,7 @@ from mmaudio.evaluation.tensorboard import write_scalars
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.statistics import Comparison, overall_verdict
+from mmaudio.utils.escapes import encode_cell
 from mmaudio.utils.files import atomic_write
 
 SCHEMA = 1
@@ -69,8 +70,8 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
         for result in results.clips:
             clip, values = result.clip, [result.value(model, name) for model, name in columns]
             cells = ["" if value != value else f"{value:.6g}" for value in values]
-            rows.append([set_name, clip.id, clip.video, clip.start, *cells])
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+            rows.append([set_name, clip.id, encode_cell(clip.video), clip.start, *cells])
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 

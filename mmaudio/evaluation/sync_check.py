@@ -36,6 +36,7 @@ from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
 from mmaudio.model.spec import SYNC_FPS as FPS
 from mmaudio.model.spec import CodecSpec, model_spec
 from mmaudio.utils.progress import progress
+from mmaudio.utils.terminal import print_lines
 
 DESYNC = "DeSync, as Synchformer hears and sees it"
 MOTION = "the lag between onsets in the sound and sudden motion in the picture"
@@ -73,7 +74,7 @@ class SyncCheck:
             desync = load_desync(search.model, search.weights, search.device)
         codec = model_spec(search.model).codec
         report = check_sync(self.clips, config.video_root, config.features_dir, codec, desync, search.device)
-        print("\n".join(report.terminal_lines()), flush=True)
+        print_lines(*report.terminal_lines(), flush=True)
         return report
 
 

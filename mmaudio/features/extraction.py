@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from mmaudio.data.clip_table import read_clips
+from mmaudio.data.clip_table import check_videos_inside, read_clips
 from mmaudio.data.clips import LeftOut
 from mmaudio.data.feature_set import FEATURE_NAMES
 from mmaudio.data.feature_store import Header, open_shard_writer, read_header, write_shard
@@ -58,6 +58,8 @@ class ExtractionConfig:
     """Of the transformers; None: bfloat16 on a GPU, else float32."""
     exact_dtype: bool = False
     """Whether existing features of another dtype are stale."""
+    allow_outside: bool = False
+    """Whether the table may name videos outside of the folder of videos."""
     rank: int = 0
     """Number of this process: each begins with another part of the videos."""
     world_size: int = 1
@@ -80,9 +82,10 @@ def extract(
     Raises DataError for an unusable table and where no clip gets features, MMAudioError if nothing can be written.
     """
     precision = str(config.dtype).removeprefix("torch.") if config.exact_dtype else ""
-    plans = plan_extraction(
-        read_clips(clips_tsv), video_root, out_dir, config.model, config.weights, precision, config.check_values
-    )
+    clips = read_clips(clips_tsv)
+    if not config.allow_outside:
+        check_videos_inside(clips_tsv, clips)
+    plans = plan_extraction(clips, video_root, out_dir, config.model, config.weights, precision, config.check_values)
     invalid = [plan for plan in plans if plan.todo != NOTHING]
     report = ExtractionReport(valid=len(plans) - len(invalid))
     on_plan(invalid)

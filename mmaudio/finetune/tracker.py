@@ -25,6 +25,7 @@ from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import StepMetrics, average_by_time
 from mmaudio.finetune.torch_compile import eager_mode
 from mmaudio.finetune.validation import ValidationSet
+from mmaudio.utils.escapes import escape_controls
 
 LINE_INTERVAL_SECONDS = 10.0
 """Between two progress lines where the output is no terminal."""
@@ -72,7 +73,7 @@ class Tracker:
         """Print a line, above the progress bar where there is one."""
         if self.folder is not None:
             with suppress(OSError):  # `| tee` ends with Ctrl-C as well, and what is trained is still to be saved
-                tqdm.write(line, file=sys.stdout)
+                tqdm.write(escape_controls(line), file=sys.stdout)
                 sys.stdout.flush()
 
     def log_step(self, state: TrainState, metrics: StepMetrics) -> None:

@@ -53,6 +53,7 @@ from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
 from mmaudio.utils.progress import progress
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.store import component_sha256, fetch_files
 
 DEFAULT_MODEL = "small_16k"
@@ -129,18 +130,18 @@ def main(arguments: list[str]) -> int:
     check_flags(args)
     plan = plan_jobs(args)
     for left_out in plan.left_out:
-        print(f"left out: {left_out.video}: {left_out.reason}", flush=True)
+        print_lines(f"left out: {left_out.video}: {left_out.reason}", flush=True)
     for note in [note for job in plan.jobs for note in job.notes()]:
-        print(f"note: {note}", file=sys.stderr)
+        print_lines(f"note: {note}", file=sys.stderr)
     warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
     if args.one_pass and warning:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_lines(f"warning: {warning}", file=sys.stderr)
     failures = run_jobs(plan.jobs, args) if plan.jobs else []
     if args.folder is None:
         return 0
     all_left_out = [*plan.left_out, *failures]
     num_generated = len(plan.jobs) - len(failures)
-    print(
+    print_lines(
         f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
         f"{len(all_left_out)} left out",
         flush=True,
@@ -167,7 +168,7 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
     if args.video is not None and args.prompt is None and args.prompts is None:
         prompt = find_caption(args.video, "")
         if prompt:
-            print(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
+            print_lines(f'note: the prompt beside {args.video.name}: "{prompt}"', file=sys.stderr)
     request = GenerationRequest(
         args.video or args.folder,
         prompt,
@@ -237,7 +238,7 @@ def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) 
 def print_line(line: str) -> None:
     """Print a line above any progress bar."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+        print_lines(line, flush=True)
 
 
 def load_adapted_sampler(

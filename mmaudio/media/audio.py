@@ -73,6 +73,8 @@ class AudioChunk:
     """Where a channel is at full scale (T,), bool: the mean would hide it."""
     is_audio: bool
     """False for zeros that fill a hole."""
+    channel_peak: float = 0.0
+    """The peak of the loudest channel: the mean is far below it where the channels cancel each other."""
 
 
 def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
@@ -91,7 +93,10 @@ def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
             yield from _silence(position - length, sample_rate)
             length = position
         for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
-            yield AudioChunk(channels.mean(0), (channels.abs() >= FULL_SCALE).any(0), is_audio=True)
+            peaks = channels.abs()
+            yield AudioChunk(
+                channels.mean(0), (peaks >= FULL_SCALE).any(0), True, float(peaks.max()) if peaks.numel() else 0.0
+            )
         length += block.shape[1]
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")

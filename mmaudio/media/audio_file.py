@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmaudio.errors import ConfigError
+from mmaudio.media.local_files import create_media
 from mmaudio.utils.files import atomic_write
 
 CODECS = {".flac": "flac", ".wav": "pcm_s16le"}
@@ -32,7 +33,7 @@ def write_audio(
     if suffix not in CODECS:
         raise ConfigError(f"{target.name}: sound is written as {' or '.join(CODECS)}")
     samples = np.round(np.clip(np.asarray(waveform, np.float64), -1, 1) * _INT16_MAX).astype(np.int16)
-    with atomic_write(target) as partial, av.open(str(partial), "w", format=suffix[1:]) as container:
+    with atomic_write(target) as partial, create_media(partial, suffix[1:]) as container:
         container.metadata.update(tags or {})
         stream = container.add_stream(CODECS[suffix], rate=sample_rate, layout="mono")
         for start in range(0, len(samples), _FRAME_SAMPLES):

@@ -25,12 +25,15 @@ class PeakMeter:
 
     def __init__(self, sample_rate: int) -> None:
         self.peaks: list[float] = []
+        self.channel_peak = 0.0
+        """The peak of the loudest channel."""
         self._block_length, self._position = sample_rate, 0
 
     def watch(self, chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
         """Measure `chunks` while they are read."""
         for chunk in chunks:
             self._add(chunk.waveform)
+            self.channel_peak = max(self.channel_peak, chunk.channel_peak)
             yield chunk
 
     def _add(self, waveform: Tensor) -> None:

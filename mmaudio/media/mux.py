@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mmaudio.errors import DataError
 from mmaudio.media.containers import CONTAINERS
+from mmaudio.media.local_files import create_media
 from mmaudio.media.video import open_container, probe, read_packets, video_stream
 from mmaudio.utils.files import atomic_write
 
@@ -56,7 +57,7 @@ def write_video(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise DataError(f"{target.name}: frames of {width} x {height}; H.264 needs even sides")
-    with atomic_write(target) as partial, av.open(str(partial), "w", format="mp4") as container:
+    with atomic_write(target) as partial, create_media(partial, "mp4") as container:
         video = container.add_stream("libx264", rate=frame_rate, options={"crf": str(crf), **_X264_OPTIONS})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.thread_count = 1
@@ -96,7 +97,7 @@ def mux_audio(
         with (
             open_container(info.path) as source,
             atomic_write(target) as partial,
-            av.open(str(partial), "w", format=output_format.muxer) as container,
+            create_media(partial, output_format.muxer) as container,
         ):
             stream = video_stream(source, info.path)
             container.metadata.update(_copied_tags(source) | dict(tags or {}))

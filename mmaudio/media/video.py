@@ -19,6 +19,7 @@ from av.stream import Disposition
 
 from mmaudio.errors import DataError
 from mmaudio.media.frames import SQUARE_PIXEL, Deinterlacer
+from mmaudio.media.local_files import PLAYLIST_MARKS, open_media
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
@@ -86,7 +87,7 @@ def open_container(path: Path) -> Iterator[Any]:
         kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
         raise DataError(f"{path.name}: {kind}, not a video file; name a regular file")
     try:
-        container = av.open(str(path))
+        container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DataError(f"{path.name}: {_unopenable_reason(path)}") from error
     with container:
@@ -276,6 +277,8 @@ def _unopenable_reason(path: Path) -> str:
         return f"cannot be read ({error.strerror})"
     if not header:
         return "an empty file"
+    if header.startswith(PLAYLIST_MARKS):
+        return "a list of other files or addresses, no video"
     if header[4:8] == b"ftyp":
         return "cut off: the index that its end should hold is missing"
     return "no video"

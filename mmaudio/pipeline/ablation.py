@@ -34,6 +34,7 @@ from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.report.sections import VALIDATION, read_history
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.hydra_quote import quote_value
+from mmaudio.utils.terminal import print_lines
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> Feature
         return load_features(folder / "clips.tsv", folder, "test", inputs.model)
     general, reason = load_general_domain(spec, None, inputs.output / "general", inputs.weights, inputs.device)
     if general is None:
-        print(f"forgetting: not measured, {reason}")
+        print_lines(f"forgetting: not measured, {reason}")
         return None
     return general.features
 
@@ -208,7 +209,7 @@ def main(arguments: list[str]) -> int:
         sets["base's own domain"] = general
     results = []
     for trial in trials:
-        print(f"\n== {trial.name}", flush=True)
+        print_lines("", f"== {trial.name}", flush=True)
         result = run_trial(trial, inputs, overrides, sets)
         if isinstance(result, TrainingResult):
             return 128 + (result.signal or 0)
@@ -216,7 +217,7 @@ def main(arguments: list[str]) -> int:
     lines = format_table(results, sets)
     with atomic_write(inputs.output / "settings.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    print("", *lines, sep="\n")
+    print_lines("", *lines)
     return 0
 
 

@@ -18,6 +18,7 @@ from mmaudio.pipeline.run import main as run_pipeline
 from mmaudio.pipeline.run import run_command
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.locks import wait_for_lock
+from mmaudio.utils.terminal import print_lines
 
 REQUIRED_MODULES = "mmaudio, torch, hydra, peft, open_clip, av"
 VENV = ROOT / ".venv"
@@ -70,7 +71,7 @@ def install() -> Path:
     with wait_for_lock(VENV, "set up", f"another process installs into {VENV}"):
         if is_installed(stamp):
             return PYTHON
-        print(f"== set up: installing into {VENV} (about 5 GB, a few minutes)", file=sys.stderr, flush=True)
+        print_lines(f"== set up: installing into {VENV} (about 5 GB, a few minutes)", file=sys.stderr, flush=True)
         if run_command([sys.executable, "-m", "venv", str(VENV)], is_stage=False):
             raise MMAudioError(
                 f"no environment made in {VENV}, for the reason above; where venv is absent: apt install python3-venv"
@@ -81,7 +82,7 @@ def install() -> Path:
             sys.exit(status)
         with atomic_write(STAMP) as temporary:
             temporary.write_text(stamp)
-        print("== set up: done", file=sys.stderr, flush=True)
+        print_lines("== set up: done", file=sys.stderr, flush=True)
     return PYTHON
 
 

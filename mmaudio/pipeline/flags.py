@@ -62,6 +62,9 @@ def build_parser() -> cli.Parser:
         default=PRECISIONS[0],
         help="of the encoders in extraction; auto: bf16 on a GPU, float32 on a CPU",
     )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="extract videos outside of the folder that the table names"
+    )
     parser.add_weights_flags()
     for flag, options in SPLIT_FLAGS.items():
         parser.add_argument(flag, **options)
@@ -124,6 +127,7 @@ def build_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         overrides=tuple(text for text in overrides if not text.lstrip("+~").startswith("split.")),
         split_arguments=(*split_flags(arguments), *split_settings),
         debug=arguments.debug,
+        allow_outside=arguments.allow_outside,
     )
 
 

@@ -44,6 +44,8 @@ class Job:
     split_arguments: tuple[str, ...] = ()
     """Flags and settings for splitting."""
     debug: bool = field(default=False, compare=False)
+    allow_outside: bool = False
+    """Whether the table of clips may name videos outside of the folder."""
 
     @property
     def root(self) -> Path:
@@ -103,14 +105,23 @@ def extract_command(job: Job) -> list[str]:
     paths = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
     precision = [] if job.precision == PRECISIONS[0] else ["--precision", job.precision]
     script = script_path("training/extract_features_finetuning.py")
-    return [*_python(job.gpus), script, *paths, "--model", job.model, *precision, *_weights_flags(job)]
+    return [
+        *_python(job.gpus),
+        script,
+        *paths,
+        "--model",
+        job.model,
+        *precision,
+        *_outside_flag(job),
+        *_weights_flags(job),
+    ]
 
 
 def evaluate_command(job: Job) -> list[str]:
     """Command of the stage `evaluate`."""
     adapter = ["--lora_checkpoint", str(best_adapter_path(job))]
     videos = ["--test_videos", str(job.videos), "--compare_original"]
-    data = ["--clips", str(job.clips), "--features", str(job.features)]
+    data = ["--clips", str(job.clips), "--features", str(job.features), *_outside_flag(job)]
     return [*_python(), script_path("evaluate_lora.py"), *adapter, *videos, *data, *_weights_flags(job)]
 
 
@@ -123,6 +134,10 @@ def _python(processes: int = 1) -> list[str]:
 
 def _weights_flags(job: Job) -> list[str]:
     return [*([] if job.weights is None else ["--weights", str(job.weights)]), *(["--offline"] if job.offline else [])]
+
+
+def _outside_flag(job: Job) -> list[str]:
+    return ["--allow-outside"] if job.allow_outside else []
 
 
 def training_overrides(job: Job) -> list[str]:

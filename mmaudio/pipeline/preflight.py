@@ -10,7 +10,7 @@ import av
 import torch
 
 from mmaudio.config import TrainConfig, compose
-from mmaudio.data.captions import read_captions
+from mmaudio.data.caption_table import read_captions
 from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
@@ -27,6 +27,7 @@ from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
 from mmaudio.utils.matmul_speed import measure_matmul_speed
 from mmaudio.utils.progress import format_bytes
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
@@ -92,28 +93,32 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
     model = model_spec(job.model)
     config = compose(training_overrides(job))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"== plan\nmodel:    {model.name} ({model.licence})\nmachine:  {describe_machine(device)}")
-    print(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
+    print_lines("== plan", f"model:    {model.name} ({model.licence})", f"machine:  {describe_machine(device)}")
+    print_lines(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
     seconds, videos = measure_videos(job)
     split = read_split_config(job)
     clips = round(max(0.0, seconds - videos * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
     stage_seconds = estimate_seconds(job, config, clips, device, split.seconds)
-    print(f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s")
+    print_lines(
+        f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
+    )
     if (example := find_video_in_subfolder(job)) is not None:
-        print(f"          more in sub-folders, such as {example}: --recursive takes them")
-    print(
+        print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
+    print_lines(
         f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
     )
     durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
-    print(f"time:     about {durations}; besides, reading the videos and the report")
-    print(f"weights:  {describe_weights(job)}")
-    print(f"results:  {job.experiment}", flush=True)
+    print_lines(f"time:     about {durations}; besides, reading the videos and the report")
+    print_lines(f"weights:  {describe_weights(job)}")
+    print_lines(f"results:  {job.experiment}", flush=True)
     total = sum(stage_seconds.values())
     if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
-        print(f"\nThis takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:")
-        print("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
-        print("  --yes              start all the same", flush=True)
+        print_lines(
+            "", f"This takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:"
+        )
+        print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
+        print_lines("  --yes              start all the same", flush=True)
         return False
     if job.offline:
         weights.require_files(model.name, job.weights)
@@ -181,7 +186,7 @@ def check_disk(root: Path, clips: float) -> None:
     if not os.access(parent, os.W_OK):
         raise ConfigError(f"{parent}: cannot be written; take --output with a folder of yours")
     free, needed = shutil.disk_usage(parent).free, clips * CLIP_BYTES + SPARE_BYTES
-    print(f"disk:     {free / 1e9:.0f} GB free in {parent}, about {needed / 1e9:.1f} GB needed")
+    print_lines(f"disk:     {free / 1e9:.0f} GB free in {parent}, about {needed / 1e9:.1f} GB needed")
     if free < needed:
         raise ConfigError(
             f"{parent}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed; make room or take --output"

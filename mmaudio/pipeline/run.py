@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
 from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
+from mmaudio.utils.terminal import join_command, print_lines
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
@@ -41,7 +41,7 @@ def run_stage(name: str, command: list[str]) -> None:
 
     Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
     """
-    print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
+    print_lines("", f"== {name}", f"$ {join_command(command)}", flush=True)
     start = time.monotonic()
     status = run_command(command)
     number = -status if status < 0 else status - 128
@@ -53,7 +53,7 @@ def run_stage(name: str, command: list[str]) -> None:
         raise Interrupt(number)
     if status:
         sys.exit(status)  # the stage has printed the reason
-    print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
+    print_lines(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def run_command(command: list[str], is_stage: bool = True) -> int:
@@ -114,7 +114,7 @@ def reset_stages(job: Job) -> None:
     if "train" in stages and job.experiment.exists():
         number = next(n for n in range(1, 10_000) if not Path(f"{job.experiment}.{n}").exists())
         renamed = job.experiment.rename(f"{job.experiment}.{number}")
-        print(f"the earlier experiment is kept in {renamed}")
+        print_lines(f"the earlier experiment is kept in {renamed}")
     if "evaluate" in stages:
         (job.experiment / "metrics.json").unlink(missing_ok=True)
 
@@ -147,10 +147,12 @@ def print_summary(job: Job, start: float) -> None:
         "sound",
         *weights,
     ]
-    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory.")
-    print(f"Report:   {job.experiment / 'report' / 'index.html'}")
-    print(f"Adapter:  {best_adapter_path(job)}")
-    print(f"Generate: {shlex.join(command)}", flush=True)
+    print_lines(
+        "", f"Done in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory."
+    )
+    print_lines(f"Report:   {job.experiment / 'report' / 'index.html'}")
+    print_lines(f"Adapter:  {best_adapter_path(job)}")
+    print_lines(f"Generate: {join_command(command)}", flush=True)
 
 
 def python_command() -> str:
@@ -163,7 +165,7 @@ def python_command() -> str:
 
 def report_ready() -> int:
     """Print that the environment is ready, for --setup-only; returns the exit status."""
-    print("The environment is ready.")
+    print_lines("The environment is ready.")
     return 0
 
 

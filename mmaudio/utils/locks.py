@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mmaudio.errors import MMAudioError
+from mmaudio.utils.terminal import print_lines
 
 LOCK_FILE = ".claims"
 LOCKABLE_BYTES = 1 << 40
@@ -78,7 +79,7 @@ def wait_for_lock(folder: Path, name: str, reason: str) -> Iterator[None]:
         return
     with locks:
         if not locks.acquire(name):
-            print(f"{reason}; waiting until it has ended", flush=True)
+            print_lines(f"{reason}; waiting until it has ended", flush=True)
             locks.acquire(name, wait=True)
         yield
 

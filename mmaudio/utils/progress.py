@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from mmaudio.utils.terminal import print_lines
+
 T = TypeVar("T")
 UNITS = (("GB", 1e9, ".1f"), ("MB", 1e6, ".0f"), ("kB", 1e3, ".0f"))
 PLAIN_LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
@@ -28,7 +30,7 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
         now = time.monotonic()
         if now - last_printed >= PLAIN_SECONDS and count < total:
             last_printed, rate = now, count / (now - start)
-            print(f"{label}: {count}/{total}, {rate:.2f}/s, {(total - count) / rate:.0f} s left", flush=True)
+            print_lines(f"{label}: {count}/{total}, {rate:.2f}/s, {(total - count) / rate:.0f} s left", flush=True)
 
 
 class PlainBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
@@ -50,7 +52,7 @@ class PlainBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
         """Print amount, rate and remaining time, except at the start and at the end."""
         state = self.format_dict
         if msg is None and state["initial"] < state["n"] and state["n"] != state["total"]:  # msg is empty at the end
-            print(self.format_meter(**{**state, "bar_format": PLAIN_LINE}), flush=True)
+            print_lines(self.format_meter(**{**state, "bar_format": PLAIN_LINE}), flush=True)
         return True
 
     def clear(self, nolock: bool = False) -> None:

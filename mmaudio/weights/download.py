@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from mmaudio.errors import WeightsError
 from mmaudio.utils.checksums import file_digests, move_aside
 from mmaudio.utils.progress import format_bytes, progress_bytes
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.stall_guard import GuardedResponse, open_guarded
 
 RETRY_DELAYS = (1.0, 2.0, 4.0)
@@ -120,7 +121,9 @@ def download(
                 corrupt = _move_aside_if_corrupt(target, target, md5)
                 if corrupt is None:
                     return
-                print(f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True)
+                print_lines(
+                    f"{target}: corrupt, its MD5 is not {md5}; kept as {corrupt.name}, fetching it again", flush=True
+                )
             _fetch_with_retries(Source(url, target.name, size), partial, retry_delays)
             corrupt = _move_aside_if_corrupt(partial.path, target, md5)
             partial.tag.unlink(missing_ok=True)
@@ -140,7 +143,7 @@ def _lock(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{target.name}: another process is fetching it; waiting for that", flush=True)
+        print_lines(f"{target.name}: another process is fetching it; waiting for that", flush=True)
         lock.acquire(poll_interval=0.2)
     try:
         yield

@@ -12,6 +12,7 @@ from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.progress import PlainBar, format_bytes
+from mmaudio.utils.terminal import print_lines
 
 DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
 """Exceptions that a download raises, with those of the HTTP package that the hub's client is built on."""
@@ -37,7 +38,7 @@ def fetch_file(repository: str, names: Sequence[str], size: int) -> Path:
     The client resumes, locks and shows progress. Raises WeightsError in one line where the file does not exist, the hub
     cannot be reached or the disk is full.
     """
-    print(f"{names[0]}: fetching about {format_bytes(size)} from {constants.ENDPOINT}/{repository}", flush=True)
+    print_lines(f"{names[0]}: fetching about {format_bytes(size)} from {constants.ENDPOINT}/{repository}", flush=True)
     bar_class = None if sys.stderr.isatty() else PlainBar  # None: the client's own bar
     for name in names:
         try:

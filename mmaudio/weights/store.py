@@ -30,6 +30,7 @@ from mmaudio.model.spec import model_spec
 from mmaudio.model.state_dict import read_failure
 from mmaudio.utils.checksums import file_digests, find_damage
 from mmaudio.utils.progress import format_bytes
+from mmaudio.utils.terminal import print_lines
 from mmaudio.weights import hub
 from mmaudio.weights.download import PartialFile, download
 from mmaudio.weights.registry import COMPONENTS, WeightsFile, weights_file
@@ -148,7 +149,7 @@ def fetch_files(
             _download(file)
             continue
         if note:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            print_lines(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def check_disk_space(files: Iterable[WeightsFile]) -> None:
@@ -230,7 +231,7 @@ def _download(file: WeightsFile) -> None:
     if file.repository:
         hub.fetch_file(file.repository, file.names, file.size)
         return
-    print(f"{file.name}: fetching about {format_bytes(file.size)} from {file.source}", flush=True)
+    print_lines(f"{file.name}: fetching about {format_bytes(file.size)} from {file.source}", flush=True)
     download(file.source, cache_folder() / file.name, file.md5, size=file.size)
 
 

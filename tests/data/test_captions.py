@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mmaudio.data.captions import Captions, find_caption
+from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 
 
@@ -116,3 +117,78 @@ def test_a_text_file_that_is_no_caption_is_refused(root):
     (root / "b.txt").write_text("x" * 200_000)
     with pytest.raises(DataError, match=r"b\.txt: 200000 characters; a caption has at most 10000"):
         Captions(root).find("b.mp4", "b_0", 0.0)
+
+
+def write_table(path, rows, column="video"):
+    """A table of captions."""
+    path.write_text(f"{column}\tcaption\n" + "".join(f"{video}\t{caption}\n" for video, caption in rows.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["b.txt", "b.TXT", "b.Txt", "b.mp4.txt", "b.mp4.TXT", "b.caption", "b.CAPTION", "b.mp4.caption", "caption.TXT"],
+)
+def test_a_text_file_of_the_usual_names_is_a_caption_and_no_video(root, name):
+    (root / name).write_text("a dog")
+    assert Captions(root, "a prompt").find("b.mp4", "b_0", 0.0) == "a dog"
+    assert find_caption(root / "b.mp4", "") == "a dog"
+    assert [path.name for path in find_videos(root)] == ["a.mp4", "b.mp4"]
+
+
+def test_the_first_of_several_text_files_counts(root):
+    for name in ("b.caption", "b.mp4.txt", "b.TXT", "b.txt"):
+        (root / name).write_text(name)
+        assert find_caption(root / "b.mp4", "") == name
+
+
+@pytest.mark.parametrize("column", ["video", "video_path", "file_name", "path"])
+def test_absolute_paths_from_elsewhere_match_by_name(root, tmp_path, column):
+    rows = {"C:\\clips\\a.mp4": "a bell", "/data/far/sub/c.mp4": "rain", "/data/d": "wind", "videos/b.mp4": "a horn"}
+    captions = Captions(root, "none", write_table(tmp_path / "words.tsv", rows, column))
+    captions.match_videos(["a.mp4", "b.mp4", "sub/c.mp4", "other/c.mp4", "sub/deep/d.mp4"])
+    for video, caption in {"a.mp4": "a bell", "b.mp4": "a horn", "sub/c.mp4": "rain", "sub/deep/d.mp4": "wind"}.items():
+        assert captions.find(video, "", 0.0) == caption
+    assert captions.find("other/c.mp4", "", 0.0) == "none"
+    assert captions.unused() == []
+
+
+def test_a_path_that_could_mean_several_videos_matches_none(root, tmp_path):
+    videos = ["a.mp4", "sub/c.mp4", "other/c.mp4", "sub/deep/d.mp4"]
+    rows = {
+        "/data/c.mp4": "two videos have the name",
+        "/x/d.mp4": "two paths",
+        "/y/d.mp4": "have the name",
+        "other/deep/d.mp4": "of a video that is not there any more",
+        f"{root.as_posix()}/other/d.mp4": "of another such video",
+        "a.mp4": "a bell",
+    }
+    captions = Captions(root, "", write_table(tmp_path / "words.tsv", rows))
+    captions.match_videos(videos)
+    assert [captions.find(video, "", 0.0) for video in videos] == ["a bell", "rain", "", "rain"]
+    assert len(captions.unused()) == 5
+
+
+def test_a_table_of_which_no_row_matches_is_an_error(root, tmp_path):
+    expected = r"words.tsv: none of its 2 rows names a video or a clip here; a row has x/1\.mp4, a video is a\.mp4"
+    table = write_table(tmp_path / "words.tsv", {"x\\1.mp4": "a bell", "2": "rain"})
+    with pytest.raises(DataError, match=expected):
+        Captions(root, table=table).match_videos(["a.mp4", "b.mp4"])
+    captions = Captions(root, table=write_table(table, {"clip_7": "a bell"}, "id"))
+    captions.match_videos(["a.mp4"])
+    captions.find("a.mp4", "clip_8", 0.0)
+    with pytest.raises(DataError, match=r"none of its 1 rows .* a row has clip_7, a video is a\.mp4"):
+        captions.check_used(["a.mp4"])
+
+
+def test_a_text_file_that_is_not_utf8_leaves_out_that_caption(root):
+    for name in ("a.txt", "sub/caption.txt"):
+        (root / name).write_bytes(b"caf\xe9")
+    captions = Captions(root, "a prompt")
+    for video in ("a.mp4", "a.mp4", "b.mp4", "sub/c.mp4"):
+        assert captions.find(video, "", 0.0) == "a prompt"
+    assert captions.unreadable == dict.fromkeys(
+        [root / "a.txt", root / "sub/caption.txt"], "no UTF-8 text; save it as UTF-8"
+    )
+    with pytest.raises(DataError, match=r"a\.txt: no UTF-8 text"):
+        find_caption(root / "a.mp4", "")

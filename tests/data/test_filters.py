@@ -31,6 +31,24 @@ def test_each_rule_gives_its_reason(measured, kinds):
     assert [reason_kind(reason) for reason in FilterRules().find_violations(window)] == kinds
 
 
+@pytest.mark.parametrize(
+    ("rules", "measured", "reason"),
+    [
+        ({"max_mismatch": 0.05}, {"mismatch": 0.0507}, "sound missing: for 0.051 s, at most 0.05 s"),
+        ({}, {"peak_db": -60.02}, "silent: peak -60.02 dB, at least -60 dB"),
+        ({}, {"lufs": -65.04}, "faint: -65.04 LUFS, at least -65"),
+        ({"max_silence": 0.985}, {"silence": 0.9852}, "mostly silent: 98.52% of it, at most 98.5%"),
+        ({}, {"clipped": 0.02004}, "clipped sound: 2.004% of the samples, at most 2%"),
+        ({}, {"clipped": 0.031}, "clipped sound: 3.1% of the samples, at most 2%"),
+        ({}, {"black": 0.801}, "black picture: 80.1% of it, at most 80%"),
+        ({}, {"frozen": 0.95}, "frozen picture: 95% of it, at most 90%"),
+    ],
+)
+def test_a_reason_tells_the_value_from_its_limit(rules, measured, reason):
+    window = MeasuredWindow(0, 8, **{**GOOD, **measured})
+    assert FilterRules(**rules).find_violations(window) == [reason]
+
+
 def test_a_rule_can_be_turned_off():
     worst = MeasuredWindow(0, 8, clipped=1.0, black=1.0, frozen=1.0, mismatch=8.0)
     assert FilterRules(None, None, None, None, None, None, None).find_violations(worst) == []

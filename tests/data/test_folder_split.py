@@ -205,6 +205,51 @@ def test_odd_names_links_and_folders(tmp_path):
     assert result.file_count == 7
 
 
+def test_control_characters_in_names_are_escaped_in_lines_and_tables(tmp_path, capsys):
+    videos, table = tmp_path / "videos", tmp_path / "clips.tsv"
+    content = write_tone_video(tmp_path / "a.mp4", 4).read_bytes()
+    names = ("n\nerror: all is lost.mp4", "\x1b[2J\u202e.mp4", "junk\r\x9b.mp4")
+    videos.mkdir()
+    for name in names:
+        (videos / name).write_bytes(b"junk" if "junk" in name else content)
+    assert split_command("--input_dir", videos, "--output_tsv", table, "--seconds", 1, "--stride", 1) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert r"  left out: junk\r\x9b.mp4: no video" in lines
+    assert {clip.video for clip in read_clips(table)} == set(names[:2])
+    assert [row.video for row in read_left_out(left_out_path(table)) if row.start is None] == [names[2]]
+    for path in (table, left_out_path(table)):
+        assert path.read_text().replace("\t", "").replace("\n", "").isprintable()
+    assert table.read_text().count("\n") == 1 + len(read_clips(table))
+
+
+def test_a_caption_that_is_not_utf8_is_named_and_a_table_that_fits_nothing_is_an_error(tmp_path, capsys):
+    write_tone_video(tmp_path / "videos" / "a.mp4", 4)
+    (tmp_path / "videos" / "a.TXT").write_bytes(b"caf\xe9")
+    flags = ("--input_dir", tmp_path / "videos", "--output_tsv", tmp_path / "clips.tsv", "--seconds", 1, "--stride", 1)
+    assert split_command(*flags) == 0
+    assert "note: a.TXT: not used as a caption: no UTF-8 text; save it as UTF-8" in capsys.readouterr().out
+    assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {""}
+    (tmp_path / "words.tsv").write_text("path\tcaption\nC:\\clips\\b.mp4\ta bell\n")
+    with pytest.raises(DataError, match=r"words\.tsv: none of its 1 rows .* C:/clips/b\.mp4, a video is a\.mp4"):
+        split_command(*flags, "--captions", tmp_path / "words.tsv")
+    (tmp_path / "words.tsv").write_text("path\tcaption\nC:\\clips\\a.mp4\ta bell\n")
+    assert split_command(*flags, "--captions", tmp_path / "words.tsv") == 0
+    assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {"a bell"}
+
+
+def test_the_terminal_names_the_table_of_what_is_left_out_with_examples(tmp_path, capsys):
+    sound = np.concatenate([tone(3), np.zeros(4 * RATE, np.float32)])
+    write_video(tmp_path / "videos" / "a.mp4", grey_frames(175), 25, sound, RATE)
+    table = tmp_path / "clips.tsv"
+    assert split_command("--input_dir", tmp_path / "videos", "--output_tsv", table, "--seconds", 1, "--stride", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = [line for line in lines if "x " in line and ", as a.mp4 from " in line]
+    assert len(examples) == 2
+    assert examples[0].startswith("  left out: 3 x silent, as a.mp4 from 4 s (silent: peak -1")
+    assert f"  all that is left out, with the reasons: {left_out_path(table)}" in lines
+
+
 @pytest.mark.slow
 def test_videos_in_sub_folders_are_reported_and_results_are_not_videos(tmp_path, capsys):
     """A report's films hold generated sounds and held-out pictures: they never become training clips."""

@@ -35,3 +35,12 @@ def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
     write_video(tmp_path / "a.mp4", grey_frames(200, side=16), 25, sound, RATE)
     for settings in (ScanSettings(), ScanSettings(seconds=1.0, stride=0.5)):
         assert scan_video(tmp_path / "a.mp4", settings).gain_db == pytest.approx(20 * np.log10(0.95 / 0.3), abs=0.5)
+
+
+def test_channels_that_cancel_each_other_are_named(tmp_path):
+    left = tone(2)
+    write_video(tmp_path / "inverted.mp4", grey_frames(50), 25, np.stack([left, -left]), RATE)
+    write_video(tmp_path / "one.mp4", grey_frames(50), 25, np.stack([left, 0 * left]), RATE)
+    assert scan_video(tmp_path / "inverted.mp4", ScanSettings(1.0, 1.0)).reason.startswith("its channels cancel")
+    one = scan_video(tmp_path / "one.mp4", ScanSettings(1.0, 1.0))
+    assert not one.reason and one.windows[0].peak_db > -15

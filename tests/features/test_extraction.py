@@ -48,6 +48,20 @@ def encoders(weights):
     return load_encoders(MODEL, weights)
 
 
+@pytest.mark.parametrize("video", ["../a.mp4", "sub/../../a.mp4", "/tmp/a.mp4", "link/../../a.mp4"])
+def test_a_table_that_names_videos_outside_of_their_folder_is_refused(tmp_path, weights, video):
+    write_tone_video(tmp_path / "a.mp4", 2)
+    (tmp_path / "videos" / "sub").mkdir(parents=True)
+    (tmp_path / "videos" / "link").symlink_to("sub")
+    video = video.replace("/tmp", str(tmp_path))
+    folder = tmp_path / "videos"
+    write_clips(folder / "clips.tsv", [clip_row(video, 0.0)])
+    with pytest.raises(DataError, match=r"clips\.tsv: 1 clips are of videos outside .* --allow-outside"):
+        run_extraction(folder, weights)
+    assert not shard_files(folder)
+    assert run_extraction(folder, weights, allow_outside=True).extracted == 1
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Three videos and their table: two clips of `a.mp4`, one each of the others."""

@@ -107,3 +107,9 @@ def test_from_split_removes_the_data_but_no_edited_table(tmp_path):
     write_clips(reset_job.clips, [clip])  # as splitting does: the edited one is kept
     reset_stages(reset_job)
     assert {path.name for path in folder.iterdir()} == {"clips.edited-1.tsv", "clips.edited-2.tsv"}
+
+
+def test_permission_for_videos_outside_of_the_folder_is_passed_on(tmp_path):
+    commands = stage_commands(job(tmp_path, ["--allow-outside"]))
+    assert [stage for stage, command in commands.items() if "--allow-outside" in command] == ["extract", "evaluate"]
+    assert not any("--allow-outside" in command for command in stage_commands(job(tmp_path)).values())
