@@ -7,10 +7,11 @@ the last frame's time, that frame stands for instants less than one frame after 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ import av
 from av.stream import Disposition
 
 from mmaudio.errors import DataError
-from mmaudio.media.frames import SQUARE_PIXEL, Deinterlacer
+from mmaudio.media.frame_times import (
+    CHECKED_FRAMES,
+    FrameOrder,
+    Stamps,
+    Timing,
+    detect_timing,
+    packet_stamp,
+    stamp_of,
+)
+from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
@@ -77,6 +87,8 @@ class VideoInfo:
     """FFmpeg's name, such as yuv420p or yuv420p10le."""
     color_transfer: int = 2
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
+    timing: Timing = field(default_factory=Timing)
+    """What gives the frames' times."""
 
 
 @contextmanager
@@ -101,7 +113,7 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
     video_path = Path(path)
     with open_container(video_path) as container:
         stream = video_stream(container, video_path)
-        first_frame = next(decode_frames(container, stream, deinterlace=False), None)
+        first_frame, timing = _read_first_frames(container, stream)
         if first_frame is None:
             raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
         audio_tracks = tuple(_describe_track(audio_stream) for audio_stream in container.streams.audio)
@@ -112,7 +124,7 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             path=video_path,
             duration=duration,
             duration_scope=duration_scope,
-            start_time=frame_time(first_frame),
+            start_time=float((stamp_of(first_frame, timing) or 0) * first_frame.time_base),
             fps=float(frame_rate) if frame_rate else FALLBACK_FPS,
             width=first_frame.width,
             height=first_frame.height,
@@ -127,6 +139,7 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             interlaced=bool(first_frame.interlaced_frame),
             pixel_format=first_frame.format.name,
             color_transfer=int(first_frame.color_trc),
+            timing=timing,
         )
 
 
@@ -150,7 +163,7 @@ def find_video_end(info: VideoInfo) -> float:
     last_time = info.start_time
     with open_container(info.path) as container:
         for packet in read_packets(container, video_stream(container, info.path)):
-            timestamp = packet.pts if packet.pts is not None else packet.dts
+            timestamp = packet_stamp(packet, info.timing)
             if timestamp is not None and not packet.is_corrupt and not packet.is_discard:
                 last_time = max(last_time, float(timestamp * packet.time_base))
     return last_time - info.start_time + 1 / info.fps
@@ -216,43 +229,48 @@ def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
 
 
 def decode_frames(container: Any, stream: Any, deinterlace: bool = True) -> Iterator[Any]:
-    """Decode the stream's frames; a packet that cannot be decoded is skipped.
+    """Decode the stream's frames, as the decoder passes them on; a packet that cannot be decoded is skipped.
 
     `deinterlace=False`: interlaced frames stay as they are, which is faster.
     """
-    deinterlacer = Deinterlacer() if deinterlace and stream.type == "video" else None
-    for packet in read_packets(container, stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            continue
-        for frame in frames:
-            yield from [frame] if deinterlacer is None else deinterlacer.push(frame)
-    if deinterlacer is not None:
-        yield from deinterlacer.flush()
+    frames = chain.from_iterable(map(_decode_packet, read_packets(container, stream)))
+    yield from deinterlace_frames(frames) if deinterlace and stream.type == "video" else frames
 
 
-def frames_in_turn(frames: Iterable[Any]) -> Iterator[Any]:
-    """The frames without those that come before their turn: a decoder that lost packets may pass on one too early.
+def _decode_packet(packet: Any) -> list[Any]:
+    try:
+        frames: list[Any] = packet.decode()
+    except av.FFmpegError:
+        return []
+    return frames
 
-    Such a frame is later than the next one, and the next one continues from the previous one. Frames that step back
-    before the previous one stay: there the time stamps begin anew.
+
+def read_frames(info: VideoInfo, order: FrameOrder | None = None, deinterlace: bool = True) -> Iterator[Any]:
+    """All frames of a file, each once and with rising presentation stamps.
+
+    `order`: a new `FrameOrder`, which knows afterwards what was out of order. `deinterlace` is that of `decode_frames`.
     """
-    previous = held = None
-    for frame in frames:
-        early = previous is not None and frame_time(previous) < frame_time(frame) < frame_time(held)
-        if held is not None and not early:
-            yield held
-            previous = held
-        held = frame
-    if held is not None:
-        yield held
+    order = order or FrameOrder(info.timing, info.fps)
+    with open_container(info.path) as container:
+        frames = order.sort(decode_frames(container, video_stream(container, info.path), deinterlace=False))
+        yield from deinterlace_frames(frames) if deinterlace else frames
 
 
-def frame_time(frame: Any) -> float:
-    """Time stamp of a frame in seconds."""
-    timestamp = frame.pts if frame.pts is not None else frame.dts
-    return float((timestamp or 0) * frame.time_base)
+def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Timing]:
+    """The first frame, None where none can be decoded, and what gives the frames' times."""
+    first_frame, stamps = None, Stamps([], [], {})
+    is_avi = container.format.name == "avi"
+    for packet in read_packets(container, stream):
+        if packet.pts is not None:
+            stamps.packet_times.setdefault(packet.pts, packet.dts)
+        for frame in _decode_packet(packet):
+            first_frame = frame if first_frame is None else first_frame
+            stamps.presentation.append(frame.pts)
+            stamps.decoding.append(frame.dts)
+        is_reordered = stream.codec_context.has_b_frames and not is_avi
+        if len(stamps.presentation) >= (CHECKED_FRAMES if is_reordered else 2):
+            break
+    return first_frame, detect_timing(stamps, is_avi) if stamps.presentation else Timing()
 
 
 def _stated_duration(container: Any, stream: Any) -> tuple[float, str]:
