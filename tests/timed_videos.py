@@ -116,6 +116,17 @@ class TimedVideo:
         return read_back(path, self.shown, rustle(self.seconds, self.rate), self.rate, self.seconds)
 
 
+def copied(source: Path, path: Path) -> Path:
+    """The packets of a file in another container."""
+    with av.open(str(source)) as read, av.open(str(path), "w") as written:
+        streams = {stream.index: written.add_stream_from_template(stream) for stream in read.streams}
+        for packet in read.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                written.mux(packet)
+    return path
+
+
 def packed(source: Path, path: Path) -> Path:
     """An AVI of MPEG-4 with packed B-frames, as DivX writes: each lies beside its successor, then an empty packet."""
     with av.open(str(source)) as read, av.open(str(path), "w") as written:

@@ -133,15 +133,17 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
             raise DataError(f"{path.name}: no video file ({path.suffix or 'no suffix'})")
         info = probe(path, settings.track)
         meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
-        windows = _measure_windows(info, settings, meter)
-        return VideoScan(video, key, "", windows, _describe_tracks(info), video_gain_db(meter.peaks))
+        timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
+        windows = _measure_windows(info, timeline, settings, meter)
+        return VideoScan(video, key, "", windows, _describe_file(info, timeline), video_gain_db(meter.peaks))
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
 
 
-def _measure_windows(info: VideoInfo, settings: ScanSettings, meter: PeakMeter) -> list[MeasuredWindow]:
+def _measure_windows(
+    info: VideoInfo, timeline: VideoTimeline, settings: ScanSettings, meter: PeakMeter
+) -> list[MeasuredWindow]:
     """The file's windows; DataError with the reason where there is none."""
-    timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
     if not timeline.continuous:
         raise DataError(f"{info.path.name}: its picture ({info.codec}) cannot be decoded")
     if timeline.restart is None:
@@ -229,6 +231,16 @@ def _unusable_windows(
     if timeline.restart is not None:
         reason = f"time stamps jump back: what follows {timeline.restart:.2f} s is not used"
         yield MeasuredWindow(timeline.restart, timeline.restart, reason=reason)
+
+
+def _describe_file(info: VideoInfo, timeline: VideoTimeline) -> str:
+    """Notes on the choice among several audio tracks and on the order of the frames."""
+    notes = [_describe_tracks(info), info.timing.describe()]
+    if timeline.moved_frames:
+        notes.append(f"frames out of turn, which were put in their places: {timeline.moved_frames}")
+    if timeline.dropped_frames:
+        notes.append(f"frames not used, as others had their instants before: {timeline.dropped_frames}")
+    return "; ".join(filter(None, notes))
 
 
 def _describe_tracks(info: VideoInfo) -> str:

@@ -44,6 +44,10 @@ class VideoTimeline:
     """Where a new shot begins."""
     restart: float | None = None
     """Where the time stamps jump back; what follows is ignored, as its audio would not be in sync."""
+    moved_frames: int = 0
+    """Frames out of turn that were put in their places."""
+    dropped_frames: int = 0
+    """Frames that are not used because others had their instants before."""
 
     @property
     def end(self) -> float:
@@ -72,6 +76,7 @@ def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | N
         intervals[-1] = (intervals[-1][0], intervals[-1][1] + 1 / info.fps)
         monitor.finish(timeline.end)
     timeline.black, timeline.frozen = monitor.black, monitor.frozen
+    timeline.moved_frames, timeline.dropped_frames = order.moved, order.dropped
     return timeline
 
 

@@ -19,6 +19,8 @@ CHECKED_FRAMES = 48
 """Frames from which the timing of a file is detected."""
 MIN_FAULTS_PER_FRAME = 1 / 12
 """Share of steps back in the presentation stamps above which they count as unordered; a lost packet makes one."""
+MAX_REORDERED = 16
+"""Frames that a decoder holds back at most."""
 LOOKAHEAD = 8
 """Frames after one out of turn that are decoded before its place is decided."""
 MAX_STEP_BACK = 1.0
@@ -40,7 +42,12 @@ class Timing:
     delay: int = 0
     """DECODING: from a packet's stamp to that of the packet that releases its frame, in units of the time base."""
     lead: int = 0
-    """DECODING: from the time at which a frame is shown to the stamp of the packet that releases it."""
+    """DECODING and RATE: from the time at which the first frame is shown to its stamp."""
+
+    def describe(self) -> str:
+        """A note on time stamps that are not right; empty where they are."""
+        is_right = self.source == PRESENTATION or (self.source == DECODING and not self.delay)
+        return "" if is_right else f"time stamps out of order: its frames are timed by {self.source}"
 
 
 def frame_time(frame: Any) -> float:
@@ -54,7 +61,7 @@ def stamp_of(frame: Any, timing: Timing) -> int | None:
     if timing.source == DECODING:
         return None if frame.dts is None else int(frame.dts) - timing.lead
     stamp: int | None = frame.pts if frame.pts is not None else frame.dts
-    return stamp
+    return stamp if stamp is None else stamp - timing.lead
 
 
 def packet_stamp(packet: Any, timing: Timing) -> int | None:
@@ -62,7 +69,7 @@ def packet_stamp(packet: Any, timing: Timing) -> int | None:
     if timing.source == DECODING:
         return None if packet.dts is None else int(packet.dts) + timing.delay - timing.lead
     stamp: int | None = packet.pts if packet.pts is not None else packet.dts
-    return stamp
+    return stamp if stamp is None else stamp - timing.lead
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,11 @@ class Stamps:
     """The decoding stamp of every packet by its presentation stamp."""
 
 
-def detect_timing(stamps: Stamps, is_avi: bool) -> Timing:
-    """Detect what gives the times of a file's frames.
+def detect_timing(stamps: Stamps, is_avi: bool, frame_ticks: float, sound_start: float | None) -> Timing:
+    """Detect what gives the times of a file's frames; `frame_ticks` are the units of the time base in a frame.
 
-    In an AVI the picture begins with its first packet, however many frames the decoder holds back.
+    In an AVI the picture begins with its first packet, however many frames the decoder holds back. A file with such
+    stamps that is none was copied from one: its picture begins with its sound, at `sound_start`, where that is near.
     """
     presentation, decoding = stamps.presentation, stamps.decoding
     if len(presentation) > 1 and not any(stamp is not None for stamp in presentation[1:] + decoding[1:]):
@@ -92,8 +100,16 @@ def detect_timing(stamps: Stamps, is_avi: bool) -> Timing:
     if faults < 2 or faults < MIN_FAULTS_PER_FRAME * len(presentation):
         return Timing()
     if decoding[0] is None or _count_faults(decoding) >= faults:
-        return Timing(RATE)
-    return Timing(DECODING, delay)
+        return Timing(RATE, lead=_find_lead(presentation[0], frame_ticks, sound_start))
+    return Timing(DECODING, delay, _find_lead(decoding[0], frame_ticks, sound_start))
+
+
+def _find_lead(first_stamp: int | None, frame_ticks: float, sound_start: float | None) -> int:
+    """`Timing.lead`, whole frames, of a picture whose first frame has `first_stamp` and that begins with its sound."""
+    if first_stamp is None or sound_start is None:
+        return 0
+    frames = round((first_stamp - sound_start) / frame_ticks)
+    return round(frames * frame_ticks) if abs(frames) <= MAX_REORDERED else 0
 
 
 def _count_faults(stamps: list[int | None]) -> int:

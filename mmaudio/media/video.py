@@ -32,7 +32,7 @@ from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
-FALLBACK_FPS = 25.0
+FALLBACK_FPS = 25
 """Frame rate of a stream whose header has none."""
 MAX_MISSING_SECONDS = 0.5
 """Seconds by which a file may be shorter than its header states before it counts as truncated."""
@@ -113,19 +113,22 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
     video_path = Path(path)
     with open_container(video_path) as container:
         stream = video_stream(container, video_path)
-        first_frame, timing = _read_first_frames(container, stream)
-        if first_frame is None:
-            raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        frame_rate = stream.average_rate or stream.guessed_rate or Fraction(FALLBACK_FPS)
         audio_tracks = tuple(_describe_track(audio_stream) for audio_stream in container.streams.audio)
         track = _select_track(audio_tracks, audio_track, video_path)
-        frame_rate = stream.average_rate or stream.guessed_rate
+        first_frame, stamps = _read_first_frames(container, stream)
+        if first_frame is None:
+            raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        frame_ticks = float(1 / (frame_rate * stream.time_base))
+        sound_start = _sound_start(container, audio_track, stream.time_base)
+        timing = detect_timing(stamps, container.format.name == "avi", frame_ticks, sound_start)
         duration, duration_scope = _stated_duration(container, stream)
         return VideoInfo(
             path=video_path,
             duration=duration,
             duration_scope=duration_scope,
             start_time=float((stamp_of(first_frame, timing) or 0) * first_frame.time_base),
-            fps=float(frame_rate) if frame_rate else FALLBACK_FPS,
+            fps=float(frame_rate),
             width=first_frame.width,
             height=first_frame.height,
             codec=stream.codec_context.name,
@@ -256,10 +259,9 @@ def read_frames(info: VideoInfo, order: FrameOrder | None = None, deinterlace: b
         yield from deinterlace_frames(frames) if deinterlace else frames
 
 
-def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Timing]:
-    """The first frame, None where none can be decoded, and what gives the frames' times."""
+def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Stamps]:
+    """The first frame, None where none can be decoded, and the time stamps of so many that tell their order."""
     first_frame, stamps = None, Stamps([], [], {})
-    is_avi = container.format.name == "avi"
     for packet in read_packets(container, stream):
         if packet.pts is not None:
             stamps.packet_times.setdefault(packet.pts, packet.dts)
@@ -267,10 +269,18 @@ def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Timing]:
             first_frame = frame if first_frame is None else first_frame
             stamps.presentation.append(frame.pts)
             stamps.decoding.append(frame.dts)
-        is_reordered = stream.codec_context.has_b_frames and not is_avi
+        is_reordered = stream.codec_context.has_b_frames and container.format.name != "avi"
         if len(stamps.presentation) >= (CHECKED_FRAMES if is_reordered else 2):
             break
-    return first_frame, detect_timing(stamps, is_avi) if stamps.presentation else Timing()
+    return first_frame, stamps
+
+
+def _sound_start(container: Any, audio_track: int, time_base: Fraction) -> float | None:
+    """Where an audio track begins, in units of `time_base`; None without one, and in ASF, whose stamps are right."""
+    if container.format.name == "asf" or not container.streams.audio:
+        return None
+    stream = container.streams.audio[audio_track]
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base / time_base)
 
 
 def _stated_duration(container: Any, stream: Any) -> tuple[float, str]:
