@@ -10,6 +10,7 @@ from timed_videos import TimedVideo, copied, packed
 
 from mmaudio.data.scan import ScanSettings, scan_video
 
+pytestmark = pytest.mark.slow  # a second each
 B_FRAMES = {"bf": "2"}
 AVI = {
     "h264": TimedVideo(options={"preset": "veryfast"}),
