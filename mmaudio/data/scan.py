@@ -236,6 +236,8 @@ def _unusable_windows(
 def _describe_file(info: VideoInfo, timeline: VideoTimeline) -> str:
     """Notes on the choice among several audio tracks and on the order of the frames."""
     notes = [_describe_tracks(info), info.timing.describe()]
+    if info.video_track_count > 1:
+        notes.append(f"{info.video_track_count} pictures: number {info.video_track} is used")
     if timeline.moved_frames:
         notes.append(f"frames out of turn, which were put in their places: {timeline.moved_frames}")
     if timeline.dropped_frames:

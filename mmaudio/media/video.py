@@ -32,6 +32,8 @@ from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
+STILL_SECONDS = 0.2
+"""A video stream that is no longer than this by the header is a still."""
 FALLBACK_FPS = 25
 """Frame rate of a stream whose header has none."""
 MAX_MISSING_SECONDS = 0.5
@@ -87,6 +89,10 @@ class VideoInfo:
     """FFmpeg's name, such as yuv420p or yuv420p10le."""
     color_transfer: int = 2
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
+    video_track: int = 0
+    """Number of the video stream that is used, from 0 on."""
+    video_track_count: int = 1
+    """Video streams, without covers."""
     timing: Timing = field(default_factory=Timing)
     """What gives the frames' times."""
 
@@ -142,6 +148,8 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             interlaced=bool(first_frame.interlaced_frame),
             pixel_format=first_frame.format.name,
             color_transfer=int(first_frame.color_trc),
+            video_track=container.streams.video.index(stream),
+            video_track_count=sum(not s.disposition & Disposition.attached_pic for s in container.streams.video),
             timing=timing,
         )
 
@@ -208,14 +216,35 @@ def has_frame_at(end: float, instant: float) -> bool:
 
 
 def video_stream(container: Any, path: Path) -> Any:
-    """The first video stream that is no cover image, decoded on all cores; DataError where there is none."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
-            stream.thread_type = "AUTO"
-            return stream
-    raise DataError(f"{path.name}: no picture in it")
+    """The video stream that is used, decoded on all cores; DataError where there is none.
+
+    Of several it is the default one, else the longest one. Covers do not count, nor stills beside a stream that moves.
+    """
+    streams = moving_streams(container)
+    if not streams:
+        raise DataError(f"{path.name}: no picture in it")
+    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
+    stream = defaults[0] if len(defaults) == 1 else max(streams, key=_stated_seconds)
+    if stream.codec_context is None:
+        raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def moving_streams(container: Any) -> list[Any]:
+    """The video streams that are no covers and, where any is longer than STILL_SECONDS, those that are."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    return [stream for stream in streams if _stated_seconds(stream) > STILL_SECONDS] or streams
+
+
+def _stated_seconds(stream: Any) -> float:
+    """Length of a video stream by the header, 0 where it has none."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska's tag, such as 00:01:02.500000000
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return float((stream.duration or 0) * stream.time_base)
 
 
 def read_packets(container: Any, *streams: Any) -> Iterator[Any]:

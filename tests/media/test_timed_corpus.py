@@ -41,7 +41,6 @@ CORPUS = {
     "120.mkv": video(fps=120),
     "no edit list.mp4": video(audio="aac", options={"preset": "veryfast", "bf": "0"}),
     "hevc.mkv": video("libx265", fps=24),
-    "av1.mkv": video("libsvtav1", options={"crf": "10"}),
     "vp8.webm": video("libvpx", "libopus"),
     "vp9.webm": video("libvpx-vp9", "libopus", 30),
     "mpeg4.mkv": video("mpeg4", options=B_FRAMES),
