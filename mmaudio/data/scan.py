@@ -22,7 +22,7 @@ from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import AudioWindow, read_native_windows
 from mmaudio.media.gain import PeakMeter, video_gain_db
-from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
+from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe, timing_key
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
 VERSION = 4
@@ -120,7 +120,7 @@ class _Segment(NamedTuple):
 
 def scan_key(path: Path, settings: ScanSettings, video: str) -> str:
     """Hash of the file and of everything that determines its windows."""
-    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION])
+    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION, *timing_key(path)])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

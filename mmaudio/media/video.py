@@ -32,6 +32,8 @@ from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
+SUFFIXES_WITHOUT_ORDER = (".avi", ".divx", ".wmv", ".asf")
+"""Files that often have no presentation stamps in the order of their frames."""
 STILL_SECONDS = 0.2
 """A video stream that is no longer than this by the header is a still."""
 FALLBACK_FPS = 25
@@ -152,6 +154,19 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             video_track_count=sum(not s.disposition & Disposition.attached_pic for s in container.streams.video),
             timing=timing,
         )
+
+
+def timing_key(path: Path) -> list[str]:
+    """What gives a file's times where its time stamps are out of order, else nothing: scans and features depend on it.
+
+    Only files of the formats in SUFFIXES_WITHOUT_ORDER are opened.
+    """
+    if path.suffix.lower() not in SUFFIXES_WITHOUT_ORDER:
+        return []
+    try:
+        return list(filter(None, [probe(path).timing.describe()]))
+    except DataError:
+        return []
 
 
 def _describe_track(stream: Any) -> AudioTrack:

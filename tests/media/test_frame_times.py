@@ -9,6 +9,7 @@ import pytest
 from timed_videos import TimedVideo, copied, packed
 
 from mmaudio.data.scan import ScanSettings, scan_video
+from mmaudio.media.video import timing_key
 
 pytestmark = pytest.mark.slow  # a second each
 B_FRAMES = {"bf": "2"}
@@ -96,3 +97,11 @@ def test_the_note_says_what_gives_the_times(tmp_path):
     )
     path = TimedVideo("mpeg4").write(tmp_path / "b.avi")
     assert scan_video(path, ScanSettings(2.0)).note == ""
+
+
+def test_only_scans_and_features_of_files_without_order_become_stale(tmp_path):
+    """Their keys are those of before for all other files."""
+    assert timing_key(AVI["h264"].write(tmp_path / "a.avi"))
+    assert not timing_key(TimedVideo("mpeg4").write(tmp_path / "b.avi"))
+    assert not timing_key(AVI["h264"].write(tmp_path / "c.mkv"))
+    assert not timing_key(tmp_path / "absent.avi")
