@@ -23,7 +23,7 @@ from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import AudioWindow, read_native_windows
 from mmaudio.media.gain import PeakMeter, video_gain_db
-from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe
+from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe, timing_key
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
 VERSION = 5
@@ -124,7 +124,7 @@ class _Segment(NamedTuple):
 
 def scan_key(path: Path, settings: ScanSettings, video: str) -> str:
     """Hash of the file and of everything that determines its windows."""
-    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION])
+    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION, *timing_key(path)])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -137,17 +137,19 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
             raise DataError(f"{path.name}: no video file ({path.suffix or 'no suffix'})")
         info = probe(path, settings.track)
         meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
-        windows = _measure_windows(info, settings, meter)
+        timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
+        windows = _measure_windows(info, timeline, settings, meter)
         if max(meter.peaks, default=0.0) < CANCELLED * meter.channel_peak:
             raise DataError(f"{path.name}: its channels cancel each other (one is inverted): their mean is silent")
-        return VideoScan(video, key, "", windows, _describe_tracks(info), video_gain_db(meter.peaks))
+        return VideoScan(video, key, "", windows, _describe_file(info, timeline), video_gain_db(meter.peaks))
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
 
 
-def _measure_windows(info: VideoInfo, settings: ScanSettings, meter: PeakMeter) -> list[MeasuredWindow]:
+def _measure_windows(
+    info: VideoInfo, timeline: VideoTimeline, settings: ScanSettings, meter: PeakMeter
+) -> list[MeasuredWindow]:
     """The file's windows; DataError with the reason where there is none."""
-    timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
     if not timeline.continuous:
         raise DataError(f"{info.path.name}: its picture ({info.codec}) cannot be decoded")
     if timeline.restart is None:
@@ -236,6 +238,18 @@ def _unusable_windows(
     if timeline.restart is not None:
         reason = f"time stamps jump back: what follows {timeline.restart:.2f} s is not used"
         yield MeasuredWindow(timeline.restart, timeline.restart, reason=reason)
+
+
+def _describe_file(info: VideoInfo, timeline: VideoTimeline) -> str:
+    """Notes on the choice among several audio tracks and on the order of the frames."""
+    notes = [_describe_tracks(info), info.timing.describe()]
+    if info.video_track_count > 1:
+        notes.append(f"{info.video_track_count} pictures: number {info.video_track} is used")
+    if timeline.moved_frames:
+        notes.append(f"frames out of turn, which were put in their places: {timeline.moved_frames}")
+    if timeline.dropped_frames:
+        notes.append(f"frames not used, as others had their instants before: {timeline.dropped_frames}")
+    return "; ".join(filter(None, notes))
 
 
 def _describe_tracks(info: VideoInfo) -> str:

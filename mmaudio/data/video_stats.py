@@ -1,11 +1,11 @@
 """Statistics of a whole video stream in one decoding pass: where it is continuous, black or frozen, and its shot cuts.
 
-Times are those of `media.video`: seconds from the first frame; a frame that steps back in time is ignored.
+Times are those of `media.video`: seconds from the first frame; each frame counts once (`media.frame_times`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from mmaudio.media.video import VideoInfo, decode_frames, frame_time, frames_in_turn, open_container, video_stream
+from mmaudio.media.frame_times import FrameOrder, frame_time
+from mmaudio.media.video import VideoInfo, read_frames
 
 CHECKS_PER_SECOND = 4
 """How often a frame is compared with earlier ones."""
@@ -43,6 +44,10 @@ class VideoTimeline:
     """Where a new shot begins."""
     restart: float | None = None
     """Where the time stamps jump back; what follows is ignored, as its audio would not be in sync."""
+    moved_frames: int = 0
+    """Frames out of turn that were put in their places."""
+    dropped_frames: int = 0
+    """Frames that are not used because others had their instants before."""
 
     @property
     def end(self) -> float:
@@ -54,13 +59,9 @@ def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | N
     """Decode the video stream once. Frames more than `max_gap` seconds apart have a gap between them."""
     timeline, monitor, reformatter = VideoTimeline(), _StillnessMonitor(), VideoReformatter()
     intervals = timeline.continuous
-    for frame in _decode(info):
+    order = FrameOrder(info.timing, info.fps, max_gap)
+    for frame in read_frames(info, order, deinterlace=False):
         time = frame_time(frame) - info.start_time
-        if intervals and time < intervals[-1][1] - max_gap:
-            timeline.restart = intervals[-1][1]
-            break
-        if intervals and time <= intervals[-1][1]:
-            continue
         if intervals and time - intervals[-1][1] <= max_gap:
             intervals[-1] = (intervals[-1][0], time)
         else:
@@ -69,16 +70,14 @@ def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | N
         if cut_detector is not None:
             small: Any = reformatter.reformat(frame, *CUT_SIZE, format="bgr24")
             timeline.cuts += cut_detector(time, small.to_ndarray())
+    if order.is_restarted:
+        timeline.restart = timeline.end
     if intervals:
         intervals[-1] = (intervals[-1][0], intervals[-1][1] + 1 / info.fps)
         monitor.finish(timeline.end)
     timeline.black, timeline.frozen = monitor.black, monitor.frozen
+    timeline.moved_frames, timeline.dropped_frames = order.moved, order.dropped
     return timeline
-
-
-def _decode(info: VideoInfo) -> Iterator[Any]:
-    with open_container(info.path) as container:
-        yield from frames_in_turn(decode_frames(container, video_stream(container, info.path), deinterlace=False))
 
 
 class _StillnessMonitor:

@@ -17,6 +17,7 @@ from mmaudio.data.feature_store import VERSION, Header, clip_window, find_damage
 from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import encoder_identities
+from mmaudio.media.video import timing_key
 
 NOTHING, TEXTS, EVERYTHING = "nothing", "texts", "everything"
 
@@ -81,7 +82,9 @@ class Planner:
             seconds=clips[0].seconds,
             encoders=self.identities,
             source=source,
-            picture_key=_hash_json([VERSION, source, list(map(_window_key, clips)), self.identities]),
+            picture_key=_hash_json(
+                [VERSION, source, list(map(_window_key, clips)), self.identities, *timing_key(path)]
+            ),
             text_key=_hash_json([VERSION, captions, self.identities["clip"]]),
             precision=self.precision,
             windows=[clip_window(clip) for clip in clips],

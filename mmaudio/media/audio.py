@@ -27,7 +27,7 @@ SINC_ZERO_CROSSINGS, SINC_ROLLOFF = 64, 0.9475937167399596
 """Half the width of the resampling sinc in zero crossings; its cut-off as a share of the lower Nyquist frequency."""
 MAX_TIMESTAMP_ERROR = 0.05
 """Seconds that a time stamp may disagree with the samples before it; beyond, samples are missing or duplicated."""
-MAX_HOLE_SECONDS = 600.0
+MAX_HOLE_SECONDS = 6 * 3600.0
 """A time stamp that is further ahead is wrong, or what follows belongs to something else."""
 FULL_SCALE = 0.999
 """A sample from this on is at full scale."""
@@ -80,13 +80,14 @@ class AudioChunk:
 def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
     """As `decode_waveform`, with clipping and holes. A hole longer than MAX_HOLE_SECONDS ends the audio."""
     sample_rate = native_sample_rate(info)
-    length = 0
+    length, overlaps = 0, False
     for time, block in _decode_blocks(info, sample_rate):
         position = length if time is None else round((time - info.start_time) * sample_rate)
         if length == 0 and position < 0:
             block = block[:, -position:]
-        elif length - position > MAX_TIMESTAMP_ERROR * sample_rate:  # a second time: it would delay all that follows
-            block = block[:, length - position :]
+        elif length - position > (0 if overlaps else MAX_TIMESTAMP_ERROR * sample_rate):
+            block = block[:, length - position :]  # a second time: it would delay all that follows
+            overlaps = block.shape[1] == 0
         elif position - length > (MAX_TIMESTAMP_ERROR * sample_rate if length else 0):
             if position - length > MAX_HOLE_SECONDS * sample_rate:
                 break

@@ -22,16 +22,9 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from mmaudio.errors import DataError
+from mmaudio.media.frame_times import frame_time
 from mmaudio.media.frames import to_rgb
-from mmaudio.media.video import (
-    TIME_TOLERANCE,
-    VideoInfo,
-    decode_frames,
-    frame_time,
-    frames_in_turn,
-    open_container,
-    video_stream,
-)
+from mmaudio.media.video import TIME_TOLERANCE, VideoInfo, read_frames
 
 MAX_WORKERS = 8
 """Threads that convert and resize, where there are so many processor cores."""
@@ -75,11 +68,9 @@ def read_frame_windows(
     """
     pending = [_PendingWindow(start, grids) for start in starts]
     last: tuple[Any, float] | None = None
-    with open_container(info.path) as container, _FrameConverter(info, grids, workers) as converter:
-        for frame in frames_in_turn(decode_frames(container, video_stream(container, info.path))):
+    with _FrameConverter(info, grids, workers) as converter:
+        for frame in read_frames(info):
             time = frame_time(frame) - info.start_time
-            if last is not None and time <= last[1]:
-                continue
             last = (frame, time)
             _assign_frame(pending, converter, frame, time, time)
             while pending and pending[0].is_complete:

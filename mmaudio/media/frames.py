@@ -7,7 +7,7 @@ deinterlaced (cameras, television) or tone-mapped (HDR), as a video player would
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -130,6 +130,14 @@ class Deinterlacer:
                 yield self._graph.vpull()
             except (av.BlockingIOError, av.EOFError):
                 return
+
+
+def deinterlace_frames(frames: Iterable[Any]) -> Iterator[Any]:
+    """Frames of a stream, the interlaced ones deinterlaced."""
+    deinterlacer = Deinterlacer()
+    for frame in frames:
+        yield from deinterlacer.push(frame)
+    yield from deinterlacer.flush()
 
 
 def _deinterlacing_graph(frame: Any) -> Any:

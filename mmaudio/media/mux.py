@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from mmaudio.errors import DataError
 from mmaudio.media.containers import CONTAINERS
+from mmaudio.media.frame_times import DECODING, stamp_of
 from mmaudio.media.local_files import create_media
-from mmaudio.media.video import open_container, probe, read_packets, video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, read_packets, video_stream
 from mmaudio.utils.files import atomic_write
 
 Frame = npt.NDArray[np.uint8]
@@ -103,7 +104,7 @@ def mux_audio(
             container.metadata.update(_copied_tags(source) | dict(tags or {}))
             output_stream = container.add_stream_from_template(stream, opaque=True)
             audio = _AudioEncoder(container, waveform, sample_rate, output_format.audio_codec)
-            for packet in _shift_packets(source, stream, info.start_time):
+            for packet in _shift_packets(source, stream, info):
                 packet.stream = output_stream
                 audio.write_until(_decoding_time(packet))
                 container.mux(packet)
@@ -118,17 +119,33 @@ def _copied_tags(container: Any) -> dict[str, str]:
     return {name: value for name, value in tags.items() if name not in _CONTAINER_TAGS}
 
 
-def _shift_packets(source: Any, stream: Any, start_time: float) -> Iterator[Any]:
-    """The stream's packets with times counted from `start_time`; a truncated file ends without an error."""
-    offset = round(start_time / stream.time_base)
+def _shift_packets(source: Any, stream: Any, info: VideoInfo) -> Iterator[Any]:
+    """The stream's packets with times counted from its first frame; a truncated file ends without an error."""
+    offset = round(info.start_time / stream.time_base)
+    is_reordered = info.timing.source == DECODING and stream.codec_context.has_b_frames
+    stamps = _presentation_stamps(info) if is_reordered else {}
     for packet in read_packets(source, stream):
         if not packet.size:
             continue
         if packet.pts is not None:
-            packet.pts -= offset
+            packet.pts = stamps.get(packet.pts, packet.pts) - offset
         if packet.dts is not None:
-            packet.dts -= offset
+            packet.dts -= offset + info.timing.lead
         yield packet
+
+
+def _presentation_stamps(info: VideoInfo) -> dict[int, int]:
+    """The presentation stamp of every packet of a file without right ones, by the one that it has; all is decoded."""
+    stamps: dict[int, int] = {}
+    with open_container(info.path) as container:
+        frames = decode_frames(container, video_stream(container, info.path), deinterlace=False)
+        last, interval = 0, 1
+        for frame in frames:
+            stamp = stamp_of(frame, info.timing)
+            stamp = last + interval if stamp is None else stamp
+            last, interval = stamp, stamp - last or interval
+            stamps[frame.pts] = stamp
+    return stamps
 
 
 def _decoding_time(packet: Any) -> Fraction:

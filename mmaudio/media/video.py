@@ -7,10 +7,11 @@ the last frame's time, that frame stands for instants less than one frame after 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ import av
 from av.stream import Disposition
 
 from mmaudio.errors import DataError
-from mmaudio.media.frames import SQUARE_PIXEL, Deinterlacer
+from mmaudio.media.frame_times import (
+    CHECKED_FRAMES,
+    FrameOrder,
+    Stamps,
+    Timing,
+    detect_timing,
+    packet_stamp,
+    stamp_of,
+)
+from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 from mmaudio.media.local_files import PLAYLIST_MARKS, open_media
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
-FALLBACK_FPS = 25.0
+SUFFIXES_WITHOUT_ORDER = (".avi", ".divx", ".wmv", ".asf")
+"""Files that often have no presentation stamps in the order of their frames."""
+STILL_SECONDS = 0.2
+"""A video stream that is no longer than this by the header is a still."""
+FALLBACK_FPS = 25
 """Frame rate of a stream whose header has none."""
 MAX_MISSING_SECONDS = 0.5
 """Seconds by which a file may be shorter than its header states before it counts as truncated."""
@@ -78,6 +92,12 @@ class VideoInfo:
     """FFmpeg's name, such as yuv420p or yuv420p10le."""
     color_transfer: int = 2
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
+    video_track: int = 0
+    """Number of the video stream that is used, from 0 on."""
+    video_track_count: int = 1
+    """Video streams, without covers."""
+    timing: Timing = field(default_factory=Timing)
+    """What gives the frames' times."""
 
 
 @contextmanager
@@ -102,19 +122,22 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
     video_path = Path(path)
     with open_container(video_path) as container:
         stream = video_stream(container, video_path)
-        first_frame = next(decode_frames(container, stream, deinterlace=False), None)
-        if first_frame is None:
-            raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        frame_rate = stream.average_rate or stream.guessed_rate or Fraction(FALLBACK_FPS)
         audio_tracks = tuple(_describe_track(audio_stream) for audio_stream in container.streams.audio)
         track = _select_track(audio_tracks, audio_track, video_path)
-        frame_rate = stream.average_rate or stream.guessed_rate
+        first_frame, stamps = _read_first_frames(container, stream)
+        if first_frame is None:
+            raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
+        frame_ticks = float(1 / (frame_rate * stream.time_base))
+        sound_start = _sound_start(container, audio_track, stream.time_base)
+        timing = detect_timing(stamps, container.format.name == "avi", frame_ticks, sound_start)
         duration, duration_scope = _stated_duration(container, stream)
         return VideoInfo(
             path=video_path,
             duration=duration,
             duration_scope=duration_scope,
-            start_time=frame_time(first_frame),
-            fps=float(frame_rate) if frame_rate else FALLBACK_FPS,
+            start_time=float((stamp_of(first_frame, timing) or 0) * first_frame.time_base),
+            fps=float(frame_rate),
             width=first_frame.width,
             height=first_frame.height,
             codec=stream.codec_context.name,
@@ -128,7 +151,23 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             interlaced=bool(first_frame.interlaced_frame),
             pixel_format=first_frame.format.name,
             color_transfer=int(first_frame.color_trc),
+            video_track=container.streams.video.index(stream),
+            video_track_count=sum(not s.disposition & Disposition.attached_pic for s in container.streams.video),
+            timing=timing,
         )
+
+
+def timing_key(path: Path) -> list[str]:
+    """What gives a file's times where its time stamps are out of order, else nothing: scans and features depend on it.
+
+    Only files of the formats in SUFFIXES_WITHOUT_ORDER are opened.
+    """
+    if path.suffix.lower() not in SUFFIXES_WITHOUT_ORDER:
+        return []
+    try:
+        return list(filter(None, [probe(path).timing.describe()]))
+    except DataError:
+        return []
 
 
 def _describe_track(stream: Any) -> AudioTrack:
@@ -151,7 +190,7 @@ def find_video_end(info: VideoInfo) -> float:
     last_time = info.start_time
     with open_container(info.path) as container:
         for packet in read_packets(container, video_stream(container, info.path)):
-            timestamp = packet.pts if packet.pts is not None else packet.dts
+            timestamp = packet_stamp(packet, info.timing)
             if timestamp is not None and not packet.is_corrupt and not packet.is_discard:
                 last_time = max(last_time, float(timestamp * packet.time_base))
     return last_time - info.start_time + 1 / info.fps
@@ -193,14 +232,35 @@ def has_frame_at(end: float, instant: float) -> bool:
 
 
 def video_stream(container: Any, path: Path) -> Any:
-    """The first video stream that is no cover image, decoded on all cores; DataError where there is none."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
-            stream.thread_type = "AUTO"
-            return stream
-    raise DataError(f"{path.name}: no picture in it")
+    """The video stream that is used, decoded on all cores; DataError where there is none.
+
+    Of several it is the default one, else the longest one. Covers do not count, nor stills beside a stream that moves.
+    """
+    streams = moving_streams(container)
+    if not streams:
+        raise DataError(f"{path.name}: no picture in it")
+    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
+    stream = defaults[0] if len(defaults) == 1 else max(streams, key=_stated_seconds)
+    if stream.codec_context is None:
+        raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def moving_streams(container: Any) -> list[Any]:
+    """The video streams that are no covers and, where any is longer than STILL_SECONDS, those that are."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    return [stream for stream in streams if _stated_seconds(stream) > STILL_SECONDS] or streams
+
+
+def _stated_seconds(stream: Any) -> float:
+    """Length of a video stream by the header, 0 where it has none."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska's tag, such as 00:01:02.500000000
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return float((stream.duration or 0) * stream.time_base)
 
 
 def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
@@ -217,43 +277,55 @@ def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
 
 
 def decode_frames(container: Any, stream: Any, deinterlace: bool = True) -> Iterator[Any]:
-    """Decode the stream's frames; a packet that cannot be decoded is skipped.
+    """Decode the stream's frames, as the decoder passes them on; a packet that cannot be decoded is skipped.
 
     `deinterlace=False`: interlaced frames stay as they are, which is faster.
     """
-    deinterlacer = Deinterlacer() if deinterlace and stream.type == "video" else None
-    for packet in read_packets(container, stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            continue
-        for frame in frames:
-            yield from [frame] if deinterlacer is None else deinterlacer.push(frame)
-    if deinterlacer is not None:
-        yield from deinterlacer.flush()
+    frames = chain.from_iterable(map(_decode_packet, read_packets(container, stream)))
+    yield from deinterlace_frames(frames) if deinterlace and stream.type == "video" else frames
 
 
-def frames_in_turn(frames: Iterable[Any]) -> Iterator[Any]:
-    """The frames without those that come before their turn: a decoder that lost packets may pass on one too early.
+def _decode_packet(packet: Any) -> list[Any]:
+    try:
+        frames: list[Any] = packet.decode()
+    except av.FFmpegError:
+        return []
+    return frames
 
-    Such a frame is later than the next one, and the next one continues from the previous one. Frames that step back
-    before the previous one stay: there the time stamps begin anew.
+
+def read_frames(info: VideoInfo, order: FrameOrder | None = None, deinterlace: bool = True) -> Iterator[Any]:
+    """All frames of a file, each once and with rising presentation stamps.
+
+    `order`: a new `FrameOrder`, which knows afterwards what was out of order. `deinterlace` is that of `decode_frames`.
     """
-    previous = held = None
-    for frame in frames:
-        early = previous is not None and frame_time(previous) < frame_time(frame) < frame_time(held)
-        if held is not None and not early:
-            yield held
-            previous = held
-        held = frame
-    if held is not None:
-        yield held
+    order = order or FrameOrder(info.timing, info.fps)
+    with open_container(info.path) as container:
+        frames = order.sort(decode_frames(container, video_stream(container, info.path), deinterlace=False))
+        yield from deinterlace_frames(frames) if deinterlace else frames
 
 
-def frame_time(frame: Any) -> float:
-    """Time stamp of a frame in seconds."""
-    timestamp = frame.pts if frame.pts is not None else frame.dts
-    return float((timestamp or 0) * frame.time_base)
+def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Stamps]:
+    """The first frame, None where none can be decoded, and the time stamps of so many that tell their order."""
+    first_frame, stamps = None, Stamps([], [], {})
+    for packet in read_packets(container, stream):
+        if packet.pts is not None:
+            stamps.packet_times.setdefault(packet.pts, packet.dts)
+        for frame in _decode_packet(packet):
+            first_frame = frame if first_frame is None else first_frame
+            stamps.presentation.append(frame.pts)
+            stamps.decoding.append(frame.dts)
+        is_reordered = stream.codec_context.has_b_frames and container.format.name != "avi"
+        if len(stamps.presentation) >= (CHECKED_FRAMES if is_reordered else 2):
+            break
+    return first_frame, stamps
+
+
+def _sound_start(container: Any, audio_track: int, time_base: Fraction) -> float | None:
+    """Where an audio track begins, in units of `time_base`; None without one, and in ASF, whose stamps are right."""
+    if container.format.name == "asf" or not container.streams.audio:
+        return None
+    stream = container.streams.audio[audio_track]
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base / time_base)
 
 
 def _stated_duration(container: Any, stream: Any) -> tuple[float, str]:

@@ -100,3 +100,43 @@ def test_a_window_has_the_exact_samples_and_peak():
     end = cut_audio_window(ramp, 10, 9.8, 5)
     assert end.tolist() == pytest.approx([0.95 * 98 / 99, 0.95, 0, 0, 0])
     assert cut_audio_window(torch.zeros(100), 10, 0.0, 5).tolist() == [0] * 5
+
+
+def write_blocks(path, blocks):
+    """A Matroska file of a second of video and sound (start in seconds, samples) at RATE, as its stamps say."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for start, samples in blocks:
+            packet = av.Packet(samples.astype("<i2").tobytes())
+            packet.pts = packet.dts = round(start * 1000)
+            packet.time_base, packet.stream = Fraction(1, 1000), sound
+            container.mux_one(packet)
+    return path
+
+
+@pytest.mark.parametrize("overlap", [0.2, 0.25, 0.29])
+def test_after_an_overlap_nothing_is_left_over(tmp_path, overlap):
+    """A click in a segment of a transport stream stands where it does without the segments before it."""
+    sound = np.zeros(round((1 + overlap) * 48_000), np.int16)
+    sound[24_000:][:200] = 20_000
+    segments = [write_stream_segment(tmp_path / "segment.ts", number, sound) for number in range(1, 5)]
+    (tmp_path / "a.ts").write_bytes(b"".join(segments))
+    waveform, rate = read_audio(tmp_path / "a.ts")
+    first, last = (int(waveform[start * rate : (start + 1) * rate].abs().argmax()) for start in (0, 3))
+    assert (last - first) / rate == pytest.approx(0, abs=0.003)
+
+
+def test_sound_after_a_gap_of_many_minutes_is_there(tmp_path):
+    second = np.full(RATE, 9000, np.int16)
+    path = write_blocks(tmp_path / "a.mkv", [(0, second), (1500, second)])
+    waveform, _ = read_audio(path)
+    assert len(waveform) == 1501 * RATE
+    assert waveform[RATE:-RATE].abs().max() == 0 and waveform[-RATE:].min() > 0.2

@@ -8,6 +8,7 @@ import pytest
 from video_files import RATE, rotated_video, tone, write_encoded_video, write_tone_video
 
 from mmaudio.errors import DataError, MMAudioError
+from mmaudio.media import video
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
 from mmaudio.media.video import probe
@@ -36,11 +37,10 @@ KINDS = [
 
 def read_frames(path):
     """(seconds from the first frame, mean level) of every frame, and the sizes of the packets."""
-    start_time = probe(path).start_time
-    with av.open(str(path)) as container:
-        levels = [
-            (frame.time - start_time, frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)
-        ]
+    info = probe(path)
+    levels = [
+        (frame.time - info.start_time, frame.to_ndarray(format="rgb24").mean()) for frame in video.read_frames(info)
+    ]
     with av.open(str(path)) as container:
         return np.array(levels), [packet.size for packet in container.demux(video=0) if packet.size]
 
@@ -71,6 +71,9 @@ def test_the_frames_are_copied_and_the_audio_is_in_sync(tmp_path, name, muxer, e
     mux_audio(source, sound, rate, output)
     before, after = read_frames(source), read_frames(output)
     assert len(after[0]) == 50
+    with av.open(str(output)) as container:
+        stamps = [frame.pts for frame in container.decode(video=0)]
+    assert stamps == sorted(set(stamps)), "every player shows them in order"
     np.testing.assert_allclose(after[0][:, 0], before[0][:, 0], atol=2e-3)  # Matroska counts milliseconds
     np.testing.assert_array_equal(after[0][:, 1], before[0][:, 1])
     if muxer not in ("mpegts", "mpeg", "avi"):  # whose packets are delimited by other means than MP4's
