@@ -26,7 +26,7 @@ from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
-from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
+from mmaudio.utils.interrupts import SIGNALS, Interrupt, hold_signals, note_signals
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
@@ -59,14 +59,13 @@ def run_stage(name: str, command: list[str]) -> None:
 def run_command(command: list[str], is_stage: bool = True) -> int:
     """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
-    A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
+    A stage calls `cli.handle_signals` first of all; signals are held back until then.
 
     Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
     with note_signals() as numbers:
-        with hold_ctrl_c() if is_stage else nullcontext():
-            process = subprocess.Popen(command)
+        process = start_command(command, numbers, is_stage)
         send_time = None
         while process.poll() is None:
             if len(numbers) > 1:
@@ -80,6 +79,20 @@ def run_command(command: list[str], is_stage: bool = True) -> int:
     if numbers and process.returncode <= 128:
         raise Interrupt(numbers[0])
     return process.returncode
+
+
+def start_command(command: list[str], numbers: list[int], is_stage: bool) -> subprocess.Popen[bytes]:
+    """Start a command; it also gets a signal that comes to this process before the new one exists.
+
+    Raises KeyboardInterrupt where `numbers`, the signals that have come, has one already.
+    """
+    with hold_signals() if is_stage else nullcontext():
+        if numbers:
+            raise Interrupt(numbers[0])
+        process = subprocess.Popen(command)
+        for number in {*numbers, *signal.sigpending()}.intersection(SIGNALS):
+            process.send_signal(number)  # one that a stage has got and holds back does not count twice
+    return process
 
 
 def kill_tree(pid: int) -> None:
