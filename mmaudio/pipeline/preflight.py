@@ -26,7 +26,7 @@ from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
 from mmaudio.utils.matmul_speed import measure_matmul_speed
-from mmaudio.utils.progress import format_bytes
+from mmaudio.utils.progress import Progress, format_bytes
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
@@ -157,12 +157,14 @@ def measure_videos(job: Job) -> tuple[float, int]:
     if job.demo and not job.videos.is_dir():
         return 0.0, 0
     seconds, count = 0.0, 0
-    for path in find_videos(job.videos, recursive="--recursive" in job.split_arguments):
-        try:
-            seconds += probe(path).duration
-        except DataError:
-            continue  # splitting reports it with the reason
-        count += 1
+    paths = find_videos(job.videos, recursive="--recursive" in job.split_arguments)
+    with Progress(len(paths), "looking at the videos", inner=True) as counter:
+        for path in counter.count(paths):
+            try:
+                seconds += probe(path).duration
+            except DataError:
+                continue  # splitting reports it with the reason
+            count += 1
     return seconds, count
 
 

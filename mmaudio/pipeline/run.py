@@ -26,7 +26,8 @@ from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
-from mmaudio.utils.interrupts import SIGNALS, Interrupt, hold_signals, note_signals
+from mmaudio.utils.heartbeat import Heartbeat
+from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
@@ -59,7 +60,7 @@ def run_stage(name: str, command: list[str]) -> None:
 def run_command(command: list[str], is_stage: bool = True) -> int:
     """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
-    A stage calls `cli.handle_signals` first of all; signals are held back until then.
+    A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
 
     Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
@@ -86,11 +87,12 @@ def start_command(command: list[str], numbers: list[int], is_stage: bool) -> sub
 
     Raises KeyboardInterrupt where `numbers`, the signals that have come, has one already.
     """
-    with hold_signals() if is_stage else nullcontext():
+    with hold_ctrl_c() if is_stage else nullcontext():
         if numbers:
             raise Interrupt(numbers[0])
         process = subprocess.Popen(command)
-        for number in {*numbers, *signal.sigpending()}.intersection(SIGNALS):
+        held = {signal.SIGINT} & signal.sigpending()
+        for number in {*numbers, *held}:
             process.send_signal(number)  # one that a stage has got and holds back does not count twice
     return process
 
@@ -186,9 +188,10 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
+    with Heartbeat("loading the program"):
+        from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
 
-    check_settings(job)
+        check_settings(job)
     if parsed.setup_only:
         return report_ready()
     if job.demo and not parsed.dry_run:

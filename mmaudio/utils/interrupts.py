@@ -41,18 +41,18 @@ def describe_interrupt(number: int) -> str:
 
 
 def exit_on_signals() -> None:
-    """From here on a signal prints its line and ends the process at once; also one that `hold_signals` held back."""
+    """From here on a signal prints its line and ends the process at once; also one that `hold_ctrl_c` held back."""
     _set_handlers(_exit)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 @contextmanager
-def hold_signals() -> Iterator[None]:
-    """Hold the signals back in the block, and from the processes that start there until they call `exit_on_signals`.
+def hold_ctrl_c() -> Iterator[None]:
+    """Hold SIGINT back in the block, and from the processes that start there until they call `exit_on_signals`.
 
     Ctrl-C while Python itself is starting would show a traceback that no program can prevent.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a new process inherits it
     try:
         yield
     finally:

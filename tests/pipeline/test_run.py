@@ -151,7 +151,7 @@ def saving(*_):
     sys.exit(128 + signal.SIGTERM)
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     signal.signal(getattr(signal, name), saving)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 if "again" in sys.argv:
     child = "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     child += "print('here', os.getpid(), flush=True); time.sleep(60)"
