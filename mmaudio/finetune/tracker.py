@@ -77,6 +77,7 @@ class Tracker:
             with suppress(OSError):  # `| tee` ends with Ctrl-C as well, and what is trained is still to be saved
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
+            Heartbeat.last_line = time.monotonic()
 
     def log_step(self, state: TrainState, metrics: StepMetrics) -> None:
         """Record a step; write the means at every `log_every`-th."""

@@ -24,6 +24,8 @@ QUIET_SECONDS = 8.0
 """Longest silence on a terminal, and elsewhere in the first LATE_SECONDS of a block."""
 LATE_SECONDS, LATE_QUIET_SECONDS = 600.0, 60.0
 """Later a file gets a line a minute, so that a long job does not fill it."""
+BRIEF_SECONDS = 0.5
+"""A block that takes no longer says nothing, however long it was silent before it."""
 POLL_SECONDS = 0.5
 """Seconds between two looks at the clock."""
 
@@ -42,7 +44,7 @@ class Heartbeat:
     """
 
     running: ClassVar[list[Heartbeat]] = []
-    last_line: ClassVar[float] = 0.0
+    last_line: ClassVar[float] = time.monotonic()
     """When the last line of any heartbeat was printed."""
 
     def __init__(
@@ -57,7 +59,8 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
-        self.start = Heartbeat.last_line = self.clock()
+        self.start = self.clock()
+        Heartbeat.last_line = max(Heartbeat.last_line, self.start - quiet_seconds(0.0) + BRIEF_SECONDS)
         Heartbeat.running.append(self)
         self._thread.start()
         return self

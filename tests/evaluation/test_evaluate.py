@@ -32,6 +32,7 @@ from mmaudio.generation.sampler import load_sampler
 from mmaudio.lora import checkpoint as adapters
 from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.model.spec import model_spec
+from mmaudio.utils import heartbeat
 
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")
 SPLITS = ("test", "test", "test", "train")
@@ -180,6 +181,20 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     assert (second["clips"], second["videos"]) == (3, 3)
     assert second["inputs"] != first["inputs"]
     assert second["metrics"].keys() - first["metrics"].keys() == {"duplicates", "diversity"}
+
+
+@pytest.mark.slow
+def test_every_long_phase_says_what_runs_and_how_far(root, results_folder, monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
+    evaluate_lora.main(evaluate_arguments(root, "--output", str(root / "phases"), "--strengths", ""))
+    printed = capfd.readouterr().out
+    for model in ("base", "adapted"):
+        assert re.search(rf"^{model} model, held-out clips: loss: \d/8, ", printed, re.MULTILINE)
+        assert re.search(rf"^{model} model, held-out clips: sampling, solver steps: \d/2, ", printed, re.MULTILINE)
+    assert re.search(r"^decoding and measuring, by clip: \d/4, [\d.]+/s, \d+ s left$", printed, re.MULTILINE)
+    assert "writing the report: " in printed
 
 
 @pytest.mark.slow

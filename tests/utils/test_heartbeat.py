@@ -30,6 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     monkeypatch.setattr(heartbeat, "POLL_SECONDS", 1e6)  # the thread never looks
+    monkeypatch.setattr(Heartbeat, "last_line", 0.0)
     return Clock()
 
 
@@ -39,6 +40,13 @@ def test_a_short_block_says_nothing_and_a_long_one_does_before_ten_seconds_of_si
         assert clock.lines == []
         clock.run(block, 13)
     assert clock.lines == ["loading: 8 s so far", "loading: 16 s so far"]
+
+
+def test_several_blocks_that_are_silent_together_are_not(clock):
+    for name in ("imports", "weights", "features"):
+        with clock.block(name) as block:
+            clock.run(block, 6)
+    assert clock.lines == ["weights: 2 s so far", "features: 4 s so far"]
 
 
 def test_the_innermost_block_speaks_for_all(clock):

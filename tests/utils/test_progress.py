@@ -35,6 +35,7 @@ def test_items_are_counted_with_rate_and_remaining_time():
 def test_one_slow_item_is_not_silent(monkeypatch, capfd):
     monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
     for _ in progress.progress(["item"], 1, "videos"):
         printed = ""
         while "\n" not in printed:
