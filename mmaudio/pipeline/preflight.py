@@ -24,6 +24,7 @@ from mmaudio.media.video import probe
 from mmaudio.model import cost_model
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
+from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
 from mmaudio.utils.matmul_speed import measure_matmul_speed
 from mmaudio.utils.progress import Progress, format_bytes
@@ -109,6 +110,7 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
     print(f"time:     about {durations}; besides, reading the videos and the report")
     print(f"weights:  {describe_weights(job)}")
     print(f"results:  {job.experiment}", flush=True)
+    must_begin_anew = report_data_changes(job)
     total = sum(stage_seconds.values())
     if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
         print(f"\nThis takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:")
@@ -117,7 +119,22 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
         return False
     if job.offline:
         weights.require_files(model.name, job.weights)
-    return True
+    return accept_long or not must_begin_anew
+
+
+def report_data_changes(job: Job) -> bool:
+    """Say what changed in the folder since training began; True where training cannot continue with it.
+
+    It can where a file is another one with the same content.
+    """
+    changes = find_data_changes(job)
+    if not changes:
+        return False
+    print(f"\nVideos changed since the training in {job.experiment} began: {describe_data_changes(changes)}.")
+    print("Training goes on only with the clips that it began with. Two ways on, unless you put them back:")
+    print("  --from train       begin training anew; the experiment is kept under another name")
+    print("  -- exp_id=NAME     train another experiment", flush=True)
+    return "new" in changes or "gone" in changes
 
 
 def describe_weights(job: Job) -> str:
