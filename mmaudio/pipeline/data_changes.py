@@ -20,8 +20,7 @@ MAX_NAMES = 3
 def find_data_changes(job: Job) -> dict[str, list[str]]:
     """Files that are new, gone or changed since training began; empty where there are none, or it begins anew."""
     adapters = job.experiment / "lora_checkpoints"
-    starts_anew = job.first_stage is not None and STAGES.index(job.first_stage) <= STAGES.index("train")
-    if starts_anew or not (adapters / "state.pt").is_file() or not job.videos.is_dir():
+    if starts_anew(job) or not (adapters / "state.pt").is_file() or not job.videos.is_dir():
         return {}
     try:
         data = read_adapter(adapters / "last_lora.pt").data
@@ -38,6 +37,11 @@ def find_data_changes(job: Job) -> dict[str, list[str]]:
         "changed": sorted(video for video in trained & paths.keys() if has_changed(job, video, paths[video])),
     }
     return {kind: names for kind, names in changes.items() if names}
+
+
+def starts_anew(job: Job) -> bool:
+    """Whether the job trains from step 0, whatever was trained before."""
+    return job.first_stage is not None and STAGES.index(job.first_stage) <= STAGES.index("train")
 
 
 def ignored_paths(job: Job) -> tuple[Path, ...]:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -37,8 +38,8 @@ CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEG
 """Signals of a crash, as opposed to a request to stop."""
 
 
-def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage; if it fails or was asked to stop, the pipeline exits with its status.
+def run_stage(name: str, command: list[str]) -> float:
+    """Run one stage and return its seconds; if it fails or was asked to stop, the pipeline exits with its status.
 
     Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
     """
@@ -54,7 +55,9 @@ def run_stage(name: str, command: list[str]) -> None:
         raise Interrupt(number)
     if status:
         sys.exit(status)  # the stage has printed the reason
-    print(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
+    seconds = time.monotonic() - start
+    print(f"== {name}: done in {seconds:.0f} s", flush=True)
+    return seconds
 
 
 def run_command(command: list[str], is_stage: bool = True) -> int:
@@ -135,6 +138,13 @@ def make_demo_videos(job: Job) -> None:
     run_stage("demo", [sys.executable, script_path("training/make_demo_videos.py"), "--output_dir", str(job.videos)])
 
 
+def print_times(planned: Mapping[str, float], times: Mapping[str, float]) -> None:
+    """Print the planned and the real seconds of every stage side by side."""
+    print(f"\n{'stage':10}{'planned':>10}{'took':>10}")
+    for name, seconds in times.items():
+        print(f"{name:10}{planned[name]:8.0f} s{seconds:8.0f} s")
+
+
 def print_summary(job: Job, start: float) -> None:
     """Print duration, memory, report, adapter, and the command that applies the adapter to a held-out video."""
     from mmaudio.data.clip_table import read_clips
@@ -196,12 +206,13 @@ def main(arguments: list[str]) -> int:
         return report_ready()
     if job.demo and not parsed.dry_run:
         make_demo_videos(job)
-    if not confirm_plan(job, accept_long=parsed.yes) or parsed.dry_run:
+    plan = confirm_plan(job, accept_long=parsed.yes)
+    if not plan.is_accepted or parsed.dry_run:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)
     reset_stages(job)
     stages = stage_commands(job)
-    for name in STAGES:
-        run_stage(name, stages[name])
+    times = {name: run_stage(name, stages[name]) for name in STAGES}
+    print_times(plan.stage_seconds, times)
     print_summary(job, start)
     return 0

@@ -126,7 +126,9 @@ def test_wrong_flags_are_status_2_before_any_work(tmp_path, arguments, message):
 def test_a_dry_run_prints_the_plan(tmp_path):
     printed, code = run_pipeline("--demo", "--dry-run", cwd=tmp_path)
     assert code == 0 and "model:    tiny_16k" in printed and not any(tmp_path.iterdir())
-    assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min);", printed, re.MULTILINE)
+    assert re.search(
+        r"^time:     about split \d+ s, extract \d+ s, train \d+ (s|min), evaluate \d+ (s|min)$", printed, re.MULTILINE
+    )
 
 
 @pytest.mark.slow
