@@ -2,17 +2,21 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evaluation_inputs import ENCODERS, SECONDS, evaluate_arguments, random_features, write_random_adapter
+from helpers import ROOT
 from random_model import MODEL, write_noise_video, write_random_weights
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -213,6 +217,30 @@ def test_an_interrupted_evaluation_resumes_from_its_latents(root, results_folder
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, output))
     assert first["metrics"] == second["metrics"]
     assert not (output / ".evaluation").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_amid_the_sampling_is_one_line_and_a_later_run_gives_the_same(root, results_folder):
+    output = root / "signalled"
+    arguments = evaluate_arguments(root, "--output", str(output))
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "evaluate_lora.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
+        while not list(output.glob(".evaluation/*/base-held-out.safetensors")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)  # the adapted model's samples are next
+        errors = process.communicate()[1]
+    assert errors == "stopped by SIGTERM; the same command continues from here\n"
+    assert process.returncode == 128 + signal.SIGTERM and not (output / "metrics.json").exists()
+    assert evaluate_lora.main(arguments) == 0
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, output))
+    assert first["metrics"] == second["metrics"]
 
 
 @pytest.mark.slow
