@@ -10,7 +10,6 @@ from mmaudio.data.fingerprint import fingerprint
 from mmaudio.data.folder_split import name_in_table
 from mmaudio.data.video_files import find_videos
 from mmaudio.errors import MMAudioError
-from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.pipeline.job import STAGES, Job
 
 MAX_NAMES = 3
@@ -22,6 +21,8 @@ def find_data_changes(job: Job) -> dict[str, list[str]]:
     adapters = job.experiment / "lora_checkpoints"
     if starts_anew(job) or not (adapters / "state.pt").is_file() or not job.videos.is_dir():
         return {}
+    from mmaudio.lora.checkpoint import read_adapter  # here, as peft takes seconds to import
+
     try:
         data = read_adapter(adapters / "last_lora.pt").data
         known = {clip.video for clip in read_clips(job.clips)}

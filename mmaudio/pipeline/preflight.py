@@ -19,9 +19,7 @@ from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.video_files import find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError, MMAudioError
-from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, MAX_CLIPS
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.lora.targets import select_targets
 from mmaudio.media.video import probe
 from mmaudio.model import cost_model
@@ -37,6 +35,8 @@ from mmaudio.weights.registry import COMPONENTS
 
 COMMON_DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """Codecs of most users' videos."""
+STRENGTH_SWEEP = 3, 8
+"""Strengths that an evaluation tries, and on how many clips: those of `evaluation.strength_sweep`."""
 LONG_SECONDS = 2 * 3600.0
 """Estimated duration from which on a job without a GPU needs --yes."""
 CLIP_BYTES = 1.3e6
@@ -254,6 +254,8 @@ def find_step(job: Job) -> int:
     adapter = job.experiment / "lora_checkpoints" / "last_lora.pt"
     if starts_anew(job) or not adapter.is_file():
         return 0
+    from mmaudio.lora.checkpoint import read_adapter  # here, as peft takes seconds to import
+
     try:
         return read_adapter(adapter).step or 0
     except MMAudioError:  # training says what is wrong with it
@@ -270,5 +272,5 @@ def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: flo
     """Estimate the seconds of an evaluation on `clips` clips of `seconds`."""
     model, dtype = model_spec(job.model), fast_dtype(device)
     speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
-    flops = cost_model.evaluation_flops(model, clips, len(DEFAULT_STRENGTHS), MAX_CLIPS)
+    flops = cost_model.evaluation_flops(model, clips, *STRENGTH_SWEEP)
     return (flops / speed + clips * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

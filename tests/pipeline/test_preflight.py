@@ -5,6 +5,7 @@ import torch
 from helpers import mini
 
 from mmaudio.config import compose
+from mmaudio.evaluation import strength_sweep
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.lora.peft_layers import lora_layers
@@ -37,6 +38,10 @@ def test_the_steps_that_are_left_of_a_training_count(tmp_path):
     config = compose(training_overrides(job))
     whole, rest = (preflight.estimate_seconds(job, config, 10, CPU, step=step) for step in (0, 75))
     assert rest["train"] == pytest.approx(whole["train"] / 4) and rest["extract"] == whole["extract"]
+
+
+def test_the_plan_knows_the_sweep_of_strengths():
+    assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
 
 
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
