@@ -34,6 +34,7 @@ from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
 from mmaudio.utils.locks import wait_for_lock
+from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
 
 
@@ -92,7 +93,8 @@ def main(arguments: list[str]) -> int:
         if evaluation is None:
             print_lines(f"evaluation: {config.report_path} is still valid, nothing to do")
         else:
-            write_files(evaluation)
+            with working("writing the report"):
+                write_files(evaluation)
             print_summary(evaluation)
     print_lines(f"report: {config.report_path} ({time.monotonic() - start:.0f} s)", flush=True)
     return 0

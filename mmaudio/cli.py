@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import interrupts
 from mmaudio.utils.escapes import escape_controls
+from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_START = ExitStack()
+"""The start of a command, until `run`."""
 MAX_COUNT = 1_000_000
 """Upper limit of flags that count something."""
 
@@ -103,8 +106,18 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def handle_signals() -> None:
-    """End by a signal with one line. A script calls this before imports that take seconds; `run` does more."""
+    """End by a signal with one line, and say now and then that the program is loading; `run` does more.
+
+    A script calls this before imports that take seconds.
+    """
     interrupts.exit_on_signals()
+    if os.environ.get("RANK", "0") == "0":
+        _START.enter_context(Heartbeat("loading the program"))
+
+
+def end_start() -> None:
+    """End what `handle_signals` has begun: lines that say that the program is loading."""
+    _START.close()
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -112,6 +125,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
     """
+    end_start()
     with interrupts.raise_interrupts():
         _run_once(main, sys.argv[1:])
 

@@ -175,21 +175,29 @@ def test_every_file_is_written_through_one_place():
     assert not others, others
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *COMMANDS], ids=lambda p: str(p.relative_to(ROOT)))
-def test_media_files_are_opened_by_name_in_one_place(path):
+def find_calls(paths: list[Path], function: str) -> dict[Path, list[ast.Call]]:
+    """The calls of a function by file, where there are any."""
+    calls = {
+        path: [n for n in ast.walk(syntax(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == function]
+        for path in paths
+    }
+    return {path: nodes for path, nodes in calls.items() if nodes}
+
+
+def test_media_files_are_opened_by_name_in_one_place():
     """There a name is a file's and no address. Other modules open what is in memory only."""
-    calls = [n for n in ast.walk(syntax(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "av.open"]
-    by_name = [call.lineno for call in calls if ast.unparse(call.args[0]) != "io.BytesIO()"]
-    assert path == PACKAGE / "media" / "local_files.py" or not by_name
+    by_name = {
+        path
+        for path, calls in find_calls([*SOURCES, *COMMANDS], "av.open").items()
+        if any(ast.unparse(call.args[0]) != "io.BytesIO()" for call in calls)
+    }
+    assert by_name == {PACKAGE / "media" / "local_files.py"}
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in [*SOURCES, *COMMANDS] if "benchmarks" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_lines_are_printed_in_one_place(path):
+def test_lines_are_printed_in_one_place():
     """It escapes control characters: a file's name or a server's answer would end the line or move the cursor."""
-    calls = [ast.unparse(node.func) for node in ast.walk(syntax(path)) if isinstance(node, ast.Call)]
-    assert "print" not in calls or path == PACKAGE / "utils" / "terminal.py"
+    paths = [path for path in [*SOURCES, *COMMANDS] if path.parent.name != "benchmarks"]
+    assert set(find_calls(paths, "print")) == {PACKAGE / "utils" / "terminal.py"}
 
 
 IMPORTS = """

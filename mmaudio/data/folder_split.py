@@ -18,6 +18,7 @@ from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.progress import working
 from mmaudio.utils.subprocess_worker import SubprocessWorker, WorkerError
 
 GAP_REASON = "between training and held-out clips"
@@ -133,7 +134,8 @@ def split_folder(
     clips = build_clips(divided, captions, settings.rules, settings.scan.track, gains_db)
     captions.check_used(videos if clips else [])
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
-    notes += _describe_duplicates(root, list(divided))
+    with working("looking for equal videos"):
+        notes += _describe_duplicates(root, list(divided))
     if not settings.recursive and (video := find_video_below(root, ignored_paths)):
         notes.append(f"sub-folders hold videos too, such as {video}: --recursive takes them")
     notes += [f"{path.relative_to(root)}: not used as a caption: {why}" for path, why in captions.unreadable.items()]

@@ -24,6 +24,7 @@ from mmaudio.evaluation.strength_sweep import compare_strengths
 from mmaudio.evaluation.sync_report import SyncReport
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.metrics.pretrained_search import load_metric_models
+from mmaudio.utils.progress import working
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def evaluate(
     the output folder is looked at. Raises as `load_inputs` does.
     """
     start = time.monotonic()
-    inputs = load_inputs(config)
+    with working("reading the adapter, the clips and their features"):
+        inputs = load_inputs(config)
     on_start()
     if is_valid(config.metrics_path, inputs.key) and config.report_path.is_file():
         return None
@@ -57,13 +59,15 @@ def evaluate(
     sampler = load_sampler(inputs.spec.name, config.weights, config.device, dtype=config.dtype)
     run_models(sampler, inputs, clip_sets, config.intermediate_dir / inputs.key[:16])
     sampled = time.monotonic()
-    metrics = load_metric_models(inputs.metric_sources, inputs.metric_names)
+    with working("loading the models of the metrics"):
+        metrics = load_metric_models(inputs.metric_sources, inputs.metric_names)
     remove_old_results(config, writer)
     results = {
         name: measure_clips(sampler, clips, writer if name == HELD_OUT else None, metrics)
         for name, clips in clip_sets.items()
     }
-    compare_strengths(results[HELD_OUT])
+    with working("comparing the strengths"):
+        compare_strengths(results[HELD_OUT])
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
     return Evaluation(inputs, results, sync_report, times)
 

@@ -26,7 +26,7 @@ from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.set_comparison import compare_sets
 from mmaudio.metrics.set_statistics import ModelOutputs
 from mmaudio.model.spec import CodecSpec
-from mmaudio.utils.progress import progress
+from mmaudio.utils.progress import Progress, working
 
 AUDIO_METRICS = SelectedMetrics(tuple(METRICS))
 """Every metric that needs no pretrained model."""
@@ -50,22 +50,24 @@ def measure_clips(
     by_video = [list(rows) for _, rows in groupby(range(len(clips)), key=lambda row: clips[row].video)]
     results: list[ClipResult] = []
     outputs = ModelOutputs()
-    for rows in progress(by_video, len(by_video), "decoding and measuring, by video"):
-        video_clips = [clips[row] for row in rows]
-        originals = read_original_audio(clip_set.video_root, video_clips, codec.sample_rate, length)
-        for row, original in zip(rows, originals, strict=True):
-            decoded = decode_clip(sampler, to_mel, original.to(sampler.device), clip_set.latents_of(row))
-            result = measure_clip(clip_set, row, decoded, codec, metrics, outputs)
+    with Progress(len(clips), "decoding and measuring, by clip") as counter:
+        for rows in by_video:
+            video_clips = [clips[row] for row in rows]
+            originals = read_original_audio(clip_set.video_root, video_clips, codec.sample_rate, length)
+            for row, original in counter.count(zip(rows, originals, strict=True)):
+                decoded = decode_clip(sampler, to_mel, original.to(sampler.device), clip_set.latents_of(row))
+                result = measure_clip(clip_set, row, decoded, codec, metrics, outputs)
+                if writer is not None:
+                    waveforms = {name: decoded.waveforms[name][0] for name in result.measurements}
+                    mels = {name: decoded.mels[name][0] for name in result.measurements}
+                    result.media = writer.write_audio(row, waveforms, mels, codec)
+                results.append(result)
             if writer is not None:
-                waveforms = {name: decoded.waveforms[name][0] for name in result.measurements}
-                mels = {name: decoded.mels[name][0] for name in result.measurements}
-                result.media = writer.write_audio(row, waveforms, mels, codec)
-            results.append(result)
-        if writer is not None:
-            posters = writer.write_videos(clip_set.video_root, video_clips, rows, originals, codec)
-            for row, poster in zip(rows, posters, strict=True):
-                results[row].media.poster = poster
-    return compare_clips(results, outputs, metrics, clip_set.num_samples)
+                posters = writer.write_videos(clip_set.video_root, video_clips, rows, originals, codec)
+                for row, poster in zip(rows, posters, strict=True):
+                    results[row].media.poster = poster
+    with working("comparing the sets"):
+        return compare_clips(results, outputs, metrics, clip_set.num_samples)
 
 
 def decode_clip(sampler: Sampler, to_mel: MelSpectrogram, original: Tensor, latents: dict[str, Tensor]) -> DecodedClip:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from mmaudio.data.clip_table import check_videos_inside, read_clips
 from mmaudio.data.clips import LeftOut
@@ -25,6 +26,7 @@ from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, ShardPl
 from mmaudio.features.video_features import WriteRow, encode_captions, encode_clips, feature_shapes
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.progress import Progress
 
 MAX_PRECOMPUTED_CAPTIONS = 64
 """Up to so many captions are encoded first, to drop the text tower; more would be lost if the run is killed."""
@@ -124,7 +126,7 @@ def _write_shards(
             else:
                 locked.append(plan)
         for plan in locked:  # once unlocked it is complete, unless its process was killed
-            locks.acquire(plan.shard.name, wait=True)
+            locks.wait(plan.shard.name, f"another process extracts {plan.header.video}")
             _write_shard(plan, encoders, report)
             locks.release(plan.shard.name)
 
@@ -170,7 +172,13 @@ def _write_features(plan: ShardPlan, header: Header, encoders: Encoders) -> None
     shapes = {name: (len(plan.clips), *shape) for name, shape in row_shapes.items()}
     with open_shard_writer(plan.shard, header, shapes) as writer:
         if plan.reused_shard is None:
-            encode_clips(plan.path, plan.clips, encoders, writer.write_row)
+            with Progress(len(plan.clips), f"{header.video}, by clip", inner=True) as counter:
+
+                def write_row(name: str, index: int, row: Tensor) -> None:
+                    writer.write_row(name, index, row)
+                    counter.advance(name == "std")  # a clip's last row but for the caption's
+
+                encode_clips(plan.path, plan.clips, encoders, write_row)
         else:
             _copy_video_rows(plan.reused_shard, writer.write_row)
             encode_captions(plan.clips, encoders, writer.write_row)

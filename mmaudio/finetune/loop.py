@@ -64,7 +64,7 @@ def fit(run: TrainingRun) -> TrainingResult:
     state, config, tracker, start_step = run.state, run.config, run.tracker, run.state.step
     if is_finished(state, config):
         return build_result(run, start_step)
-    with tracker, StopSignals() as signals:
+    with tracker, StopSignals(run.distributed.is_main) as signals:
         if run.validation_set is not None and state.history.last_step < 0:
             evaluate(run)
         stop = False

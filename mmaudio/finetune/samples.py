@@ -8,7 +8,7 @@ B clips, N latent tokens, C latent channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,24 +74,33 @@ class SampleGenerator:
         """Of the audio, in Hz."""
         return self.sampler.spec.codec.sample_rate
 
-    def generate(self, state: TrainState) -> Iterator[SampleClip]:
-        """Generate every clip without and with the adapter (its EMA where there is one)."""
+    @property
+    def num_solver_steps(self) -> int:
+        """Of `generate`, without and with the adapter."""
+        return 2 * self.sampler.spec.num_steps
+
+    def generate(self, state: TrainState, progress: Callable[[range], Iterable[int]] = iter) -> Iterator[SampleClip]:
+        """Generate every clip without and with the adapter (its EMA where there is one).
+
+        The solver's steps pass through `progress`.
+        """
         state.model.eval()
         latents = {"truth": self.clips.mean}
         with state.without_adapter():
-            latents["base"] = self._generate_latents()
+            latents["base"] = self._generate_latents(progress)
         with state.use_ema():
-            latents["adapted"] = self._generate_latents()
+            latents["adapted"] = self._generate_latents(progress)
         for row, clip in enumerate(self.clips.clips):
             clip_latents = {kind: values[row : row + 1] for kind, values in latents.items()}
             spectrograms = draw_mels([self.sampler.decode_mel(latent)[0] for latent in clip_latents.values()])
             waveforms = {kind: self.sampler.decode(latent)[0].cpu() for kind, latent in clip_latents.items()}
             yield SampleClip(clip, spectrograms, waveforms)
 
-    def _generate_latents(self) -> Tensor:
+    def _generate_latents(self, progress: Callable[[range], Iterable[int]]) -> Tensor:
         clips = fill_empty_captions(self.clips, self.sampler.network.empty_text(1)[0])
         noise = self.sampler.draw_noise(range(len(clips)))
-        return self.sampler.sample_latents(clips.clip_features, clips.sync_features, clips.text_features, noise)
+        conditions = (clips.clip_features, clips.sync_features, clips.text_features)
+        return self.sampler.sample_latents(*conditions, noise, progress=progress)
 
     def write(self, sample: SampleClip, folder: Path, step: int) -> None:
         """Write `folder/CLIP/`: truth and base (once) and step-NNNNNN, as .flac and .mp4, and spectrograms as .png.

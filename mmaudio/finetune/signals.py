@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from mmaudio.utils.interrupts import leave_closed_terminal, raise_interrupt
+from mmaudio.utils.interrupts import absorb_repeats, leave_closed_terminal, raise_interrupt
 
 SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # the last two are what batch schedulers send
 STOP_SIGNALS = tuple(getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name))
-"""Signals that stop the run; a second SIGINT ends the process at once."""
+"""Signals that stop the run; a second one, of the same kind or SIGINT, ends the process at once."""
+STOP_LINE = b"\nstopping: finishing this step, then saving; a second signal ends it at once, without saving\n"
 SIGHUP = getattr(signal, "SIGHUP", None)
 COMMAND_HANDLERS = (signal.default_int_handler, raise_interrupt)
 """Handlers that would end the command: its own exit status says the same once everything is saved."""
@@ -23,7 +26,9 @@ class StopSignals:
     An earlier handler is called at the end: submitit's, for one, then queues the job again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = True) -> None:
+        self.announce = announce
+        """Whether a line says what happens now."""
         self.received: int | None = None
         """The signal that came, if any."""
         self._earlier_handlers: dict[int, Any] = {}
@@ -45,7 +50,10 @@ class StopSignals:
             signal.raise_signal(self.received)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+        self.received = self.received or number
         leave_closed_terminal(number)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+        if self.announce:
+            with suppress(OSError):  # no print: the signal may have come within one
+                os.write(1, STOP_LINE)
+        is_command = self._earlier_handlers[number] is raise_interrupt
+        absorb_repeats(number, signal.SIG_DFL if is_command else signal.default_int_handler)

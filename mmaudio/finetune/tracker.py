@@ -20,15 +20,14 @@ from mmaudio.errors import DataError, MMAudioError
 from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, peak_memory_gb
 from mmaudio.finetune.early_stopping import ValidationHistory
 from mmaudio.finetune.metrics_log import MetricsLog
-from mmaudio.finetune.samples import SampleGenerator
+from mmaudio.finetune.samples import SampleClip, SampleGenerator
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import StepMetrics, average_by_time
 from mmaudio.finetune.torch_compile import eager_mode
 from mmaudio.finetune.validation import ValidationSet
 from mmaudio.utils.escapes import escape_controls
-
-LINE_INTERVAL_SECONDS = 10.0
-"""Between two progress lines where the output is no terminal."""
+from mmaudio.utils.heartbeat import Heartbeat, has_bars
+from mmaudio.utils.progress import Progress
 
 
 class Tracker:
@@ -48,20 +47,24 @@ class Tracker:
         self._log: MetricsLog | None = None
         self._progress_bar: Any = None
         self._recent_steps: list[StepMetrics] = []
-        self._start_time = self._last_line_time = 0.0
+        self._step, self._start_time = self.start_step, 0.0
+        self._heartbeat = Heartbeat(self.describe_progress, self._show_progress)
         self._train_loss, self._validation_text = float("nan"), ""
 
     def __enter__(self) -> Tracker:
-        self._start_time = self._last_line_time = time.monotonic()
+        self._start_time = time.monotonic()
         if self.folder is not None:
+            self._heartbeat.__enter__()
             self._log = MetricsLog(self.folder, self._last_logged_step)
-            if sys.stderr.isatty():
+            if has_bars():
                 self._progress_bar = tqdm(
                     total=self.config.total_steps, initial=self.start_step, desc="train", dynamic_ncols=True
                 )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.folder is not None:
+            self._heartbeat.__exit__(kind, None, None)
         if self._progress_bar is not None:
             self._progress_bar.close()
         if self._log is None:
@@ -75,10 +78,12 @@ class Tracker:
             with suppress(OSError):  # `| tee` ends with Ctrl-C as well, and what is trained is still to be saved
                 tqdm.write(escape_controls(line), file=sys.stdout)
                 sys.stdout.flush()
+            Heartbeat.last_line = time.monotonic()
 
     def log_step(self, state: TrainState, metrics: StepMetrics) -> None:
         """Record a step; write the means at every `log_every`-th."""
         self._recent_steps.append(metrics)
+        self._step, self._train_loss = state.step, metrics.loss
         if self._progress_bar is not None:
             self._progress_bar.set_postfix_str(f"loss {metrics.loss:.3f}{self._validation_text}", refresh=False)
             self._progress_bar.update()
@@ -101,7 +106,6 @@ class Tracker:
         }
         if self._log is not None:
             self._log.write(state.step, scalars)
-        self._print_progress(state.step, steps_per_second)
 
     def _speed_scalars(self, steps_per_second: float, device: torch.device) -> dict[str, float]:
         """Steps and samples per second; on a GPU, its peak memory and utilisation."""
@@ -114,16 +118,22 @@ class Tracker:
             scalars["train/flops_utilisation"] = self.meter.utilisation(samples_per_second)
         return scalars
 
-    def _print_progress(self, step: int, steps_per_second: float) -> None:
-        """Print a line where there is no progress bar, at most every LINE_INTERVAL_SECONDS."""
-        if self._progress_bar is not None or time.monotonic() - self._last_line_time < LINE_INTERVAL_SECONDS:
-            return
-        self._last_line_time = time.monotonic()
-        seconds_left = (self.config.total_steps - step) / steps_per_second
-        self.print_line(
-            f"step {step}/{self.config.total_steps}: loss {self._train_loss:.4f}, {steps_per_second:.2f} steps/s, "
-            f"{seconds_left:.0f} s left"
+    def describe_progress(self, elapsed: float) -> str:
+        """The step, the loss and the remaining time, `elapsed` seconds after the start."""
+        total, num_steps = self.config.total_steps, self._step - self.start_step
+        line = f"step {self._step}/{total}: "
+        if not num_steps:
+            return f"{line}{elapsed:.0f} s so far"
+        return (
+            f"{line}loss {self._train_loss:.4f}, {num_steps / elapsed:.2f} steps/s, "
+            f"{(total - self._step) * elapsed / num_steps:.0f} s left"
         )
+
+    def _show_progress(self, line: str) -> None:
+        if self._progress_bar is None:
+            self.print_line(line)
+        else:
+            self._progress_bar.refresh()
 
     def log_evaluation(self, state: TrainState, losses: Tensor, validation_set: ValidationSet) -> None:
         """Write the last evaluation: losses (K, J) by time, every clip's own, their change from the base model's."""
@@ -152,18 +162,23 @@ class Tracker:
         """Generate samples of the fixed clips, for TensorBoard and as files under `samples`."""
         if self.samples is None or self._log is None:
             return
-        writer, sample_rate = self._log.writer, self.samples.sample_rate
-        with eager_mode(self.config):
-            samples = list(self.samples.generate(state))
-        for sample in samples:
-            tag = f"{sample.name}/truth, base, adapted"
-            writer.add_image(tag, sample.spectrograms, state.step, dataformats="HWC")
-            for kind, waveform in sample.waveforms.items():
-                writer.add_audio(f"{sample.name}/{kind}", waveform[None], state.step, sample_rate)
-            try:
-                self.samples.write(sample, self._log.folder / "samples", state.step)
-            except DataError as error:  # a video that is missing is no reason to stop training
-                self.print_line(f"samples:    no video of {sample.name} ({error})")
+        total = self.samples.num_solver_steps + 2 * len(self.samples.clips)
+        with Progress(total, "samples: solver steps and clips", inner=True) as counter:
+            with eager_mode(self.config):
+                samples = list(counter.count(self.samples.generate(state, counter.count)))
+            for sample in counter.count(samples):
+                self._write_sample(self.samples, self._log, sample, state.step)
+
+    def _write_sample(self, generator: SampleGenerator, log: MetricsLog, sample: SampleClip, step: int) -> None:
+        """Write one sample to TensorBoard and as files."""
+        tag = f"{sample.name}/truth, base, adapted"
+        log.writer.add_image(tag, sample.spectrograms, step, dataformats="HWC")
+        for kind, waveform in sample.waveforms.items():
+            log.writer.add_audio(f"{sample.name}/{kind}", waveform[None], step, generator.sample_rate)
+        try:
+            generator.write(sample, log.folder / "samples", step)
+        except DataError as error:  # a video that is missing is no reason to stop training
+            self.print_line(f"samples:    no video of {sample.name} ({error})")
 
     def log_final(self, state: TrainState) -> None:
         """Write the steps that no line has yet, and settings and final metrics for TensorBoard's HPARAMS."""

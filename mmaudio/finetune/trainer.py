@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
@@ -34,6 +33,7 @@ from mmaudio.lora.checkpoint import restore_folder
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
+from mmaudio.utils.progress import working
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
 
@@ -56,7 +56,10 @@ def lock_experiment(root: Path) -> Iterator[None]:
     """Hold the experiment's lock for the block; TrainingError where another process holds it."""
     with FileLocks(root) as locks:
         if not locks.acquire("training"):
-            raise TrainingError(f"{root}: another process trains this experiment; wait for it, or take another exp_id")
+            holder = locks.describe_holder("training")
+            raise TrainingError(
+                f"{root}: another process{holder} trains this experiment; wait for it, or take another exp_id"
+            )
         remove_abandoned_files(Checkpoints(root).folder, min_age=0.0)  # nobody else writes there
         yield
 
@@ -70,8 +73,19 @@ def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, st
 
 def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> TrainingResult:
     """Train an adapter for a loaded network, which is adapted in place."""
+    distributed.shard(inputs.config.effective_batch_size)  # refuses what does not divide, before any work
+    with working("preparing the training") if distributed.is_main else nullcontext():
+        run = prepare_run(network, inputs, distributed)
+    with explain_compile_errors(distributed.device), explain_out_of_memory(SMALLER_BATCH):
+        result = fit(run)
+    if distributed.is_main:
+        finish(run, result)
+    return result
+
+
+def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> TrainingRun:
+    """The adapter's state, new or continued, and the data in memory; prints the plan."""
     config, is_main = inputs.config, distributed.is_main
-    distributed.shard(config.effective_batch_size)  # refuses what does not divide, before any work
     checkpoints = Checkpoints(experiment_folder(config))
     state = new_state(network, config, len(inputs.train))
     state.history.videos = [] if inputs.held_out is None else inputs.held_out.videos
@@ -83,15 +97,10 @@ def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed)
     tracker = Tracker(checkpoints.root if is_main else None, config, state.step if resumed else None)
     accumulate = build_accumulator(dataset, config)
     run = TrainingRun(state, dataset, validation_set, inputs, checkpoints, tracker, distributed, accumulate)
-    with explain_compile_errors(distributed.device):
-        if is_main:
-            with eager_mode(config):  # compiling for these measurements would be in vain
-                start(run, resumed, memory)
-        with explain_out_of_memory(SMALLER_BATCH):
-            result = fit(run)
     if is_main:
-        finish(run, result)
-    return result
+        with explain_compile_errors(distributed.device), eager_mode(config):  # compiling for these would be in vain
+            start(run, resumed, memory)
+    return run
 
 
 def prepare_network(state: TrainState, config: TrainConfig, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import compute_losses
 from mmaudio.finetune.torch_compile import eager_mode
 from mmaudio.model.flow_matching import logit_normal_quantiles
+from mmaudio.utils.progress import Progress
 
 FORWARD_BATCHES = 4
 """Validation batch size over the training batch size: without a backward pass no activations are kept."""
@@ -58,8 +59,9 @@ def validate(
     device, batch_size = dataset.mean.device, FORWARD_BATCHES * config.batch_size
     dtype, losses = compute_dtype(device, config.amp), torch.zeros(len(draws), device=device)
     state.model.eval()
-    with state.use_ema(ema), eager_mode(config):
-        for number, start in enumerate(range(0, len(draws), batch_size)):
+    starts = range(0, len(draws), batch_size)
+    with state.use_ema(ema), eager_mode(config), Progress(len(starts), "validation", inner=True) as counter:
+        for number, start in enumerate(counter.count(starts)):
             if number % distributed.world_size == distributed.rank:
                 rows = slice(start, start + batch_size)
                 losses[rows] = compute_losses(state.network, dataset, draws.select(rows).to(device), dtype)

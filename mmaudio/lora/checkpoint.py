@@ -48,6 +48,7 @@ from mmaudio.model.state_dict import check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import atomic_folder, atomic_write
 from mmaudio.utils.tensor_checksum import tensors_sha256
+from mmaudio.utils.terminal import print_lines
 
 FORMAT = 1
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -229,7 +230,7 @@ def _read_peft(weights: Path) -> AdapterFile:
 def _report_edits(config_path: Path, sha256: str, adapter: AdapterFile) -> None:
     """Print a note where peft's settings are not those that were written with the weights: edited, or damaged."""
     if hashlib.sha256(config_path.read_bytes()).hexdigest() != sha256:
-        print(
+        print_lines(
             f"note: {config_path} is not as it was written with the weights beside it. Its settings are used: rank "
             f"{adapter.lora.rank}, alpha {adapter.lora.alpha:g}. If nobody edited it, it is damaged: copy the folder "
             "again",

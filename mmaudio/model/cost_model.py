@@ -31,6 +31,14 @@ ones.
 """
 
 
+LOSS_TIMES = 8
+"""Passes over a clip for its loss in an evaluation."""
+SCAN_SPEED = 20.0
+"""Seconds of video that splitting scans in a second, on one of two cores."""
+MEASURE_SECONDS = 5.0
+"""Seconds to decode, measure and draw a clip of an evaluation, on a CPU."""
+
+
 def transformer_flops(tokens: int, width: int, layers: int, matrices: int = 12) -> float:
     """FLOPs of one pass: `matrices` products of width x width per token and layer, plus attention."""
     return layers * (2.0 * matrices * width**2 * tokens + 4.0 * tokens**2 * width)
@@ -69,6 +77,12 @@ def extraction_flops(model: ModelSpec) -> float:
     """FLOPs to encode the frames of one clip with both encoders."""
     lengths = compute_lengths(model.codec)
     return lengths.clip_tokens * clip_flops(model.clip) + lengths.sync_segments * sync_flops(model.sync)
+
+
+def evaluation_flops(model: ModelSpec, clips: int, strengths: int, strength_clips: int) -> float:
+    """FLOPs of losses and samples: `clips` with both models, `strength_clips` of them at other strengths."""
+    passes = 2 * model.num_steps + LOSS_TIMES  # guided: two passes a step
+    return (2 * clips + strengths * min(clips, strength_clips)) * passes * network_flops(model.network)
 
 
 def training_flops(model: ModelSpec, samples: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -17,16 +18,17 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.video_files import find_video_below, find_videos
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.lora.targets import select_targets
 from mmaudio.media.video import probe
 from mmaudio.model import cost_model
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
-from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
+from mmaudio.pipeline.job import DEMO_SPLIT, SPLIT_KEYS, Job, training_overrides
 from mmaudio.utils.matmul_speed import measure_matmul_speed
-from mmaudio.utils.progress import format_bytes
+from mmaudio.utils.progress import Progress, format_bytes
 from mmaudio.utils.terminal import print_lines
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
@@ -34,6 +36,8 @@ from mmaudio.weights.registry import COMPONENTS
 
 COMMON_DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """Codecs of most users' videos."""
+STRENGTH_SWEEP = 3, 8
+"""Strengths that an evaluation tries, and on how many clips: those of `evaluation.strength_sweep`."""
 LONG_SECONDS = 2 * 3600.0
 """Estimated duration from which on a job without a GPU needs --yes."""
 CLIP_BYTES = 1.3e6
@@ -85,8 +89,16 @@ def check_splitting(job: Job) -> None:
     SplitSettings(scan, split.rules, split.val_ratio, split.test_ratio, timeout=timeout_seconds)
 
 
-def confirm_plan(job: Job, accept_long: bool) -> bool:
-    """Print the plan with time estimates; False if the job takes long and `accept_long` is not set.
+@dataclass(frozen=True)
+class Plan:
+    """The estimated seconds by stage, and whether to begin."""
+
+    stage_seconds: dict[str, float]
+    is_accepted: bool
+
+
+def confirm_plan(job: Job, accept_long: bool) -> Plan:
+    """Print the plan with time estimates; not accepted if the job takes long and `accept_long` is not set.
 
     Raises ConfigError for invalid settings, DataError without videos, WeightsError for absent weights with --offline.
     """
@@ -99,7 +111,12 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
     split = read_split_config(job)
     clips = round(max(0.0, seconds - videos * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
-    stage_seconds = estimate_seconds(job, config, clips, device, split.seconds)
+    step = find_step(job)
+    stage_seconds = {
+        "split": seconds / cost_model.SCAN_SPEED,
+        **estimate_seconds(job, config, clips, device, split.seconds, step),
+        "evaluate": estimate_evaluation(job, round(clips * held_out_ratio(job, split)), device, split.seconds),
+    }
     print_lines(
         f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
     )
@@ -107,11 +124,13 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
         print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
     print_lines(
         f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
+        + (f"; {step} are done" if step else "")
     )
     durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
-    print_lines(f"time:     about {durations}; besides, reading the videos and the report")
+    print_lines(f"time:     about {durations}")
     print_lines(f"weights:  {describe_weights(job)}")
     print_lines(f"results:  {job.experiment}", flush=True)
+    must_begin_anew = report_data_changes(job)
     total = sum(stage_seconds.values())
     if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
         print_lines(
@@ -119,10 +138,25 @@ def confirm_plan(job: Job, accept_long: bool) -> bool:
         )
         print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
         print_lines("  --yes              start all the same", flush=True)
-        return False
+        return Plan(stage_seconds, is_accepted=False)
     if job.offline:
         weights.require_files(model.name, job.weights)
-    return True
+    return Plan(stage_seconds, accept_long or not must_begin_anew)
+
+
+def report_data_changes(job: Job) -> bool:
+    """Say what changed in the folder since training began; True where training cannot continue with it.
+
+    It can where a file is another one with the same content.
+    """
+    changes = find_data_changes(job)
+    if not changes:
+        return False
+    print_lines("", f"Videos changed since the training in {job.experiment} began: {describe_data_changes(changes)}.")
+    print_lines("Training goes on only with the clips that it began with. Two ways on, unless you put them back:")
+    print_lines("  --from train       begin training anew; the experiment is kept under another name")
+    print_lines("  -- exp_id=NAME     train another experiment", flush=True)
+    return "new" in changes or "gone" in changes
 
 
 def describe_weights(job: Job) -> str:
@@ -162,12 +196,14 @@ def measure_videos(job: Job) -> tuple[float, int]:
     if job.demo and not job.videos.is_dir():
         return 0.0, 0
     seconds, count = 0.0, 0
-    for path in find_videos(job.videos, recursive="--recursive" in job.split_arguments):
-        try:
-            seconds += probe(path).duration
-        except DataError:
-            continue  # splitting reports it with the reason
-        count += 1
+    paths = find_videos(job.videos, recursive="--recursive" in job.split_arguments)
+    with Progress(len(paths), "looking at the videos", inner=True) as counter:
+        for path in counter.count(paths):
+            try:
+                seconds += probe(path).duration
+            except DataError:
+                continue  # splitting reports it with the reason
+            count += 1
     return seconds, count
 
 
@@ -194,9 +230,13 @@ def check_disk(root: Path, clips: float) -> None:
 
 
 def estimate_seconds(
-    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = CLIP_SECONDS
+    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = CLIP_SECONDS, step: int = 0
 ) -> dict[str, float]:
-    """Estimate the seconds of extraction and training, with clips of `seconds`, from the measured matmul speed."""
+    """Estimate the seconds of extraction and training, with clips of `seconds`, from the measured matmul speed.
+
+    Of training, the steps from `step` on count.
+    """
+    num_steps = max(0, config.total_steps - step)
     model, low_dtype = model_spec(job.model), fast_dtype(device)
     encode_low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
     encoder_dtype = low_dtype if encode_low else torch.float32
@@ -204,11 +244,38 @@ def estimate_seconds(
     speed = {dtype: measure_matmul_speed(device, dtype) for dtype in {encoder_dtype, training_dtype}}
     encoder_speed = speed[encoder_dtype] * cost_model.expected_efficiency("encoders", device, encoder_dtype)
     training_speed = speed[training_dtype] * cost_model.expected_efficiency("training", device, training_dtype)
-    training_flops = cost_model.training_flops(model, config.total_steps * config.effective_batch_size)
+    training_flops = cost_model.training_flops(model, num_steps * config.effective_batch_size)
     scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
-    batches = config.total_steps * config.gradient_accumulation_steps
+    batches = num_steps * config.gradient_accumulation_steps
     launching = 0.0 if device.type == "cpu" else cost_model.launch_seconds(model.network, batches, config.cuda_graph)
     return {
         "extract": cost_model.extraction_flops(model) * clips * scale / encoder_speed,
         "train": max(training_flops / training_speed * scale, launching),
     }
+
+
+def find_step(job: Job) -> int:
+    """The step from which a training that has begun continues; 0 where it starts."""
+    adapter = job.experiment / "lora_checkpoints" / "last_lora.pt"
+    if starts_anew(job) or not adapter.is_file():
+        return 0
+    from mmaudio.lora.checkpoint import read_adapter  # here, as peft takes seconds to import
+
+    try:
+        return read_adapter(adapter).step or 0
+    except MMAudioError:  # training says what is wrong with it
+        return 0
+
+
+def held_out_ratio(job: Job, split: SplitConfig) -> float:
+    """The share of the clips that the evaluation gets."""
+    is_default = job.demo and DEMO_SPLIT[0] not in job.split_arguments
+    return float(DEMO_SPLIT[1]) if is_default else split.test_ratio
+
+
+def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
+    """Estimate the seconds of an evaluation on `clips` clips of `seconds`."""
+    model, dtype = model_spec(job.model), fast_dtype(device)
+    speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
+    flops = cost_model.evaluation_flops(model, clips, *STRENGTH_SWEEP)
+    return (flops / speed + clips * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
 from mmaudio.utils.terminal import join_command, print_lines
 
@@ -36,8 +38,8 @@ CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEG
 """Signals of a crash, as opposed to a request to stop."""
 
 
-def run_stage(name: str, command: list[str]) -> None:
-    """Run one stage; if it fails or was asked to stop, the pipeline exits with its status.
+def run_stage(name: str, command: list[str]) -> float:
+    """Run one stage and return its seconds; if it fails or was asked to stop, the pipeline exits with its status.
 
     Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
     """
@@ -53,7 +55,9 @@ def run_stage(name: str, command: list[str]) -> None:
         raise Interrupt(number)
     if status:
         sys.exit(status)  # the stage has printed the reason
-    print_lines(f"== {name}: done in {time.monotonic() - start:.0f} s", flush=True)
+    seconds = time.monotonic() - start
+    print_lines(f"== {name}: done in {seconds:.0f} s", flush=True)
+    return seconds
 
 
 def run_command(command: list[str], is_stage: bool = True) -> int:
@@ -65,8 +69,7 @@ def run_command(command: list[str], is_stage: bool = True) -> int:
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
     with note_signals() as numbers:
-        with hold_ctrl_c() if is_stage else nullcontext():
-            process = subprocess.Popen(command)
+        process = start_command(command, numbers, is_stage)
         send_time = None
         while process.poll() is None:
             if len(numbers) > 1:
@@ -80,6 +83,21 @@ def run_command(command: list[str], is_stage: bool = True) -> int:
     if numbers and process.returncode <= 128:
         raise Interrupt(numbers[0])
     return process.returncode
+
+
+def start_command(command: list[str], numbers: list[int], is_stage: bool) -> subprocess.Popen[bytes]:
+    """Start a command; it also gets a signal that comes to this process before the new one exists.
+
+    Raises KeyboardInterrupt where `numbers`, the signals that have come, has one already.
+    """
+    with hold_ctrl_c() if is_stage else nullcontext():
+        if numbers:
+            raise Interrupt(numbers[0])
+        process = subprocess.Popen(command)
+        held = {signal.SIGINT} & signal.sigpending()
+        for number in {*numbers, *held}:
+            process.send_signal(number)  # one that a stage has got and holds back does not count twice
+    return process
 
 
 def kill_tree(pid: int) -> None:
@@ -122,6 +140,13 @@ def reset_stages(job: Job) -> None:
 def make_demo_videos(job: Job) -> None:
     """Create the missing sample videos."""
     run_stage("demo", [sys.executable, script_path("training/make_demo_videos.py"), "--output_dir", str(job.videos)])
+
+
+def print_times(planned: Mapping[str, float], times: Mapping[str, float]) -> None:
+    """Print the planned and the real seconds of every stage side by side."""
+    print_lines("", f"{'stage':10}{'planned':>10}{'took':>10}")
+    for name, seconds in times.items():
+        print_lines(f"{name:10}{planned[name]:8.0f} s{seconds:8.0f} s")
 
 
 def print_summary(job: Job, start: float) -> None:
@@ -179,19 +204,21 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
+    with Heartbeat("loading the program"):
+        from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
 
-    check_settings(job)
+        check_settings(job)
     if parsed.setup_only:
         return report_ready()
     if job.demo and not parsed.dry_run:
         make_demo_videos(job)
-    if not confirm_plan(job, accept_long=parsed.yes) or parsed.dry_run:
+    plan = confirm_plan(job, accept_long=parsed.yes)
+    if not plan.is_accepted or parsed.dry_run:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)
     reset_stages(job)
     stages = stage_commands(job)
-    for name in STAGES:
-        run_stage(name, stages[name])
+    times = {name: run_stage(name, stages[name]) for name in STAGES}
+    print_times(plan.stage_seconds, times)
     print_summary(job, start)
     return 0

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 def main(arguments: list[str]) -> int:
     """Start the processes and wait for them; returns the exit status, 128 plus the number of a signal."""
+    cli.end_start()
     logging.disable(logging.ERROR)  # only of torchrun, not of the processes that it starts
     try:
         run.main(arguments)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmaudio.errors import MMAudioError
 from mmaudio.utils.files import atomic_write
+from mmaudio.utils.heartbeat import Heartbeat
 
 MIN_CACHED_BYTES = 1 << 25
 """Checksums of smaller files are not cached."""
@@ -42,7 +43,8 @@ def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
         cached = json.loads(cache_file.read_text())
         if cached["stamp"] == stamp:
             return FileDigests(cached["sha256"], cached["md5"])
-    computed = _read(path)
+    with Heartbeat(f"{path.name}: computing its checksums"):
+        computed = _read(path)
     if time.time() - status.st_mtime > MIN_AGE_SECONDS:
         with suppress(MMAudioError), atomic_write(cache_file) as temporary:  # caching is optional
             temporary.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, **asdict(computed)}))

@@ -19,8 +19,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-REPEAT_SECONDS = 0.3
-"""A signal that comes so soon after the first is the same request: `timeout` sends its own twice."""
+REPEAT_SECONDS = 0.5
+"""A signal that comes so soon after the first is the same request: `timeout` and a pipeline send it once more."""
+
+
+Handler = Callable[[int, FrameType | None], Any] | int
 
 
 class Interrupt(KeyboardInterrupt):
@@ -45,7 +48,7 @@ def exit_on_signals() -> None:
 
 @contextmanager
 def hold_ctrl_c() -> Iterator[None]:
-    """Hold SIGINT back from the processes that start in the block, until they call `exit_on_signals`.
+    """Hold SIGINT back in the block, and from the processes that start there until they call `exit_on_signals`.
 
     Ctrl-C while Python itself is starting would show a traceback that no program can prevent.
     """
@@ -58,9 +61,10 @@ def hold_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def raise_interrupts() -> Iterator[None]:
-    """In the block the first signal raises Interrupt; after it SIGINT kills, and the others have no effect.
+    """In the block the first signal raises Interrupt, and a second one kills: SIGINT, or the same as the first.
 
-    They may be the same request once more, sent by a parent process that cannot know whether it has come.
+    Any other counts when it comes twice: the pipeline sends SIGTERM after SIGINT, as it cannot know whether that has
+    come.
     """
     with _handlers(raise_interrupt):
         yield
@@ -99,11 +103,25 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 def raise_interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """Handler of a first signal."""
-    _set_handlers(_ignore)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    absorb_repeats(number)
     leave_closed_terminal(number)
     raise Interrupt(number)
+
+
+def absorb_repeats(number: int, on_second: Handler = signal.SIG_DFL, earlier: frozenset[int] = frozenset()) -> None:
+    """Ignore what comes within REPEAT_SECONDS after the signal `number`; then `on_second` handles a second one.
+
+    The time passes here: a signal that came during a long computation would be handled, and so dated, after it.
+    A second one is SIGINT, `number`, or one of `earlier`.
+    """
+    signal.signal(number, _ignore)
+    _set_handlers(_ignore)
+    time.sleep(REPEAT_SECONDS)
+    requests = earlier | {number}
+    _set_handlers(lambda other, frame: absorb_repeats(other, on_second, requests))
+    for second in requests | {signal.SIGINT}:
+        if signal.getsignal(second) is not signal.SIG_IGN:
+            signal.signal(second, on_second)
 
 
 def leave_closed_terminal(number: int) -> None:

@@ -17,12 +17,16 @@ import errno
 import fcntl
 import hashlib
 import os
+import struct
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from mmaudio.errors import MMAudioError
+from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines
 
 LOCK_FILE = ".claims"
@@ -30,6 +34,11 @@ LOCKABLE_BYTES = 1 << 40
 """Byte offsets that can be locked; the file stays empty."""
 HELD_ERRORS = (errno.EACCES, errno.EAGAIN)
 """Errors of a lock that another process holds."""
+POLL_SECONDS = 0.1
+"""Seconds between two attempts to get a lock."""
+IS_DARWIN = sys.platform == "darwin"
+FLOCK, PID_FIELD = ("qqihh", 2) if IS_DARWIN else ("hhqqi4x", 4)
+"""`struct flock` of the system, and the place of the process's id in it."""
 
 
 class FileLocks:
@@ -42,13 +51,32 @@ class FileLocks:
         except OSError as error:
             raise MMAudioError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
 
-    def acquire(self, name: str, wait: bool = False) -> bool:
-        """Lock `name`: False if another process holds it; with `wait`, block until it is released."""
+    def acquire(self, name: str) -> bool:
+        """Lock `name`: False if another process holds it."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, _offset(name))
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(name))
         except OSError as error:
             return error.errno not in HELD_ERRORS
         return True
+
+    def wait(self, name: str, reason: str) -> None:
+        """Lock `name`; where another process holds it, print `reason` and wait, with a line now and then."""
+        if self.acquire(name):
+            return
+        print_lines(f"{reason}{self.describe_holder(name)}; waiting until it has ended", flush=True)
+        with Heartbeat(lambda elapsed: f"{reason}{self.describe_holder(name)}; waiting, {elapsed:.0f} s so far"):
+            while not self.acquire(name):
+                time.sleep(POLL_SECONDS)
+
+    def describe_holder(self, name: str) -> str:
+        """` (process 123)`, the holder of the lock `name`; empty where the system cannot tell, as across a network."""
+        query = struct.pack(FLOCK, *_flock_fields(_offset(name)))
+        try:
+            answer = struct.unpack(FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, query))
+        except OSError:
+            return ""
+        pid = answer[PID_FIELD]
+        return f" (process {pid})" if pid > 0 else ""
 
     def release(self, name: str) -> None:
         """Unlock `name`."""
@@ -78,10 +106,15 @@ def wait_for_lock(folder: Path, name: str, reason: str) -> Iterator[None]:
         yield
         return
     with locks:
-        if not locks.acquire(name):
-            print_lines(f"{reason}; waiting until it has ended", flush=True)
-            locks.acquire(name, wait=True)
+        locks.wait(name, reason)
         yield
+
+
+def _flock_fields(offset: int) -> tuple[int, ...]:
+    """The fields of `struct flock` for an exclusive lock of the byte at `offset`."""
+    if IS_DARWIN:
+        return offset, 1, 0, fcntl.F_WRLCK, os.SEEK_SET
+    return fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0
 
 
 def _offset(name: str) -> int:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
 """Width of the square matrices, by device type."""
-PROBE_SECONDS = 0.5
+PROBE_SECONDS = 2.0
+"""Long enough that the median is not that of one busy moment."""
 
 
 def measure_matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, measured for half a second."""
+    """Floating-point operations per second of a large matrix product, the median over PROBE_SECONDS."""
     size = PROBE_SIZE[device.type]
     a: Tensor = torch.randn(size, size, device=device).to(dtype)
     a @ a
     _synchronize(device)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < PROBE_SECONDS:
+    times = [time.perf_counter()]
+    while times[-1] - times[0] < PROBE_SECONDS:
         a @ a
         _synchronize(device)
-        count += 1
-    return 2.0 * size**3 * count / (time.perf_counter() - start)
+        times.append(time.perf_counter())
+    durations = [end - start for start, end in pairwise(times)]
+    return 2.0 * size**3 / statistics.median(durations)
 
 
 def _synchronize(device: torch.device) -> None:

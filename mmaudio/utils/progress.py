@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from mmaudio.utils.heartbeat import Heartbeat, has_bars, print_line
 from mmaudio.utils.terminal import print_lines
 
 T = TypeVar("T")
@@ -19,18 +18,63 @@ PLAIN_SECONDS = 10.0
 """Seconds between two lines if the output is not a terminal."""
 
 
+class Progress:
+    """A count of `total` items, as a context: a progress bar on a terminal, elsewhere a line now and then.
+
+    The bar of an `inner` one, within another, shows up after a second and goes at the end.
+    """
+
+    def __init__(self, total: int, label: str, inner: bool = False) -> None:
+        self.total, self.label, self.num_done = total, label, 0
+        options = {"leave": False, "delay": 1.0} if inner else {}
+        self._bar = tqdm(total=total, desc=label, dynamic_ncols=True, **options) if has_bars() else None
+        self._heartbeat = Heartbeat(self.format_line, self._show)
+
+    def __enter__(self) -> Progress:
+        self._heartbeat.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._heartbeat.__exit__(*error)
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count items that are done."""
+        self.num_done += count
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def count(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items, and count each when it is done."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def format_line(self, elapsed: float) -> str:
+        """The count, the rate and the remaining time, `elapsed` seconds after the start."""
+        line = f"{self.label}: {self.num_done}/{self.total}, "
+        if not self.num_done or not elapsed:
+            return f"{line}{elapsed:.0f} s so far"
+        rate = self.num_done / elapsed
+        return f"{line}{rate:.2f}/s, {max(0, self.total - self.num_done) / rate:.0f} s left"
+
+    def _show(self, line: str) -> None:
+        if self._bar is None:
+            print_line(line)
+        else:
+            self._bar.refresh()  # the seconds go on, so that it is seen to run
+
+
 def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yield `items` with a progress bar on a terminal, or with a plain line every ten seconds."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=label, dynamic_ncols=True)
-        return
-    start = last_printed = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last_printed >= PLAIN_SECONDS and count < total:
-            last_printed, rate = now, count / (now - start)
-            print_lines(f"{label}: {count}/{total}, {rate:.2f}/s, {(total - count) / rate:.0f} s left", flush=True)
+    """Yield `items` with a progress bar on a terminal, or with a plain line now and then."""
+    with Progress(total, label) as counter:
+        yield from counter.count(items)
+
+
+def working(text: str | Callable[[float], str]) -> Heartbeat:
+    """A heartbeat whose lines stand above the progress bars, if any."""
+    return Heartbeat(text, lambda line: tqdm.write(line) if has_bars() else print_line(line))
 
 
 class PlainBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
@@ -61,7 +105,7 @@ class PlainBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
 
 def progress_bar_class() -> type[tqdm]:  # type: ignore[type-arg, unused-ignore]
     """The class of progress bar for the current output."""
-    return tqdm if sys.stderr.isatty() else PlainBar
+    return tqdm if has_bars() else PlainBar
 
 
 def progress_bytes(blocks: Iterable[bytes], total: int | None, initial: int, label: str) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.checksums import file_digests, move_aside
-from mmaudio.utils.progress import format_bytes, progress_bytes
+from mmaudio.utils.progress import format_bytes, progress_bytes, working
 from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.stall_guard import GuardedResponse, open_guarded
 
@@ -144,7 +144,8 @@ def _lock(target: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         print_lines(f"{target.name}: another process is fetching it; waiting for that", flush=True)
-        lock.acquire(poll_interval=0.2)
+        with working(f"{target.name}: waiting for the process that is fetching it"):
+            lock.acquire(poll_interval=0.2)
     try:
         yield
     finally:

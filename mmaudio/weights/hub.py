@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
 from mmaudio.errors import WeightsError
+from mmaudio.utils.heartbeat import has_bars
 from mmaudio.utils.progress import PlainBar, format_bytes
 from mmaudio.utils.terminal import print_lines
 
@@ -39,7 +39,7 @@ def fetch_file(repository: str, names: Sequence[str], size: int) -> Path:
     cannot be reached or the disk is full.
     """
     print_lines(f"{names[0]}: fetching about {format_bytes(size)} from {constants.ENDPOINT}/{repository}", flush=True)
-    bar_class = None if sys.stderr.isatty() else PlainBar  # None: the client's own bar
+    bar_class = None if has_bars() else PlainBar  # None: the client's own bar
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, tqdm_class=bar_class))

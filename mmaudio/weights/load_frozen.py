@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from mmaudio.model.state_dict import ReleasedModule
+from mmaudio.utils.progress import working
 from mmaudio.weights import store as weights
 
 M = TypeVar("M", bound=ReleasedModule)
@@ -22,6 +23,13 @@ def load_frozen(
     On a CPU the parameters are the memory-mapped file: unused pages are never read, and writing to a parameter makes a
     private copy of its page. Raises WeightsError where the file is missing or does not fit.
     """
+    with working(f"loading the {component} of {model}"):
+        return _load_frozen(build, model, component, folder, device)
+
+
+def _load_frozen(
+    build: Callable[[], M], model: str, component: str, folder: Path | None, device: torch.device | str
+) -> M:
     loaded = weights.load_weights(model, component, folder)
     with torch.device("meta" if loaded.state_dict else "cpu"):  # a component without weights computes its buffers
         module = build()

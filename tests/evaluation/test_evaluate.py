@@ -2,17 +2,21 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evaluation_inputs import ENCODERS, SECONDS, evaluate_arguments, random_features, write_random_adapter
+from helpers import ROOT
 from random_model import MODEL, write_noise_video, write_random_weights
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,6 +36,7 @@ from mmaudio.generation.sampler import load_sampler
 from mmaudio.lora import checkpoint as adapters
 from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.model.spec import model_spec
+from mmaudio.utils import heartbeat
 
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")
 SPLITS = ("test", "test", "test", "train")
@@ -183,6 +188,20 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
 
 
 @pytest.mark.slow
+def test_every_long_phase_says_what_runs_and_how_far(root, results_folder, monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
+    evaluate_lora.main(evaluate_arguments(root, "--output", str(root / "phases"), "--strengths", ""))
+    printed = capfd.readouterr().out
+    for model in ("base", "adapted"):
+        assert re.search(rf"^{model} model, held-out clips: loss: \d/8, ", printed, re.MULTILINE)
+        assert re.search(rf"^{model} model, held-out clips: sampling, solver steps: \d/2, ", printed, re.MULTILINE)
+    assert re.search(r"^decoding and measuring, by clip: \d/4, [\d.]+/s, \d+ s left$", printed, re.MULTILINE)
+    assert "writing the report: " in printed
+
+
+@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes_from_its_latents(root, results_folder, monkeypatch):
     output = root / "interrupted"
 
@@ -198,6 +217,30 @@ def test_an_interrupted_evaluation_resumes_from_its_latents(root, results_folder
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, output))
     assert first["metrics"] == second["metrics"]
     assert not (output / ".evaluation").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_amid_the_sampling_is_one_line_and_a_later_run_gives_the_same(root, results_folder):
+    output = root / "signalled"
+    arguments = evaluate_arguments(root, "--output", str(output))
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "evaluate_lora.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as process:
+        while not list(output.glob(".evaluation/*/base-held-out.safetensors")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)  # the adapted model's samples are next
+        errors = process.communicate()[1]
+    assert errors == "stopped by SIGTERM; the same command continues from here\n"
+    assert process.returncode == 128 + signal.SIGTERM and not (output / "metrics.json").exists()
+    assert evaluate_lora.main(arguments) == 0
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, output))
+    assert first["metrics"] == second["metrics"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mmaudio.finetune.validation import average_by_clip, build_validation_set
 from mmaudio.generation.sampler import Sampler
 from mmaudio.media.video import probe
 from mmaudio.model.spec import model_spec
+from mmaudio.utils import heartbeat
 
 
 class Decoder(nn.Module):
@@ -221,7 +223,19 @@ def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, mon
 
 
 @pytest.mark.slow
-def test_samples_are_audio_spectrograms_and_videos_of_truth_base_and_adapted(tmp_path, capsys):
+def test_every_long_phase_of_training_says_what_runs_and_how_far(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
+    mini_training.train_mini(tmp_path, max_steps=4)
+    printed = capfd.readouterr().out
+    assert re.search(r"^preparing the training: 0 s so far$", printed, re.MULTILINE)
+    assert re.search(r"^step 0/4: 0 s so far; validation: 0/\d, 0 s so far$", printed, re.MULTILINE)
+    assert re.search(r"^step [123]/4: loss [\d.]+, [\d.]+ steps/s, \d+ s left$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_samples_are_audio_spectrograms_and_videos_of_truth_base_and_adapted(tmp_path, monkeypatch, capsys):
     config, network = mini_training.build_config(tmp_path, ema_decay=0.0), mini()
     state = new_state(network, config, 5)
     spec = dataclasses.replace(model_spec("tiny_16k"), network=mini_training.MINI)
@@ -237,6 +251,9 @@ def test_samples_are_audio_spectrograms_and_videos_of_truth_base_and_adapted(tmp
     write_noise_video(tmp_path / "videos" / "val0.mp4", 0, 8.5)
     with Tracker(tmp_path / "run", config, 0, samples) as tracker:
         tracker.log_samples(state)
+        monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+        monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
         state.step = 100
         tracker.log_samples(state)
     folder = tmp_path / "run" / "samples"
@@ -245,7 +262,8 @@ def test_samples_are_audio_spectrograms_and_videos_of_truth_base_and_adapted(tmp
     videos = {f"{name}.mp4" for name in ("truth", "base", *steps)}
     assert {path.name for path in (folder / "val0").iterdir()} == files | videos
     assert {path.name for path in (folder / "val1").iterdir()} == files, "its video is not there"
-    assert "val1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "val1" in printed and re.search(r"; samples: solver steps and clips: \d+/54, ", printed)
     infos = {name: probe(folder / "val0" / name) for name in videos}
     assert all(info.audio_sample_rate == 16_000 and info.width == 64 for info in infos.values())
     sample = list(samples.generate(state))

@@ -126,7 +126,9 @@ def test_wrong_flags_are_status_2_before_any_work(tmp_path, arguments, message):
 def test_a_dry_run_prints_the_plan(tmp_path):
     printed, code = run_pipeline("--demo", "--dry-run", cwd=tmp_path)
     assert code == 0 and "model:    tiny_16k" in printed and not any(tmp_path.iterdir())
-    assert re.search(r"^time:     about extract \d+ s, train \d+ (s|min);", printed, re.MULTILINE)
+    assert re.search(
+        r"^time:     about split \d+ s, extract \d+ s, train \d+ (s|min), evaluate \d+ (s|min)$", printed, re.MULTILINE
+    )
 
 
 @pytest.mark.slow
@@ -163,12 +165,12 @@ time.sleep(60)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def start_stage_command(stage, *arguments):
-    """A pipeline of one stage, which runs Python with `arguments`."""
-    code = "import sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
+def start_stage_command(stage, *arguments, before=""):
+    """A pipeline of one stage, which runs Python with `arguments`, after the code `before`."""
+    code = f"{before}\nimport sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
     code += f"cli.run(lambda arguments: run.run_stage({stage!r}, [sys.executable, *arguments]))"
     return subprocess.Popen(
-        [PYTHON, "-c", code, *arguments],
+        [PYTHON, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -215,7 +217,7 @@ def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.02, 0.04, 0.06, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4])
 def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
     """Whichever moment of its start the delay hits."""
     script = ROOT / "training" / "make_demo_videos.py"
@@ -225,6 +227,28 @@ def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate()[0] == "interrupted; the same command continues from here\n"
     assert process.returncode == 128 + signal.SIGINT
+
+
+SIGNAL_BEFORE_FORK = """
+import os, signal, subprocess, sys
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        os.kill(os.getpid(), int(sys.argv[-1]))
+        super().__init__(*arguments, **options)
+subprocess.Popen = Popen
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_at_the_instant_a_stage_is_forked_is_one_line(tmp_path, number):
+    """The new process has not got what came to the group before it was there."""
+    (tmp_path / "stage.py").write_text("from mmaudio import cli\ncli.handle_signals()\nimport time\ntime.sleep(60)\n")
+    process = start_stage_command("train", tmp_path / "stage.py", number, before=SIGNAL_BEFORE_FORK)
+    output = process.communicate()[0]
+    cause = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert output.splitlines()[3:] == [f"{cause}; the same command continues from here"]
+    assert process.returncode == 128 + number
 
 
 def read_until(process, text):

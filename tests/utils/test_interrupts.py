@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import ROOT
@@ -69,7 +70,9 @@ def work(_):
     finally:
         if "slow" in sys.argv:
             print("cleaning", flush=True)
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
+                print(time.monotonic(), flush=True)
 cli.run(work)
 """
 
@@ -84,13 +87,29 @@ def test_a_signal_during_the_work_is_one_line(number):
     assert errors.endswith("the same command continues from here\n")
 
 
-def test_a_second_ctrl_c_kills_and_a_repeated_sigterm_does_not():
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_kills_and_one_that_comes_twice_at_once_does_not(number):
+    """As `timeout` sends it."""
     with start(["-c", WAITING, "slow"]) as process:
         assert process.stdout.readline() == "here\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
+        process.send_signal(number)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(number)
+        assert process.wait() == -number
+
+
+@pytest.mark.slow
+def test_the_same_request_by_another_signal_does_not_kill():
+    """As the pipeline sends it after Ctrl-C."""
+    with start(["-c", WAITING, "slow"]) as process:
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "cleaning\n"
         process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGHUP)
+        sent = time.monotonic()
+        assert any(float(line) > sent for line in process.stdout), "SIGTERM has killed it"
         process.send_signal(signal.SIGINT)
         assert process.wait() == -signal.SIGINT
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers import ROOT
 
 from mmaudio.errors import MMAudioError
+from mmaudio.utils import heartbeat
 from mmaudio.utils.locks import FileLocks, wait_for_lock
 
 HOLDER = """
@@ -49,8 +51,9 @@ def test_a_killed_process_releases_its_locks(tmp_path, holder):
     with FileLocks(tmp_path) as locks:
         assert not locks.acquire("a")
         holder.kill()
-        assert locks.acquire("a", wait=True)
-        assert locks.acquire("b", wait=True)
+        locks.wait("a", "it holds a")
+        locks.wait("b", "it holds b")
+        assert locks.describe_holder("a") == locks.describe_holder("b") == ""
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
@@ -82,8 +85,28 @@ def test_a_second_split_waits_for_the_first(tmp_path):
     with FileLocks(table.parent) as locks:
         assert locks.acquire(table.name)
         with start_command(*command, "--val_ratio", "0", "--test_ratio", "1") as process:
-            waiting = f"another process splits videos into {table}; waiting until it has ended\n"
-            assert process.stdout.readline() == waiting and not table.exists()
+            waiting = (
+                f"another process splits videos into {table} (process {os.getpid()}); waiting until it has ended\n"
+            )
+            first = next(line for line in process.stdout if not line.startswith("loading the program"))
+            assert first == waiting and not table.exists()
             locks.release(table.name)
             assert "written" in process.communicate()[0] and process.returncode == 0
     assert table.is_file()
+
+
+def test_a_wait_names_the_process_that_holds_the_lock_now_and_then(tmp_path, holder, capfd, monkeypatch):
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
+    with FileLocks(tmp_path) as locks:
+        assert locks.describe_holder("a") == f" (process {holder.pid})" and locks.describe_holder("c") == ""
+        waiting = threading.Thread(target=locks.wait, args=("a", "another process writes a"))
+        waiting.start()
+        printed = ""
+        while "s so far" not in printed:
+            printed += capfd.readouterr().out
+        holder.kill()
+        waiting.join()
+    start = f"another process writes a (process {holder.pid}); waiting"
+    assert printed.startswith(f"{start} until it has ended\n{start}, 0 s so far\n")

@@ -2,7 +2,7 @@
 
 import re
 
-from mmaudio.utils import progress
+from mmaudio.utils import heartbeat, progress
 from mmaudio.utils.progress import format_bytes, progress_bytes
 
 
@@ -23,6 +23,24 @@ def test_work_of_seconds_prints_nothing(capfd):
     assert len(list(progress_bytes([b"a"] * 5, None, 0, "w.pth"))) == 5
     assert list(progress.progress(range(3), 3, "steps")) == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_items_are_counted_with_rate_and_remaining_time():
+    counter = progress.Progress(40, "videos")
+    assert counter.format_line(9.0) == "videos: 0/40, 9 s so far"
+    counter.advance(10)
+    assert counter.format_line(20.0) == "videos: 10/40, 0.50/s, 60 s left"
+
+
+def test_one_slow_item_is_not_silent(monkeypatch, capfd):
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
+    for _ in progress.progress(["item"], 1, "videos"):
+        printed = ""
+        while "\n" not in printed:
+            printed += capfd.readouterr().out
+    assert printed.startswith("videos: 0/1, 0 s so far\n")
 
 
 def test_bytes_are_formatted():

@@ -1,0 +1,60 @@
+"""The plan's time estimates: every stage, the steps that are left, and what they took in the end."""
+
+import pytest
+import torch
+from helpers import mini
+
+from mmaudio.config import compose
+from mmaudio.evaluation import strength_sweep
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter
+from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.pipeline import preflight, run
+from mmaudio.pipeline.flags import build_job, build_parser
+from mmaudio.pipeline.job import STAGES, training_overrides
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch):
+    monkeypatch.setattr(preflight, "measure_matmul_speed", lambda device, dtype: 1e10)
+
+
+def build(tmp_path, *flags):
+    arguments = [str(tmp_path), "--model", "tiny_16k", "--output", str(tmp_path / "out"), *flags]
+    return build_job(build_parser().parse_args(arguments), ["exp_id=x", "max_steps=100"])
+
+
+def test_the_steps_that_are_left_of_a_training_count(tmp_path):
+    job = build(tmp_path)
+    assert preflight.find_step(job) == 0
+    lora = LoRAConfig(rank=4)
+    model = add_lora(mini(), lora)
+    adapter = AdapterFile(lora, adapter_state(model), "tiny_16k", "0" * 64, targets=list(lora_layers(model)), step=75)
+    write_adapter(job.experiment / "lora_checkpoints" / "last_lora.pt", adapter)
+    assert preflight.find_step(job) == 75
+    assert preflight.find_step(build(tmp_path, "--from", "train")) == 0
+    config = compose(training_overrides(job))
+    whole, rest = (preflight.estimate_seconds(job, config, 10, CPU, step=step) for step in (0, 75))
+    assert rest["train"] == pytest.approx(whole["train"] / 4) and rest["extract"] == whole["extract"]
+
+
+def test_the_plan_knows_the_sweep_of_strengths():
+    assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
+
+
+def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
+    few, many = (preflight.estimate_evaluation(build(tmp_path), clips, CPU, 8.0) for clips in (10, 20))
+    assert 1.3 * few < many < 2 * few, "the other strengths are tried on as many clips"
+
+
+def test_the_plan_has_every_stage_and_its_times_stand_beside_the_real_ones(tmp_path, capsys):
+    plan = preflight.confirm_plan(build(tmp_path), accept_long=True)
+    assert tuple(plan.stage_seconds) == STAGES and "about split 0 s, extract 0 s, train " in capsys.readouterr().out
+    run.print_times({**plan.stage_seconds, "train": 61.7}, dict.fromkeys(STAGES, 84.2))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:2] + lines[4:5]] == [
+        ["stage", "planned", "took"],
+        ["train", "62", "s", "84", "s"],
+    ]
