@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.errors import TrainingError, WeightsError
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder

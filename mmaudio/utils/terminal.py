@@ -14,7 +14,7 @@ def print_lines(*lines: object, file: TextIO | None = None, flush: bool = False)
     """Print each of `lines` as one line, on standard output where there is no `file`."""
     stream = file or sys.stdout
     for line in lines:
-        print(escape_controls(str(line)), file=stream)
+        print(f"{escape_controls(str(line))}\n", end="", file=stream)  # in one piece: threads print, too
     if flush:
         stream.flush()
 

@@ -1,0 +1,77 @@
+"""What an evaluation takes and refuses, and single parts of it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from evaluation_inputs import SECONDS, evaluate_arguments
+from random_model import MODEL, write_random_weights
+from safetensors.torch import load_file, save_file
+
+import evaluate_lora
+from mmaudio.data.feature_store import load_features
+from mmaudio.errors import ConfigError, DataError, WeightsError
+from mmaudio.evaluation.config import SamplingConfig
+from mmaudio.evaluation.general_domain import spread_over_videos
+from mmaudio.evaluation.inference import velocity_losses
+from mmaudio.generation.sampler import load_sampler
+from mmaudio.lora import checkpoint as adapters
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_zero_network_is_the_closed_form(root):
+    sampler = load_sampler(MODEL, root / "weights")
+    sampler.network.set_duration(SECONDS)
+    for parameter in sampler.network.final_layer.parameters():
+        parameter.zero_()
+    features = load_features(root / "clips.tsv", root / "features", "test", MODEL)
+    losses = velocity_losses(sampler, features, SamplingConfig(), "loss")
+    mean = features.mean - sampler.network.latent_mean
+    expected = mean.square().mean((1, 2)) + features.std.square().mean((1, 2)) + 1  # E (x1 - x0)^2
+    assert losses == pytest.approx(expected.tolist(), rel=0.1)
+
+
+def test_few_clips_are_spread_over_the_videos():
+    videos = ["a"] * 4 + ["b"] + ["c"] * 3
+    assert spread_over_videos(videos, 4) == [0, 1, 4, 5]
+    assert spread_over_videos(videos, None) == list(range(8))
+
+
+@pytest.mark.slow
+def test_an_adapter_without_a_base_name_takes_it_from_the_command(root, tmp_path):
+    adapter = adapters.read_adapter(root / "exp" / "lora_checkpoints" / "best_lora.pt")
+    adapters.write_adapter(tmp_path / "a.pt", replace(adapter, base_model="", base_sha256=""))
+    where = ["--lora_checkpoint", str(tmp_path / "a.pt"), "--output", str(tmp_path / "out"), "--max_clips", "1"]
+    with pytest.raises(WeightsError, match=r"names no base model.*--model"):
+        evaluate_lora.main(evaluate_arguments(root, *where))
+    with pytest.raises(WeightsError, match="made for tiny_16k, not for small_44k"):
+        evaluate_lora.main(evaluate_arguments(root, "--model", "small_44k", "--output", str(tmp_path / "out")))
+    evaluate_lora.main(evaluate_arguments(root, *where, "--model", MODEL))
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == MODEL
+
+
+def test_a_folder_without_the_videos_is_an_error_with_its_name(root, tmp_path):
+    with pytest.raises(DataError, match="3 held-out videos are not there"):
+        evaluate_lora.main(evaluate_arguments(root, "--test_videos", str(tmp_path), "--output", str(tmp_path / "out")))
+
+
+def test_an_adapter_of_another_base_is_refused_before_any_work(root, tmp_path):
+    write_random_weights(tmp_path / "other", encoders=False)
+    network = load_file(tmp_path / "other" / "network.safetensors")
+    save_file({name: value + 1 for name, value in network.items()}, tmp_path / "other" / "network.safetensors")
+    with pytest.raises(WeightsError, match="another file of tiny_16k"):
+        evaluate_lora.main(
+            evaluate_arguments(root, "--weights", str(tmp_path / "other"), "--output", str(tmp_path / "out"))
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_invalid_numbers_are_refused(root):
+    with pytest.raises(ConfigError, match="--samples 0"):
+        evaluate_lora.main(evaluate_arguments(root, "--samples", "0"))
+
+
+@pytest.mark.parametrize("guidance", ["nan", "inf", "0.5"])
+def test_an_invalid_guidance_scale_is_refused_before_any_work(root, guidance):
+    with pytest.raises(ConfigError, match="--guidance"):
+        evaluate_lora.main(evaluate_arguments(root, "--guidance", guidance))
