@@ -10,7 +10,7 @@ import socket
 import threading
 from contextlib import suppress
 from typing import Any
-from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPHandler, Request, build_opener
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
@@ -94,24 +94,33 @@ class _Connection(http.client.HTTPConnection):
     response_class = GuardedResponse
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    response_class = GuardedResponse
-
-
 class _Handler(HTTPHandler):
     def http_open(self, request: Request) -> http.client.HTTPResponse:
         """Open an http address."""
         return self.do_open(_Connection, request)  # type: ignore[arg-type]
 
 
-class _SecureHandler(HTTPSHandler):
-    def https_open(self, request: Request) -> http.client.HTTPResponse:
-        """Open an https address."""
-        return self.do_open(_SecureConnection, request)  # type: ignore[arg-type]
+def _build_secure_handlers() -> list[BaseHandler]:
+    """The handler of https addresses; none where Python was built without ssl, which urllib then says."""
+    try:
+        from http.client import HTTPSConnection
+        from urllib.request import HTTPSHandler
+    except ImportError:
+        return []
+
+    class SecureConnection(HTTPSConnection):
+        response_class = GuardedResponse
+
+    class SecureHandler(HTTPSHandler):
+        def https_open(self, request: Request) -> http.client.HTTPResponse:
+            """Open an https address."""
+            return self.do_open(SecureConnection, request)  # type: ignore[arg-type]
+
+    return [SecureHandler()]
 
 
 def open_guarded(request: Request) -> GuardedResponse:
     """Send a request and read the headers of the answer; raises as urlopen does, and what its parsers raise."""
-    response = build_opener(_Handler, _SecureHandler).open(request, timeout=TIMEOUT)
+    response = build_opener(_Handler, *_build_secure_handlers()).open(request, timeout=TIMEOUT)
     assert isinstance(response, GuardedResponse)
     return response

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from itertools import repeat
 
 import pytest
+from helpers import ROOT
 
 from mmaudio.errors import WeightsError
 from mmaudio.weights import stall_guard
@@ -147,3 +150,19 @@ def test_a_slow_download_that_goes_on_is_not_given_up(monkeypatch):
         monkeypatch.setattr(guard._end, "wait", end_of_window)
         guard._watch()
         assert guard.is_cut and list(amounts) == [10] and there.recv(1) == b""
+
+
+def test_a_python_without_ssl_downloads_from_http_and_names_https():
+    code = """
+import sys
+sys.modules["_ssl"] = None
+from urllib.error import URLError
+from urllib.request import Request
+from mmaudio.weights.stall_guard import open_guarded
+try:
+    open_guarded(Request("https://127.0.0.1:1/a"))
+except URLError as error:
+    print(error.reason)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.stdout == "unknown url type: https\n", result.stderr
