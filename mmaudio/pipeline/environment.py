@@ -72,7 +72,8 @@ def install() -> Path:
         if is_installed(stamp):
             return PYTHON
         print_lines(f"== set up: installing into {VENV} (about 5 GB, a few minutes)", file=sys.stderr, flush=True)
-        if run_command([sys.executable, "-m", "venv", str(VENV)], is_stage=False):
+        # over an environment of another Python, venv would leave a mixture of both
+        if not PYTHON.is_file() and run_command([sys.executable, "-m", "venv", str(VENV)], is_stage=False):
             raise MMAudioError(
                 f"no environment made in {VENV}, for the reason above; where venv is absent: apt install python3-venv"
             )
