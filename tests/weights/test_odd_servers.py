@@ -123,17 +123,17 @@ def test_a_whole_partial_file_of_another_size_is_not_taken(tmp_path):
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (b"", "the server took more than 0.1 s for its answer"),
-        (OK + b"X: ", "the server took more than 0.1 s for its answer"),
-        (OK + LENGTH + b"\r\n", "less than 64 kB came in 0.1 s"),
-        (OK + b"\r\n", "less than 64 kB came in 0.1 s"),
-        (OK + b"Transfer-Encoding: chunked\r\n\r\n", "less than 64 kB came in 0.1 s"),
+        (b"", "the server took more than 0.3 s for its answer"),
+        (OK + b"X: ", "the server took more than 0.3 s for its answer"),
+        (OK + LENGTH + b"\r\n", "less than 64 kB came in 0.3 s"),
+        (OK + b"\r\n", "less than 64 kB came in 0.3 s"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", "less than 64 kB came in 0.3 s"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "Connection refused"),
     ],
     ids=["status", "header", "length", "no length", "chunks", "redirection"],
 )
 def test_a_drip_is_given_up(tmp_path, monkeypatch, head, words):
-    monkeypatch.setattr(stall_guard, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(stall_guard, "STALL_SECONDS", 0.3)
     refuse(tmp_path, [head, *repeat(b"1", 10_000)], words, pause=0.01)
 
 
