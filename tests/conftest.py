@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from mmaudio.evaluation import general_domain as general
+from mmaudio.utils import heartbeat
 
 LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 """Files that begin first, so that no worker is left alone with one of them at the end."""
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     rank = {tests / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def quiet_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine any test may be silent for so long that a line of progress is due, amid what it compares."""
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 3600.0)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

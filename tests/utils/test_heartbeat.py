@@ -11,6 +11,11 @@ from mmaudio.utils import heartbeat
 from mmaudio.utils.heartbeat import Heartbeat
 
 
+@pytest.fixture
+def quiet_heartbeat():
+    """Here the heartbeat is what is tested."""
+
+
 class Clock:
     """A clock that moves when it is told to, and the lines that were written."""
 
