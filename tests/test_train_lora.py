@@ -90,7 +90,7 @@ def test_results_below_a_file_are_refused_in_one_line(data, tmp_path):
 def test_two_runs_never_write_the_same_experiment(data, tmp_path):
     with lock_experiment(tmp_path / "out" / "exp"):
         result = subprocess.run(command(data, tmp_path / "out"), capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and "another process trains this experiment" in result.stderr
+    assert result.returncode == 1 and f"another process (process {os.getpid()}) trains this experiment" in result.stderr
     assert [path.name for path in (tmp_path / "out" / "exp").iterdir()] == [".claims"]
 
 

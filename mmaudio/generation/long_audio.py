@@ -78,6 +78,7 @@ def conditions_name(window: int) -> str:
     return f"conditions_{window:05d}"
 
 
+@torch.inference_mode()
 def sample_windows(
     sampler: Sampler, request: LongRequest, noise: Tensor, store: PartStore, progress: Progress[int]
 ) -> Tensor:
@@ -102,7 +103,6 @@ def sample_windows(
     return sampler.network.unnormalize(latents.float())
 
 
-@torch.inference_mode()
 def blend_velocities(sampler: Sampler, request: LongRequest, store: PartStore) -> Velocity:
     """The velocity of the whole audio, (S, T, C): that of each row's window, weighted and added up."""
     grid, rows = request.grid, request.rows

@@ -88,7 +88,9 @@ def test_one_window_is_one_pass_bit_for_bit(base, sampler, encoders):
 def test_a_whole_video_gets_audio_from_windows_of_training_length(base, sampler, encoders):
     lengths = []
     hook = sampler.network.fused_blocks[0].register_forward_hook(lambda _m, _i, out: lengths.append(out.shape[1]))
+    sampler.network.requires_grad_(True)  # as that of a model with an adapter
     waveform = generate_samples(sampler, encoders, GenerationRequest(base / "long.mp4", "rain", num_steps=1))[0]
+    sampler.network.requires_grad_(False)
     hook.remove()
     assert set(lengths) == {compute_lengths(sampler.spec.codec).latent_tokens}
     assert len(waveform) == compute_lengths(sampler.spec.codec, 15).audio_samples
