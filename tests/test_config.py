@@ -166,6 +166,7 @@ def test_the_launcher_for_slurm_composes():
     assert "%" not in launcher.submitit_folder, "a folder for each job is made after the job was started"
 
 
+@pytest.mark.slow
 def test_settings_that_contradict_the_optimizer_are_refused():
     assert compose(["optimizer=prodigy", "learning_rate=1"]).optimizer == "prodigy"
     with pytest.raises(ConfigError, match="leave lora_plus_ratio at 1"):

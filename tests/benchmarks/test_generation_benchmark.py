@@ -33,6 +33,7 @@ def test_contestants_agree():
     assert relative_rms(torch.zeros(1, 2), torch.ones(1, 2)) == 1
 
 
+@pytest.mark.slow
 def test_the_table_names_what_was_measured(capsys):
     assert main(["--model", "tiny_16k", "--seconds", "1", "--steps", "1", "--rounds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -56,6 +56,7 @@ def test_windows_do_not_depend_on_the_size_of_the_chunks():
     assert [int(window.full_scale.sum()) for window in windows] == [0, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_gap_is_filled_with_silence_that_does_not_count_as_audio(tmp_path):
     path = write(tmp_path / "a.mkv", sounds=[Sound("flac", hole=(3.0, 2.0))])
     info = probe(path)
@@ -76,6 +77,7 @@ def test_clipping_is_detected_in_each_channel(tmp_path):
     assert float(window.full_scale.double().mean()) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_eight_channels_and_the_second_track_are_measured(tmp_path):
     path = write(
         tmp_path / "a.mkv", seconds=2, sounds=[Sound("flac", 48_000, 8, seconds=2), Sound(seconds=2, rate=8_000)]

@@ -122,6 +122,7 @@ def test_only_changed_files_are_scanned_again(messy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_no_usable_video_is_one_error_after_the_reasons(tmp_path, capsys):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -150,6 +151,7 @@ def test_a_window_whose_audio_ends_early_is_left_out(tmp_path):
     assert [row.start for row in result.unused_windows] == [1.0, 2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("normalize", "gain_db"), [("video", 13.5), ("window", None), ("none", 0.0)])
 def test_all_clips_of_a_video_have_one_gain(tmp_path, normalize, gain_db):
     sound = np.concatenate([tone(3, amplitude=0.2), tone(1, amplitude=0.004)])
@@ -205,6 +207,7 @@ def test_odd_names_links_and_folders(tmp_path):
     assert result.file_count == 7
 
 
+@pytest.mark.slow
 def test_control_characters_in_names_are_escaped_in_lines_and_tables(tmp_path, capsys):
     videos, table = tmp_path / "videos", tmp_path / "clips.tsv"
     content = write_tone_video(tmp_path / "a.mp4", 4).read_bytes()
@@ -223,6 +226,7 @@ def test_control_characters_in_names_are_escaped_in_lines_and_tables(tmp_path, c
     assert table.read_text().count("\n") == 1 + len(read_clips(table))
 
 
+@pytest.mark.slow
 def test_a_caption_that_is_not_utf8_is_named_and_a_table_that_fits_nothing_is_an_error(tmp_path, capsys):
     write_tone_video(tmp_path / "videos" / "a.mp4", 4)
     (tmp_path / "videos" / "a.TXT").write_bytes(b"caf\xe9")
@@ -238,6 +242,7 @@ def test_a_caption_that_is_not_utf8_is_named_and_a_table_that_fits_nothing_is_an
     assert {clip.caption for clip in read_clips(tmp_path / "clips.tsv")} == {"a bell"}
 
 
+@pytest.mark.slow
 def test_the_terminal_names_the_table_of_what_is_left_out_with_examples(tmp_path, capsys):
     sound = np.concatenate([tone(3), np.zeros(4 * RATE, np.float32)])
     write_video(tmp_path / "videos" / "a.mp4", grey_frames(175), 25, sound, RATE)

@@ -35,6 +35,7 @@ def loaded_ids(count):
     return [f"vgg-train{number}" for number in range(count)]
 
 
+@pytest.mark.slow
 def test_one_set_without_a_split_holds_out_a_tenth_by_id(tmp_path):
     write_memmap_set(tmp_path / "mine", 40, label="caption")
     train, val = (load_memmap(tmp_path / "mine", split, "small_16k") for split in ("train", "val"))

@@ -37,6 +37,7 @@ def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
         assert scan_video(tmp_path / "a.mp4", settings).gain_db == pytest.approx(20 * np.log10(0.95 / 0.3), abs=0.5)
 
 
+@pytest.mark.slow
 def test_channels_that_cancel_each_other_are_named(tmp_path):
     left = tone(2)
     write_video(tmp_path / "inverted.mp4", grey_frames(50), 25, np.stack([left, -left]), RATE)

@@ -77,6 +77,7 @@ with ShardWriter(pathlib.Path({str(tmp_path / "a.safetensors")!r}), {{}}, {{"a":
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     """200 MB go through in rows of 2 MB."""
     row = torch.zeros(500_000)

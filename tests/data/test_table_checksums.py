@@ -62,6 +62,7 @@ def test_a_table_without_checksums_is_not_checked(table, capsys):
     assert read_clips(table) and not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_table_changes_a_clip_unnoticed(table):
     content, draw = table.read_bytes(), random.Random(0)
     for bit in draw.sample(range(8 * len(content)), 200):

@@ -77,6 +77,7 @@ def test_preprocess_resizes_and_normalises(tiny: ClipEncoder):
         tiny.preprocess(frames.float())
 
 
+@pytest.mark.slow
 def test_weights_are_loaded(tiny: ClipEncoder):
     fresh = build_clip("tiny_16k").eval()
     fresh.load_released(tiny.model.state_dict())

@@ -48,6 +48,7 @@ def encoders(weights):
     return load_encoders(MODEL, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("video", ["../a.mp4", "sub/../../a.mp4", "/tmp/a.mp4", "link/../../a.mp4"])
 def test_a_table_that_names_videos_outside_of_their_folder_is_refused(tmp_path, weights, video):
     write_tone_video(tmp_path / "a.mp4", 2)
@@ -177,6 +178,7 @@ def test_features_stay_valid_without_their_videos(folder, weights):
     assert [row.reason for row in run_extraction(folder, weights).left_out] == ["not there any more"]
 
 
+@pytest.mark.slow
 def test_invalid_inputs_are_refused_before_any_work(folder, weights, tmp_path):
     with pytest.raises(DataError, match="none of the table's 3 videos is there"):
         extract(folder / "clips.tsv", weights, folder / "features", ExtractionConfig(MODEL, weights))

@@ -62,6 +62,7 @@ def test_resampling_filter():
     assert torch.allclose(taps, taps.flip(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_loading_folds_both_forms_of_weight_norm(mode: str):
     vocoder = small(mode)
@@ -126,6 +127,7 @@ def find_onsets(waveform: Tensor, block: int = 80) -> list[float]:
     return onsets
 
 
+@pytest.mark.slow
 def test_griffin_lim_keeps_onsets_in_place():
     waveform = bursts()
     reconstructed = build_vocoder("tiny_16k")(build_mel("tiny_16k")(waveform))
@@ -138,6 +140,7 @@ def test_griffin_lim_keeps_onsets_in_place():
     assert abs(int(lags[correlation.argmax()])) <= 64
 
 
+@pytest.mark.slow
 def test_griffin_lim_reproduces_the_mel():
     to_mel = build_mel("tiny_16k")
     mel = to_mel(bursts())

@@ -16,6 +16,7 @@ from mmaudio.lora.adapter import LoRAConfig
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_checkpointing_shows_in_the_memory_estimate(tmp_path):
     sizes = []
     for checkpointing in (False, True):

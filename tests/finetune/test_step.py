@@ -31,6 +31,7 @@ def golden_clips():
     return build_feature_set(features, mini_training.clip_rows(2), "tiny_16k"), draws
 
 
+@pytest.mark.slow
 def test_objective_and_gradients_are_the_golden_ones():
     network, model = adapted_mini()
     clips, draws = golden_clips()
@@ -248,6 +249,7 @@ def test_weight_decay_pulls_the_adapter_toward_nothing(tmp_path):
     assert norms[1] < norms[0]
 
 
+@pytest.mark.slow
 def test_a_step_changes_only_the_adapter(tmp_path):
     base = {key: value.clone() for key, value in mini().state_dict().items()}
     _, _, state = after_one_step(tmp_path)

@@ -31,6 +31,7 @@ def test_a_clips_losses_do_not_depend_on_the_other_clips(tmp_path):
     assert len({float(loss) for loss in losses.flatten()}) == 24
 
 
+@pytest.mark.slow
 def test_losses_depend_on_the_weights(tmp_path):
     config, network = mini_training.build_config(tmp_path), mini()
     state, clips = new_state(network, config, 5), mini_training.mini_clips(2, "val")

@@ -44,6 +44,7 @@ def test_noise_depends_only_on_its_seed(sampler):
     assert abs(together.mean()) < 0.1 and abs(together.std() - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_clips_one_by_one(sampler, features):
     noise = sampler.draw_noise([1, 2, 3])
     together = sampler.sample_latents(*features, noise, num_steps=3)

@@ -34,6 +34,7 @@ def training_loss(network):
     return velocity_loss(network, latent, conditions, filled("train/t", 2).sigmoid(), noise)
 
 
+@pytest.mark.slow
 def test_flows_match_the_golden_numbers():
     expected = golden("lora_mini_v1")
     network, model = adapted_mini()
@@ -64,6 +65,7 @@ def test_keys_and_shapes_are_those_of_peft():
     assert shapes == manifest("lora_mini_v1_rank4")
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing():
     network, _ = adapted_mini(filled_adapter=False)
     assert torch.equal(mini_velocity(network), mini_velocity(mini()))
@@ -121,6 +123,7 @@ def test_strength_scales_the_adapter_and_survives_merging():
     assert_close(mini_velocity(merge(model)), half, tolerance=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [-0.1, 1.6, float("nan")])
 def test_strength_outside_its_range_is_refused(strength):
     network, model = adapted_mini()

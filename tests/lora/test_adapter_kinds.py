@@ -204,6 +204,7 @@ def test_only_the_selected_biases_are_trained(tmp_path):
     assert adapted_layers and all(name.endswith("attn.qkv.base_layer.bias") for name in adapted_layers)
 
 
+@pytest.mark.slow
 def test_a_fully_trained_file_of_another_model_is_refused(tmp_path):
     _, model = train_adapter(KINDS["full"])
     state = {key: value for key, value in adapter_state(model).items() if "final_layer" not in key}

@@ -62,6 +62,7 @@ def outcomes(folder, name, places, capsys):
     return outcomes
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_folder_goes_unnoticed(path, capsys):
     folder, draw = path.with_suffix(""), random.Random(0)
     for name in NAMES:

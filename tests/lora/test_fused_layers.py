@@ -76,6 +76,7 @@ def test_masks_drop_the_given_share(share, dtype):
     assert not torch.equal(mask, dropout_mask(x, share))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["no gradient", "disabled", "merged", "DoRA"])
 def test_other_cases_use_pefts_own_forward(case):
     kind = FusedLoRALinear

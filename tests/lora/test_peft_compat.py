@@ -36,6 +36,7 @@ def test_shapes_identify_the_base_model(model, likely):
     assert find_possible_models(zero_adapter_state(model)) == likely
 
 
+@pytest.mark.slow
 def test_a_layer_outside_the_blocks_narrows_the_base_model():
     assert find_possible_models(zero_adapter_state("small_44k", ["fused_blocks[*].ffn", "final_layer.conv"])) == [
         "small_44k"

@@ -16,6 +16,7 @@ from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 
 
+@pytest.mark.slow
 def test_all_channels_are_averaged(tmp_path):
     sound = np.stack([tone(2), np.zeros(2 * RATE, np.float32)])
     write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 50, 25, sound, RATE)

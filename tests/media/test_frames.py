@@ -120,6 +120,7 @@ def test_an_hdr_file_is_tone_mapped(tmp_path, transfer):
     assert 225 <= level <= 250 if transfer == ColorTrc.SMPTE2084 else 155 <= level <= 175  # 76 cd/m2
 
 
+@pytest.mark.slow
 def test_a_large_hdr_frame_is_scaled_down(tmp_path):
     size = {"size": (1280, 720), "pixels": "yuv420p10le", "hdr": ColorTrc.SMPTE2084}
     path = write(tmp_path / "a.mp4", "libx265", seconds=0.3, **size)

@@ -37,6 +37,7 @@ def several(path, lengths, default=None):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 @pytest.mark.parametrize(
     ("lengths", "default", "used"),

@@ -117,6 +117,7 @@ def test_the_kad_interval_covers_and_equal_models_get_no_verdict(videos):
     assert decided / 500 <= 0.07
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("videos", [3, 5, 10])
 def test_the_jackknife_covers_where_videos_have_different_numbers_of_clips(videos):
     """500 repeats of a mean of 2 to 11 clips a video: within 3 points of 95 %."""

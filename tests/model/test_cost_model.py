@@ -17,6 +17,7 @@ def counted(run):
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_network_flops_match_a_forward_pass():
     spec = MODELS["tiny_16k"]
     network, n = build_network("tiny_16k"), spec.network

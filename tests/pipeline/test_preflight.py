@@ -26,6 +26,7 @@ def build(tmp_path, *flags):
     return build_job(build_parser().parse_args(arguments), ["exp_id=x", "max_steps=100"])
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_left_of_a_training_count(tmp_path):
     job = build(tmp_path)
     assert preflight.find_step(job) == 0

@@ -77,6 +77,7 @@ cli.run(work)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_during_the_work_is_one_line(number):
     with start(["-c", WAITING]) as process:
@@ -114,6 +115,7 @@ def test_the_same_request_by_another_signal_does_not_kill():
         assert process.wait() == -signal.SIGINT
 
 
+@pytest.mark.slow
 def test_an_ignored_signal_stays_ignored():
     with start(["-c", WAITING], ignored=[signal.SIGHUP]) as process:
         assert process.stdout.readline() == "here\n"
@@ -132,6 +134,7 @@ cli.run(work)
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_ctrl_c_ended_too_is_no_error():
     """As in `command | tee log`."""
     read_end, write_end = os.pipe()
@@ -148,6 +151,7 @@ def test_a_reader_that_ctrl_c_ended_too_is_no_error():
     assert (result.returncode, result.stderr) == (130, "interrupted; the same command continues from here\n")
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_is_no_error():
     script = "import os, signal\nfrom mmaudio import cli\n"
     script += "def work(_):\n    print('here', flush=True)\n    signal.pause()\ncli.run(work)"

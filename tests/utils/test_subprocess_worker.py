@@ -19,6 +19,7 @@ from mmaudio.data.scan_store import ScanStore
 from mmaudio.utils.subprocess_worker import SubprocessWorker, WorkerError
 
 
+@pytest.mark.slow
 def test_a_failed_call_is_an_error_and_the_next_call_works():
     with SubprocessWorker(fail) as guarded:
         assert guarded(("fine",), 30.0) == "FINE"
@@ -59,6 +60,7 @@ cli.run(call)
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     with start([str(tmp_path / "script.py")]) as process:
@@ -67,6 +69,7 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
         assert process.communicate() == ("", "start\nstopped by SIGTERM; the same command continues from here\n")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_killed_script():
     with start(["-c", SCRIPT]) as process:
         assert process.stdout.readline() == "FINE\n"
@@ -77,6 +80,7 @@ def test_nothing_is_left_of_a_killed_script():
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_all_processes_while_the_worker_starts_is_one_line(number, processes):

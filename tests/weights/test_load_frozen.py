@@ -93,6 +93,7 @@ def test_nothing_is_left_on_the_meta_device(build):
     assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
+@pytest.mark.slow
 def test_clip_on_the_meta_device_gets_its_attention_mask_back():
     source, loaded = build_clip(MODEL).eval(), on_meta(partial(build_clip, MODEL)).eval()
     loaded.load_released(source.model.state_dict())
@@ -131,6 +132,7 @@ def test_another_codecs_file_is_recognised(build):
         on_meta(partial(build, "16k")).load_released(state)
 
 
+@pytest.mark.slow
 def test_a_foreign_file_matches_no_variant():
     with pytest.raises(WeightsError, match="check the model's name and the file"):
         on_meta(partial(build_network, "small_16k")).load_released(build_vae(MODEL).state_dict())

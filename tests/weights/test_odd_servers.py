@@ -120,6 +120,7 @@ def test_a_whole_partial_file_of_another_size_is_not_taken(tmp_path):
     refuse(tmp_path, [answer], "sends 4 bytes, about 102 kB are expected")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "words"),
     [
