@@ -5,35 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from random_model import MODEL, write_random_weights
-from video_files import random_encoders, truncate_mp4
+from random_model import MODEL
+from video_files import truncate_mp4
 from video_files import write_tone_video as tone_video
 
 from mmaudio.api import LoRAConfig, load_pretrained_with_lora
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.features.encoders import CONDITION_ENCODERS, load_encoders
 from mmaudio.generation.generate import GenerationRequest, encode_prompts, find_clip_range, generate, generate_samples
-from mmaudio.generation.sampler import compute_mel, load_sampler
+from mmaudio.generation.sampler import compute_mel
 from mmaudio.model.spec import compute_lengths
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    random_encoders(folder)
-    write_random_weights(folder, encoders=False)
-    tone_video(folder / "a.mp4", 3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sampler(base):
-    return load_sampler(MODEL, base)
-
-
-@pytest.fixture(scope="module")
-def encoders(base):
-    return load_encoders(MODEL, base, names=CONDITION_ENCODERS)
 
 
 @pytest.mark.slow

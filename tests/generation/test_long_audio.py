@@ -4,40 +4,17 @@ import dataclasses
 
 import pytest
 import torch
-from random_model import MODEL, write_random_weights
-from video_files import random_encoders
-from video_files import write_tone_video as tone_video
 
 from mmaudio.errors import ConfigError
 from mmaudio.features.bigvgan import BigVGAN
-from mmaudio.features.encoders import CONDITION_ENCODERS, encode_video, load_encoders
+from mmaudio.features.encoders import encode_video
 from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.generation.generate import GenerationRequest, find_clip_range, generate_samples
 from mmaudio.generation.long_audio import PieceDecoder, conditions_name, encode_windows
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.prompt_table import TimedPrompt
-from mmaudio.generation.sampler import load_sampler
 from mmaudio.generation.windows import OVERLAP_SECONDS, plan_rows, plan_windows
 from mmaudio.model.spec import CODECS, compute_lengths
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    random_encoders(folder)
-    write_random_weights(folder, encoders=False)
-    tone_video(folder / "long.mp4", 15)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sampler(base):
-    return load_sampler(MODEL, base)
-
-
-@pytest.fixture(scope="module")
-def encoders(base):
-    return load_encoders(MODEL, base, names=CONDITION_ENCODERS)
 
 
 @pytest.mark.parametrize("codec", ["16k", "44k"])
