@@ -124,3 +124,23 @@ def put_nan(path, name, row):
     offset = 8 + size + start + (end - start) // entry["shape"][0] * row + 8
     content[offset : offset + 4] = torch.tensor([torch.nan]).numpy().tobytes()
     path.write_bytes(content)
+
+
+def write_blocks(path, blocks, rate=16_000):
+    """A Matroska file of a second of video and sound (start in seconds, samples) at `rate`, as its stamps say."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for start, samples in blocks:
+            packet = av.Packet(samples.astype("<i2").tobytes())
+            packet.pts = packet.dts = round(start * 1000)
+            packet.time_base, packet.stream = Fraction(1, 1000), sound
+            container.mux_one(packet)
+    return path

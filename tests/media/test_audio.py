@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from video_files import RATE, tone, write_tone_video
+from video_files import RATE, tone, write_blocks, write_tone_video
 
 from mmaudio.errors import DataError
 from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
@@ -101,26 +101,6 @@ def test_a_window_has_the_exact_samples_and_peak():
     end = cut_audio_window(ramp, 10, 9.8, 5)
     assert end.tolist() == pytest.approx([0.95 * 98 / 99, 0.95, 0, 0, 0])
     assert cut_audio_window(torch.zeros(100), 10, 0.0, 5).tolist() == [0] * 5
-
-
-def write_blocks(path, blocks):
-    """A Matroska file of a second of video and sound (start in seconds, samples) at RATE, as its stamps say."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=25)
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        for index in range(25):
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        for start, samples in blocks:
-            packet = av.Packet(samples.astype("<i2").tobytes())
-            packet.pts = packet.dts = round(start * 1000)
-            packet.time_base, packet.stream = Fraction(1, 1000), sound
-            container.mux_one(packet)
-    return path
 
 
 @pytest.mark.parametrize("overlap", [0.2, 0.25, 0.29])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 import torch
-from video_files import RATE, write_tone_video
+from video_files import RATE, write_blocks, write_tone_video
 
 from mmaudio.errors import DataError
 from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
@@ -78,21 +75,8 @@ def test_resampling_reads_little_ahead():
 
 def test_a_wrong_time_stamp_takes_no_memory(tmp_path):
     """A hole of eleven days in the audio is not filled: the audio ends there."""
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        video = container.add_stream("libx264", rate=25)
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        for index in range(25):
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        for second in (0, 1_000_000):
-            block = av.AudioFrame.from_ndarray(np.full((1, RATE), 9000, np.int16), format="s16", layout="mono")
-            block.sample_rate, block.time_base, block.pts = RATE, Fraction(1, RATE), second * RATE
-            container.mux(sound.encode(block))
-        container.mux(sound.encode(None))
+    second = np.full(RATE, 9000, np.int16)
+    write_blocks(tmp_path / "a.mkv", [(0, second), (1_000_000, second)], RATE)
     first, second = read_audio_windows(probe(tmp_path / "a.mkv"), [0.0, 4.0], RATE, 2 * RATE)
     assert (float(first[8_000]), float(first[24_000])) == (pytest.approx(0.95), 0.0)
     assert second.abs().max() == 0
