@@ -53,12 +53,6 @@ class PartStore:
         with atomic_write(self._path(name)) as temporary:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 
-    def drop(self, name: str) -> None:
-        """Remove a part, if there is one."""
-        self._memory.pop(name, None)
-        if self.folder is not None:
-            self._path(name).unlink(missing_ok=True)
-
     def clear(self) -> None:
         """Remove all parts, and the folder."""
         self._memory.clear()

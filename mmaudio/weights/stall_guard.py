@@ -97,7 +97,7 @@ class _Connection(http.client.HTTPConnection):
 class _Handler(HTTPHandler):
     def http_open(self, request: Request) -> http.client.HTTPResponse:
         """Open an http address."""
-        return self.do_open(_Connection, request)  # type: ignore[arg-type]
+        return self.do_open(_Connection, request)
 
 
 def _build_secure_handlers() -> list[BaseHandler]:
@@ -114,7 +114,7 @@ def _build_secure_handlers() -> list[BaseHandler]:
     class SecureHandler(HTTPSHandler):
         def https_open(self, request: Request) -> http.client.HTTPResponse:
             """Open an https address."""
-            return self.do_open(SecureConnection, request)  # type: ignore[arg-type]
+            return self.do_open(SecureConnection, request)
 
     return [SecureHandler()]
 
