@@ -1,5 +1,7 @@
 """Matching of regular expressions in bounded time, since those in an adapter's file may be a stranger's.
 
+For example:
+
     names = ["fused_blocks.0.attn.qkv", "fused_blocks.0.ffn.w1"]
     match_names({"*qkv": r"(.*\\.)?[^.]*qkv"}, names)    # {"*qkv": ["fused_blocks.0.attn.qkv"]}
 """
