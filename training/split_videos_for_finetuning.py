@@ -59,6 +59,7 @@ def build_parser() -> cli.Parser:
     )
     add("--prompt", default="", help="caption of the videos that have none of their own")
     add("--audio-track", type=int, default=0, help="number of the audio track, counted from 0")
+    add("--video-track", type=int, help="number of the picture, from 0; the default, else the longest that moves")
     add("--scenes", action="store_true", help="no clip across a shot boundary (needs the extra `scenes`)")
     add("--flags", action="store_true", help="note how much speech and music is in a clip (needs the extra `flags`)")
     add("--keep-all", action="store_true", help="keep clips that break a rule of the configuration")
@@ -90,6 +91,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
             silence_db=config.silence_db,
             max_gap=config.max_gap,
             track=args.audio_track,
+            video_track=args.video_track,
             scenes=args.scenes,
             scene_tolerance=config.scene_tolerance,
             flags=args.flags,
@@ -134,11 +136,11 @@ def print_result(result: SplitResult, left_out_table: Path) -> None:
         print_lines(f"note: {note}")
 
 
-def write_report(page: Path, videos: Path, result: SplitResult, audio_track: int) -> None:
+def write_report(page: Path, videos: Path, result: SplitResult) -> None:
     """Write the contact sheet of `result`, whose videos lie in the folder `videos`."""
     from mmaudio.data.contact_sheet import write_contact_sheet  # here, as torchvision takes a second to import
 
-    write_contact_sheet(page, videos, result, audio_track, lambda scans: progress(scans, len(scans), "strips"))
+    write_contact_sheet(page, videos, result, lambda scans: progress(scans, len(scans), "strips"))
     print_lines(f"{page}: open it in a browser")
 
 
@@ -173,7 +175,7 @@ def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> N
     print_result(result, left_out_path(table))
     write_left_out(left_out_path(table), result.left_out)
     if report:
-        write_report(page, videos, result, settings.scan.track)
+        write_report(page, videos, result)
     if not result.clips:
         raise DataError(f"{videos}: none of its {result.file_count} files can be used; the reasons stand above")
     is_changed = write_clips(table, result.clips)
