@@ -28,8 +28,8 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
+from mmaudio.data.split_files import SplitFiles
 from mmaudio.data.splits import SplitStore
-from mmaudio.data.table_checksums import checksums_path
 from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.utils.locks import wait_for_lock
@@ -157,25 +157,19 @@ def main(arguments: list[str]) -> int:
 
 def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> None:
     """Scan the folder `videos`, print what is used and write the tables; DataError where nothing can be used."""
-    scans_file, splits_file, page = (
-        table.with_suffix(f".{name}") for name in ("scans.jsonl", "splits.json", "report.html")
-    )
-    ignored_paths = [table, left_out_path(table), checksums_path(table), scans_file, splits_file, page]
-    ignored_paths += table.parent.glob(f"{table.stem}.edited-*.tsv")
-    if videos.resolve() in table.resolve().parent.parents:
-        ignored_paths.append(table.parent)  # clips, features and results below the folder of videos
+    files = SplitFiles(table)
     result = split_folder(
         videos,
         settings,
-        ScanStore(scans_file),
-        tuple(ignored_paths),
-        lambda files: progress(files, len(files), "videos"),
-        SplitStore(splits_file, settings.ratios),
+        ScanStore(files.scans),
+        files.ignored_paths(videos),
+        lambda paths: progress(paths, len(paths), "videos"),
+        SplitStore(files.splits, settings.ratios),
     )
     print_result(result, left_out_path(table))
     write_left_out(left_out_path(table), result.left_out)
     if report:
-        write_report(page, videos, result)
+        write_report(files.page, videos, result)
     if not result.clips:
         raise DataError(f"{videos}: none of its {result.file_count} files can be used; the reasons stand above")
     is_changed = write_clips(table, result.clips)

@@ -162,7 +162,7 @@ def report_data_changes(job: Job) -> bool:
     print_lines("Training goes on only with the clips that it began with. Two ways on, unless you put them back:")
     print_lines("  --from train       begin training anew; the experiment is kept under another name")
     print_lines("  -- exp_id=NAME     train another experiment", flush=True)
-    return "new" in changes or "gone" in changes
+    return not changes.keys() <= {"changed"}
 
 
 def describe_weights(job: Job) -> str:
