@@ -98,7 +98,7 @@ def temporary_path(target: Path) -> Path:
 def machine_digits() -> str:
     """Eight digits for this machine and its numbering of processes, which changes with a start or in a container."""
     try:
-        start = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        start = Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # not Linux
         start = str(uuid.getnode())
     return hashlib.sha256(f"{socket.gethostname()}\n{start}".encode()).hexdigest()[:8]
