@@ -176,13 +176,13 @@ def _read_audio(path: Path, clips: Sequence[Clip], codec: CodecSpec) -> Iterator
     """The audio (T,) of clips of one video, in order of time, as training reads it."""
     length = max(math.ceil(clip.seconds * codec.sample_rate) for clip in clips)
     starts, gains_db = [clip.start for clip in clips], [clip.gain_db for clip in clips]
-    return read_audio_windows(probe(path, clips[0].track), starts, codec.sample_rate, length, gains_db=gains_db)
+    return read_audio_windows(probe(path, clips[0].streams), starts, codec.sample_rate, length, gains_db=gains_db)
 
 
 def _read_frames(path: Path, clips: Sequence[Clip]) -> Iterator[Tensor]:
     """Small grey frames (F, FRAME_SIZE, FRAME_SIZE) of clips of one video, in order of time."""
     grid = FrameGrid(FPS, round(min(clip.seconds for clip in clips) * FPS), _to_small_grey)
-    for window in read_frame_windows(probe(path), [clip.start for clip in clips], [grid]):
+    for window in read_frame_windows(probe(path, clips[0].streams), [clip.start for clip in clips], [grid]):
         yield torch.stack(window.frames[0])
 
 

@@ -81,6 +81,12 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
     )
+    parser.add_argument(
+        "--video-track",
+        "--video_track",
+        type=int,
+        help="which picture of a file with several, counted from 0; the default one, else the longest that moves",
+    )
     _add_sampling_flags(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
@@ -156,6 +162,8 @@ def check_flags(args: argparse.Namespace) -> None:
     cli.check_at_least(args, samples=1)
     if args.prompts is not None and (args.folder is not None or args.prompt is not None):
         raise ConfigError("--prompts is for one video or text, in place of --prompt")
+    if args.video_track is not None and args.video is None and args.folder is None:
+        raise ConfigError(f"--video-track {args.video_track}: there is no --video or --folder to take a picture of")
     if args.strength is not None and args.adapter is None:
         raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
     if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
@@ -181,6 +189,7 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.method,
         () if args.prompts is None else read_prompts(args.prompts),
         args.one_pass,
+        args.video_track,
     )
     if args.folder is not None:
         return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)

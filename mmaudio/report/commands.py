@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.model.spec import ModelSpec
 from mmaudio.utils.hydra_quote import quote_value
+from mmaudio.utils.terminal import join_command
 
 
 def build_commands(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile) -> list[tuple[str, str]]:
@@ -21,7 +21,7 @@ def build_commands(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFi
         "Train again": _training_command(config, spec, adapter) if adapter.config else [],
         "Make a sound for a video with the adapter": _generation_command(config, spec),
     }
-    return [(title, shlex.join(arguments)) for title, arguments in commands.items() if arguments]
+    return [(title, join_command(arguments)) for title, arguments in commands.items() if arguments]
 
 
 def _evaluation_command(config: EvaluationConfig) -> list[str]:
