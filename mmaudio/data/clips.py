@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT_TEST_RATIO = 0.2
+"""Share of the videos that is held out for the test."""
+MIN_VERDICT_VIDEOS = 3
+"""Below this many held-out videos no verdict is given."""
 DEFAULT_STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""
 SPLITS = ("train", "val", "test")

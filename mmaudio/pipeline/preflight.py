@@ -17,18 +17,22 @@ from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
-from mmaudio.data.video_files import find_video_below, find_videos
-from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.lora.targets import select_targets
-from mmaudio.media.video import probe
 from mmaudio.model import cost_model
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
-from mmaudio.pipeline.job import DEMO_SPLIT, SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.video_folder import (
+    find_video_in_subfolder,
+    measure_videos,
+    print_verdict_needs,
+    split_ratios,
+)
 from mmaudio.utils.matmul_speed import measure_matmul_speed
-from mmaudio.utils.progress import Progress, format_bytes
+from mmaudio.utils.progress import format_bytes
 from mmaudio.utils.terminal import print_lines
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
@@ -107,21 +111,23 @@ def confirm_plan(job: Job, accept_long: bool) -> Plan:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print_lines("== plan", f"model:    {model.name} ({model.licence})", f"machine:  {describe_machine(device)}")
     print_lines(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
-    seconds, videos = measure_videos(job)
+    seconds, names = measure_videos(job)
     split = read_split_config(job)
-    clips = round(max(0.0, seconds - videos * (split.seconds - split.stride)) / split.stride)
+    ratios = split_ratios(job, split)
+    clips = round(max(0.0, seconds - len(names) * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
     step = find_step(job)
     stage_seconds = {
         "split": seconds / cost_model.SCAN_SPEED,
         **estimate_seconds(job, config, clips, device, split.seconds, step),
-        "evaluate": estimate_evaluation(job, round(clips * held_out_ratio(job, split)), device, split.seconds),
+        "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds),
     }
     print_lines(
-        f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
+        f"videos:   {len(names)} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
     )
     if (example := find_video_in_subfolder(job)) is not None:
         print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
+    print_verdict_needs(job, names, ratios)
     print_lines(
         f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
         + (f"; {step} are done" if step else "")
@@ -191,29 +197,6 @@ def describe_missing_decoders() -> str:
     return f"cannot decode {', '.join(absent)}" if absent else ""
 
 
-def measure_videos(job: Job) -> tuple[float, int]:
-    """Total duration in seconds and count of the readable videos; a dry run of the demo has none yet."""
-    if job.demo and not job.videos.is_dir():
-        return 0.0, 0
-    seconds, count = 0.0, 0
-    paths = find_videos(job.videos, recursive="--recursive" in job.split_arguments)
-    with Progress(len(paths), "looking at the videos", inner=True) as counter:
-        for path in counter.count(paths):
-            try:
-                seconds += probe(path).duration
-            except DataError:
-                continue  # splitting reports it with the reason
-            count += 1
-    return seconds, count
-
-
-def find_video_in_subfolder(job: Job) -> str | None:
-    """A video in a sub-folder that the job leaves out without --recursive."""
-    if "--recursive" in job.split_arguments or not job.videos.is_dir():
-        return None
-    return find_video_below(job.videos, (job.clips.parent,))
-
-
 def check_disk(root: Path, clips: float) -> None:
     """Raise ConfigError if `root` cannot be written, or if the disk has no room for `clips` of the usual length."""
     parent = next(folder for folder in [root.resolve(), *root.resolve().parents] if folder.exists())
@@ -265,12 +248,6 @@ def find_step(job: Job) -> int:
         return read_adapter(adapter).step or 0
     except MMAudioError:  # training says what is wrong with it
         return 0
-
-
-def held_out_ratio(job: Job, split: SplitConfig) -> float:
-    """The share of the clips that the evaluation gets."""
-    is_default = job.demo and DEMO_SPLIT[0] not in job.split_arguments
-    return float(DEMO_SPLIT[1]) if is_default else split.test_ratio
 
 
 def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
