@@ -19,12 +19,11 @@ from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.lora.targets import select_targets
 from mmaudio.model import cost_model
-from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.size_preset import check_training, choose_preset
 from mmaudio.pipeline.video_folder import (
     find_video_in_subfolder,
     measure_videos,
@@ -68,10 +67,7 @@ def check_settings(job: Job) -> None:
         raise ConfigError(
             f"--gpus {job.gpus}: there is no GPU here, and so many processes are too many for {cores} cores"
         )
-    config = compose(training_overrides(job))
-    with torch.device("meta"):
-        network = build_network(config.model)
-    select_targets(network, config.lora)
+    check_training(job)
 
 
 def read_split_config(job: Job) -> SplitConfig:
@@ -99,6 +95,8 @@ class Plan:
 
     stage_seconds: dict[str, float]
     is_accepted: bool
+    job: Job
+    """The job with the preset for its number of videos."""
 
 
 def confirm_plan(job: Job, accept_long: bool) -> Plan:
@@ -107,12 +105,12 @@ def confirm_plan(job: Job, accept_long: bool) -> Plan:
     Raises ConfigError for invalid settings, DataError without videos, WeightsError for absent weights with --offline.
     """
     model = model_spec(job.model)
-    config = compose(training_overrides(job))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print_lines("== plan", f"model:    {model.name} ({model.licence})", f"machine:  {describe_machine(device)}")
     print_lines(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
     seconds, names = measure_videos(job)
-    split = read_split_config(job)
+    job, preset_reason = choose_preset(job, len(names), device.type == "cuda")
+    config, split = compose(training_overrides(job)), read_split_config(job)
     ratios = split_ratios(job, split)
     clips = round(max(0.0, seconds - len(names) * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
@@ -128,10 +126,7 @@ def confirm_plan(job: Job, accept_long: bool) -> Plan:
     if (example := find_video_in_subfolder(job)) is not None:
         print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
     print_verdict_needs(job, names, ratios)
-    print_lines(
-        f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
-        + (f"; {step} are done" if step else "")
-    )
+    print_training(config, step, preset_reason)
     durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
     print_lines(f"time:     about {durations}")
     print_lines(f"weights:  {describe_weights(job)}")
@@ -139,15 +134,27 @@ def confirm_plan(job: Job, accept_long: bool) -> Plan:
     must_begin_anew = report_data_changes(job)
     total = sum(stage_seconds.values())
     if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
-        print_lines(
-            "", f"This takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:"
-        )
-        print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
-        print_lines("  --yes              start all the same", flush=True)
-        return Plan(stage_seconds, is_accepted=False)
+        print_ways_on(model.name, total)
+        return Plan(stage_seconds, is_accepted=False, job=job)
     if job.offline:
         weights.require_files(model.name, job.weights)
-    return Plan(stage_seconds, accept_long or not must_begin_anew)
+    return Plan(stage_seconds, accept_long or not must_begin_anew, job)
+
+
+def print_training(config: TrainConfig, step: int, preset_reason: str) -> None:
+    """Print the size of the training, the steps that are done, and why it has these settings."""
+    done = f"; {step} are done" if step else ""
+    batch = f"{config.effective_batch_size} clips, rank {config.lora.rank}"
+    print_lines(f"training: at most {config.total_steps} steps of {batch}{done}")
+    if preset_reason:
+        print_lines(f"settings: {preset_reason}")
+
+
+def print_ways_on(model: str, seconds: float) -> None:
+    """Print what to do about a job that takes long without a GPU."""
+    print_lines("", f"This takes about {cost_model.format_duration(seconds)} here: {model} wants a GPU. Two ways on:")
+    print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
+    print_lines("  --yes              start all the same", flush=True)
 
 
 def report_data_changes(job: Job) -> bool:

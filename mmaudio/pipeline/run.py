@@ -217,7 +217,7 @@ def main(arguments: list[str]) -> int:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)
     reset_stages(job)
-    stages = stage_commands(job)
+    stages = stage_commands(plan.job)
     times = {name: run_stage(name, stages[name]) for name in STAGES}
     print_times(plan.stage_seconds, times)
     print_summary(job, start)
