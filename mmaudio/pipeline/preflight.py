@@ -18,6 +18,7 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.evaluation.general_domain import SHIPPED_FOLDER
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
@@ -258,8 +259,9 @@ def find_step(job: Job) -> int:
 
 
 def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
-    """Estimate the seconds of an evaluation on `clips` clips of `seconds`."""
+    """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
     model, dtype = model_spec(job.model), fast_dtype(device)
     speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
-    flops = cost_model.evaluation_flops(model, clips, *STRENGTH_SWEEP)
-    return (flops / speed + clips * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS
+    counts = [clips, len(list((weights.ASSETS / model.name / SHIPPED_FOLDER).glob("*.mp4")))]
+    flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
+    return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS
