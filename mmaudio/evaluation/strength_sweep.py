@@ -17,8 +17,8 @@ from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 from mmaudio.metrics.statistics import BETTER, Comparison, compare, video_means
 
-AS_TRAINED = 1.0
-"""The adapter as trained."""
+FULL = 1.0
+"""The strength as trained."""
 DEFAULT_STRENGTHS = (0.5, 0.75, 1.25)
 """Strengths that are tried by default, besides 0 and 1."""
 MAX_CLIPS = 8
@@ -30,7 +30,7 @@ def strengths_to_try(values: Sequence[float]) -> tuple[float, ...]:
     for value in values:
         if not 0 <= value <= MAX_STRENGTH:
             raise ConfigError(f"strength {value:g}: from 0 (the base) over 1 (as trained) to {MAX_STRENGTH:g}")
-    return tuple(sorted(set(values) - {0.0, AS_TRAINED}))
+    return tuple(sorted(set(values) - {0.0, FULL}))
 
 
 def compare_strengths(results: Results) -> None:
@@ -42,7 +42,7 @@ def compare_strengths(results: Results) -> None:
     for strength in sorted({strength for clip in clips for strength in clip.strengths}):
         values = [clip.strengths[strength].values for clip in clips]
         comparisons[strength] = _compare_with_base(clips, values)
-    comparisons[AS_TRAINED] = _compare_with_base(clips, [clip.measurements[ADAPTED].values for clip in clips])
+    comparisons[FULL] = _compare_with_base(clips, [clip.measurements[ADAPTED].values for clip in clips])
     results.strengths = dict(sorted(comparisons.items()))
     results.recommended, results.recommendation = recommend(results.strengths, _primary_video_means(clips))
 
@@ -90,7 +90,7 @@ def _primary_video_means(clips: Sequence[ClipResult]) -> dict[float, list[float]
     """The videos' means of `PRIMARY` by strength, over the clips that have a value at every strength."""
     values: dict[float, list[float]] = {}
     for clip in clips:
-        at_strengths = {0.0: clip.measurements[BASE], **clip.strengths, AS_TRAINED: clip.measurements[ADAPTED]}
+        at_strengths = {0.0: clip.measurements[BASE], **clip.strengths, FULL: clip.measurements[ADAPTED]}
         for strength, measurement in at_strengths.items():
             values.setdefault(strength, []).append(measurement.values.get(PRIMARY, math.nan))
     complete = np.isfinite(np.array(list(values.values()))).all(0)

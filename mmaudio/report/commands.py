@@ -9,6 +9,7 @@ from typing import Any
 from mmaudio.config import TrainConfig
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.lora.checkpoint import AdapterFile
+from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.model.spec import ModelSpec
 from mmaudio.utils.hydra_quote import quote_value
 
@@ -18,7 +19,7 @@ def build_commands(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFi
     commands = {
         "Make this report again": _evaluation_command(config),
         "Extract the features again": _extraction_command(config, spec),
-        "Train again": _training_command(config, spec, adapter) if adapter.config else [],
+        "Train again": _training_command(config, spec, adapter) if adapter.config and not config.other_adapters else [],
         "Make a sound for a video with the adapter": _generation_command(config, spec),
     }
     return [(title, shlex.join(arguments)) for title, arguments in commands.items() if arguments]
@@ -45,7 +46,8 @@ def _evaluation_command(config: EvaluationConfig) -> list[str]:
     return [
         "python",
         "evaluate_lora.py",
-        *_format_flags({"--lora_checkpoint": config.checkpoint, "--test_videos": config.video_root}),
+        *_adapter_flags(config, "--lora_checkpoint"),
+        *_format_flags({"--test_videos": config.video_root}),
         "--compare_original",
         *_format_flags(flags),
         *(["--include-training"] if config.include_training else []),
@@ -65,15 +67,17 @@ def _extraction_command(config: EvaluationConfig, spec: ModelSpec) -> list[str]:
 
 
 def _generation_command(config: EvaluationConfig, spec: ModelSpec) -> list[str]:
-    flags = {
-        "--video": "VIDEO.mp4",
-        "--prompt": "what is heard",
-        "--model": spec.name,
-        "--adapter": config.checkpoint,
-        "--output": "sound",
-        "--weights": config.weights,
-    }
-    return ["python", "-m", "mmaudio.generation", *_format_flags(flags)]
+    request = {"--video": "VIDEO.mp4", "--prompt": "what is heard", "--model": spec.name}
+    files = {"--output": "sound", "--weights": config.weights}
+    adapters = _adapter_flags(config, "--adapter")
+    return ["python", "-m", "mmaudio.generation", *_format_flags(request), *adapters, *_format_flags(files)]
+
+
+def _adapter_flags(config: EvaluationConfig, flag: str) -> list[str]:
+    """The adapters, and their strengths where one is not as trained."""
+    with_strength = any(strength != AS_TRAINED for _, strength in config.adapters)
+    flags = [{flag: path, "--strength": str(s.plain()) if with_strength else None} for path, s in config.adapters]
+    return [text for pair in flags for text in _format_flags(pair)]
 
 
 def _training_command(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile) -> list[str]:
