@@ -245,11 +245,7 @@ def load_pretrained_with_lora(
     stack = None if lora_checkpoint is None else _read_checkpoints(lora_checkpoint)
     if stack is not None and lora_config is not None:
         raise ConfigError("load_pretrained_with_lora: lora_checkpoint contains its lora_config; pass one of the two")
-    name = model_name or (stack.base_model if stack is not None else "")
-    if not name:
-        possible_models = stack.possible_models if stack is not None else ()
-        hint = f"; its shapes fit {' and '.join(possible_models)}" if possible_models else ""
-        raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that names it{hint}")
+    name = model_name or _find_model_name(stack)
     with torch.device("meta"):
         network = build_network(name)
     config = lora_config or LoRAConfig()
@@ -271,6 +267,14 @@ def load_pretrained_with_lora(
     paths = () if stack is None else tuple(adapter.path for adapter in stack.adapters)
     files = SourceFiles(base.path, dtypes, paths, kind)
     return LoRAMMAudio(adapted, network, FrozenModels(name, folder, torch_device, offline), files)
+
+
+def _find_model_name(stack: AdapterStack | None) -> str:
+    if stack is not None and stack.base_model:
+        return stack.base_model
+    possible_models = stack.possible_models if stack is not None else ()
+    hint = f"; its shapes fit {' and '.join(possible_models)}" if possible_models else ""
+    raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that names it{hint}")
 
 
 def _read_checkpoints(checkpoints: AdapterPath | Sequence[WeightedPath]) -> AdapterStack:

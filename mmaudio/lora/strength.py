@@ -22,9 +22,9 @@ PARTS = ("joint", "fused", "rest")
 class Strength:
     """Strengths by part of the network; ConfigError for one below 0 or above MAX_STRENGTH."""
 
-    joint: float = 1.0
-    fused: float = 1.0
-    rest: float = 1.0
+    joint: float = 1
+    fused: float = 1
+    rest: float = 1
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -46,7 +46,7 @@ class Strength:
         """The number, or the text of the strengths by part, as `parse_strength` reads it."""
         values = asdict(self)
         if len(set(values.values())) == 1:
-            return self.joint
+            return int(self.joint) if self.joint == int(self.joint) else self.joint
         return ",".join(f"{name}={value:g}" for name, value in values.items())
 
 
