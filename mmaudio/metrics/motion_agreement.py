@@ -31,9 +31,11 @@ from mmaudio.model.spec import SYNC_FPS as FPS
 from mmaudio.model.spec import CodecSpec
 
 
-def read_motion(video: Path, starts: Sequence[float], seconds: float) -> Iterator[Array]:
+def read_motion(
+    video: Path, starts: Sequence[float], seconds: float, streams: StreamChoice = DEFAULT_STREAMS
+) -> Iterator[Array]:
     """Motion envelopes (F,) of windows of `seconds` that begin at `starts`, in order of time."""
-    return map(motion_envelope, read_grey_frames(video, starts, seconds))
+    return map(motion_envelope, read_grey_frames(video, starts, seconds, streams))
 
 
 def read_grey_frames(
