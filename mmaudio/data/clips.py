@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from mmaudio.media.streams import StreamChoice
 
+DEFAULT_TEST_RATIO = 0.2
+"""Share of the videos that is held out for the test."""
+MIN_VERDICT_VIDEOS = 3
+"""Below this many held-out videos no verdict is given."""
 DEFAULT_STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""
 SPLITS = ("train", "val", "test")

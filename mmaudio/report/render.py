@@ -63,7 +63,7 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
             {"title": METRICS[name].title if name in METRICS else name, "reason": reason}
             for name, reason in held_out.not_computed.items()
         ],
-        "strengths": strength_section(held_out),
+        "strengths": strength_section(held_out, general),
         "training": training_section(provenance.history, provenance.step),
         "sync_report": provenance.sync_report,
         "data": data_section(provenance.clips, provenance.left_out),
