@@ -107,7 +107,17 @@ def _adapter_settings(config: EvaluationConfig, adapter: AdapterFile) -> dict[st
         "dropout": adapter.lora.dropout,
         "adapted layers": ", ".join(targets[:MAX_TARGETS]) + remaining,
         "trained on": trained_on,
+        **({"trained on from": _describe_lineage(adapter)} if adapter.lineage else {}),
     }
+
+
+def _describe_lineage(adapter: AdapterFile) -> str:
+    """The adapters that this one was trained on from, newest first."""
+    return "; ".join(
+        f"{ancestor['exp_id']} {ancestor['file']}, step {ancestor['step']}, SHA-256 {ancestor['sha256'][:12]}..., "
+        f"{len(ancestor['train'].get('videos', []))} videos"
+        for ancestor in adapter.lineage
+    )
 
 
 def collect_versions() -> dict[str, object]:
