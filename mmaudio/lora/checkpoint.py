@@ -83,6 +83,11 @@ class AdapterFile:
     possible_models: tuple[str, ...] = ()
     """Base models that its shapes fit, if the file names none."""
 
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """The adapters that training started from, newest first, each with its file, hash, step and training clips."""
+        return list(self.data.get("lineage", []))
+
     def metadata(self) -> dict[str, Any]:
         """Everything but the weights as plain values, as stored in the file."""
         training = {name: getattr(self, name) for name in ("targets", "step", "config", "data")}
