@@ -10,6 +10,7 @@ from mmaudio.data.feature_store import load_features
 from mmaudio.errors import DataError
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import spread_over_videos
+from mmaudio.lora.clip_names import is_listed
 from mmaudio.lora.stack import AdapterStack
 
 
@@ -34,9 +35,9 @@ def find_trained_clips(features: FeatureSet, stack: AdapterStack, config: Evalua
     """
     training_data = [adapter.file.data.get("train", {}) for adapter in stack.adapters]
     ids, videos = ({name for data in training_data for name in data.get(key, [])} for key in ("ids", "videos"))
-    trained = [clip for clip in features.clips if clip.id in ids or clip.video in videos]
+    trained = [clip for clip in features.clips if is_listed(clip.id, ids) or is_listed(clip.video, videos)]
     divided_by_time = {clip.video for clip in read_clips(config.clips_tsv) if clip.split == "train"}
-    refused = [clip.id for clip in trained if clip.id in ids or clip.video not in divided_by_time]
+    refused = [clip.id for clip in trained if is_listed(clip.id, ids) or clip.video not in divided_by_time]
     if refused and not config.include_training:
         raise DataError(
             f"{len(refused)} held-out clips are of videos that were trained on ({', '.join(sorted(refused)[:3])} ...): "

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, merge, saved_lora_config, set_strength
 from mmaudio.lora.checkpoint import AdapterFile, attach_adapter, read_adapter, write_adapter
 from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.lora.single_file import write_single_file
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
 
@@ -97,6 +98,22 @@ def test_the_velocity_is_that_of_the_merged_model(comfyui_node, loras):
     merged = base_network()
     merged.load_state_dict(merged_state(loras / name, torch.float32, 1.0))
     assert is_close(mini_velocity(apply(comfyui_node, base_network(), (name, 1.0))), mini_velocity(merged))
+
+
+@pytest.mark.slow
+def test_the_single_file_is_read_with_its_settings_by_layer(comfyui_node, loras):
+    folder = write_lora(loras, "several alphas", ADAPTERS["ranks"], "small_44k")
+    adapter = read_adapter(loras / "several alphas.pt")
+    write_single_file(loras / "dogs_lora.safetensors", replace(adapter, step=3, data={"train": {"clips": 4}}))
+    single, note = comfyui_node().apply(base_network(), "dogs_lora.safetensors", 0.5)
+    expected = apply(comfyui_node, base_network(), (folder, 0.5)).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in single.state_dict().items())
+    assert note == (
+        "dogs_lora.safetensors at 0.5: for small_44k, rank 2 to 8, trained on 4 clips in 3 steps, licence CC-BY-NC-4.0"
+    )
+    shutil.copy(loras / folder, loras / "renamed.safetensors")
+    with pytest.raises(ValueError, match=r"renamed.safetensors: its layers have different alphas: copy adapter_config"):
+        comfyui_node().apply(base_network(), "renamed.safetensors", 0.5)
 
 
 def test_strength_0_is_the_identity(comfyui_node, loras):
