@@ -28,8 +28,8 @@ from mmaudio.data.clip_table import read_clips
 from mmaudio.features.encoders import CONDITION_ENCODERS, Encoders, load_encoders
 from mmaudio.features.mel import build_mel
 from mmaudio.generation.generate import GenerationRequest, generate_samples
-from mmaudio.generation.ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.take_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import read_stack
 from mmaudio.lora.strength import AS_TRAINED

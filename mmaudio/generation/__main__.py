@@ -47,8 +47,8 @@ from mmaudio.generation.generate import (
 from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.prompt_table import read_prompts
-from mmaudio.generation.ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.take_ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import AdapterStack, pair_strengths, read_stack
 from mmaudio.metrics.pretrained_metrics import ModelSearch
