@@ -36,6 +36,7 @@ from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
+from mmaudio.report.summary import Summary
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
@@ -151,9 +152,17 @@ def write_files(evaluation: Evaluation) -> None:
 
 
 def print_summary(evaluation: Evaluation) -> None:
-    """Print the verdict, every metric, and the metrics without a value."""
-    held_out = evaluation.results[HELD_OUT]
-    lines = verdict.terminal_lines(held_out.comparisons())
+    """Print the verdict, every metric, what was forgotten, the strength to use, and the metrics without a value."""
+    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
+    summary = Summary(
+        held_out.comparisons(),
+        {} if general is None else general.comparisons(),
+        evaluation.inputs.no_general_reason,
+        held_out.recommended,
+        held_out.recommendation,
+    )
+    lines = verdict.terminal_lines(summary.comparisons)
+    lines += [f"{label}: {text}" for label, text in summary.lines().items() if label != "Verdict"]
     for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
         print_lines(line)
 

@@ -44,8 +44,11 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "verdict": overall_verdict(comparisons),
         "metrics": _to_json(comparisons),
         "forgetting": {} if general is None else _to_json(general.comparisons()),
-        "strengths": {f"{strength:g}": _to_json(at_strength) for strength, at_strength in held_out.strengths.items()},
+        "strengths": _strengths_to_json(held_out),
+        "forgetting_by_strength": {} if general is None else _strengths_to_json(general),
         "recommended_strength": held_out.recommended,
+        "recommendation": held_out.recommendation,
+        "no_forgetting_reason": evaluation.inputs.no_general_reason,
         "not_computed": held_out.not_computed,
         "inputs": evaluation.inputs.key,
         "model": evaluation.inputs.spec.name,
@@ -78,3 +81,16 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
 
 def _to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
+
+
+def _strengths_to_json(results: Results) -> dict[str, Any]:
+    return {f"{strength:g}": _to_json(at_strength) for strength, at_strength in results.strengths.items()}
+
+
+def read_comparisons(metrics: Mapping[str, Any], key: str) -> dict[str, Comparison]:
+    """The comparisons under a key of `metrics.json`, such as `metrics` or `forgetting`."""
+    comparisons = {}
+    for name, fields in metrics[key].items():
+        interval = None if fields["interval"] is None else tuple(fields["interval"])
+        comparisons[name] = Comparison(**fields | {"interval": interval})
+    return comparisons

@@ -174,9 +174,10 @@ def _read_audio(path: Path, clips: Sequence[Clip], codec: CodecSpec) -> Iterator
     """The audio (T,) of clips of one video, in order of time, as training reads it."""
     length = max(math.ceil(clip.seconds * codec.sample_rate) for clip in clips)
     starts, gains_db = [clip.start for clip in clips], [clip.gain_db for clip in clips]
-    return read_audio_windows(probe(path, clips[0].track), starts, codec.sample_rate, length, gains_db=gains_db)
+    return read_audio_windows(probe(path, clips[0].streams), starts, codec.sample_rate, length, gains_db=gains_db)
 
 
 def _read_frames(path: Path, clips: Sequence[Clip]) -> Iterator[Tensor]:
     """Small grey frames (F, FRAME_SIZE, FRAME_SIZE) of clips of one video, in order of time."""
-    return read_grey_frames(path, [clip.start for clip in clips], min(clip.seconds for clip in clips))
+    seconds = min(clip.seconds for clip in clips)
+    return read_grey_frames(path, [clip.start for clip in clips], seconds, clips[0].streams)

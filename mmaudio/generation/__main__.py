@@ -81,6 +81,12 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
     parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
     parser.add_adapter_flags()
+    parser.add_argument(
+        "--video-track",
+        "--video_track",
+        type=int,
+        help="which picture of a file with several, counted from 0; the default one, else the longest that moves",
+    )
     _add_sampling_flags(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
@@ -172,6 +178,8 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if args.prompts is not None and (args.folder is not None or args.prompt is not None):
         raise ConfigError("--prompts is for one video or text, in place of --prompt")
+    if args.video_track is not None and args.video is None and args.folder is None:
+        raise ConfigError(f"--video-track {args.video_track}: there is no --video or --folder to take a picture of")
     pair_strengths(args.adapter, args.strength)
 
 
@@ -194,6 +202,7 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.method,
         () if args.prompts is None else read_prompts(args.prompts),
         args.one_pass,
+        args.video_track,
     )
     metric, count = args.rank_by or "", args.samples if args.rank_by is None else args.keep or 1
     if args.folder is not None:

@@ -161,7 +161,8 @@ class TakeScorer:
     @torch.inference_mode()
     def _score_motion(self, request: GenerationRequest, grid: WindowGrid, waveforms: Tensor) -> Iterator[list[float]]:
         assert request.video is not None
-        motions = read_motion(request.video, [request.start + t for t in grid.start_times], grid.window_seconds)
+        starts = [request.start + time for time in grid.start_times]
+        motions = read_motion(request.video, starts, grid.window_seconds, request.streams)
         for start, motion in zip(grid.start_times, motions, strict=True):
             yield motion_agreement(self.to_mel(self._cut(waveforms, start, grid)), motion, self.spec.codec)
 

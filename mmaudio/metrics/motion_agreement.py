@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
+from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice
 from mmaudio.media.video import probe
 from mmaudio.metrics.av_offset import (
     FRAME_SIZE,
@@ -30,15 +31,19 @@ from mmaudio.model.spec import SYNC_FPS as FPS
 from mmaudio.model.spec import CodecSpec
 
 
-def read_motion(video: Path, starts: Sequence[float], seconds: float) -> Iterator[Array]:
+def read_motion(
+    video: Path, starts: Sequence[float], seconds: float, streams: StreamChoice = DEFAULT_STREAMS
+) -> Iterator[Array]:
     """Motion envelopes (F,) of windows of `seconds` that begin at `starts`, in order of time."""
-    return map(motion_envelope, read_grey_frames(video, starts, seconds))
+    return map(motion_envelope, read_grey_frames(video, starts, seconds, streams))
 
 
-def read_grey_frames(video: Path, starts: Sequence[float], seconds: float) -> Iterator[Tensor]:
+def read_grey_frames(
+    video: Path, starts: Sequence[float], seconds: float, streams: StreamChoice = DEFAULT_STREAMS
+) -> Iterator[Tensor]:
     """Small grey frames (F, FRAME_SIZE, FRAME_SIZE) of windows of `seconds` that begin at `starts` (ascending)."""
     grid = FrameGrid(FPS, round(seconds * FPS), _to_small_grey)
-    for window in read_frame_windows(probe(video), list(starts), [grid]):
+    for window in read_frame_windows(probe(video, streams), list(starts), [grid]):
         yield torch.stack(window.frames[0])
 
 

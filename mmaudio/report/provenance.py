@@ -11,6 +11,7 @@ from mmaudio.config import flatten
 from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.data.feature_store import read_left_out_videos
+from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.sync_report import SyncReport
@@ -68,7 +69,7 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
             ("Versions", collect_versions()),
             ("Times", {phase: f"{seconds:.0f} s" for phase, seconds in evaluation.times.items()}),
         ],
-        commands=build_commands(config, spec, adapter),
+        commands=build_commands(config, spec, adapter, evaluation.results[HELD_OUT].recommended),
         no_general_reason=inputs.no_general_reason,
         general_description="" if general is None else general.description,
         sync_report=evaluation.sync_report,

@@ -10,6 +10,7 @@ from random_model import MODEL, write_random_weights
 from safetensors.torch import load_file, save_file
 
 import evaluate_lora
+from mmaudio.data.clip_table import read_clips, write_clips
 from mmaudio.data.feature_store import load_features
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.evaluation.config import SamplingConfig
@@ -55,6 +56,16 @@ def test_an_adapter_without_a_base_name_takes_it_from_the_command(root, tmp_path
 def test_a_folder_without_the_videos_is_an_error_with_its_name(root, tmp_path):
     with pytest.raises(DataError, match="3 held-out videos are not there"):
         evaluate_lora.main(evaluate_arguments(root, "--test_videos", str(tmp_path), "--output", str(tmp_path / "out")))
+
+
+def test_a_table_with_videos_outside_of_the_folder_is_refused(root, tmp_path):
+    clips = read_clips(root / "clips.tsv")
+    table, output = tmp_path / "clips.tsv", ("--output", str(tmp_path / "out"))
+    write_clips(table, [replace(clips[0], video="../videos/one.mp4"), *clips[1:]])
+    with pytest.raises(DataError, match=r"1 clips are of videos outside .*\.\./videos/one\.mp4.* --allow-outside"):
+        evaluate_lora.main(evaluate_arguments(root, "--clips", str(table), *output))
+    with pytest.raises(DataError, match="extract features first"):
+        evaluate_lora.main(evaluate_arguments(root, "--clips", str(table), *output, "--allow-outside"))
 
 
 def test_an_adapter_of_another_base_is_refused_before_any_work(root, tmp_path):
