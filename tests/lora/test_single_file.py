@@ -12,7 +12,7 @@ from safetensors import safe_open
 from mmaudio.errors import WeightsError
 from mmaudio.lora.adapter import LoRAConfig, adapter_state
 from mmaudio.lora.checkpoint import AdapterFile, attach_adapter, read_adapter, write_adapter
-from mmaudio.lora.clip_names import hash_name, is_listed
+from mmaudio.lora.clip_names import hash_name, hash_names, is_listed
 from mmaudio.lora.peft_layers import lora_layers
 from mmaudio.lora.single_file import write_single_file
 
