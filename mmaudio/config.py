@@ -129,6 +129,10 @@ class TrainConfig:
     """auto: a GPU if there is one; cpu; cuda; cuda:1: one of several GPUs"""
     resume: bool = True
     """false: start over in a new folder"""
+    init_from: str | None = None
+    """an adapter of the same base to train on from; null: a new one
+
+    Its rank may grow, and does not shrink. Where a run continues, this is the adapter that it began with."""
     seed: int = 42
     """another one shows how much of a difference is chance"""
 

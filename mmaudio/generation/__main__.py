@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mmaudio.data.captions import find_caption
 from mmaudio.data.clips import LeftOut
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
+from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, Encoders, load_encoders
 from mmaudio.generation.generate import (
     MAX_ONE_PASS_SECONDS,
     MAX_SECONDS,
@@ -47,8 +48,10 @@ from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, p
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.prompt_table import read_prompts
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.take_ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, rank_takes
 from mmaudio.lora.adapter import merge
-from mmaudio.lora.stack import pair_strengths, read_stack
+from mmaudio.lora.stack import AdapterStack, pair_strengths, read_stack
+from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
@@ -125,12 +128,21 @@ def _add_sampling_flags(parser: cli.Parser) -> None:
         help="samples of each video, in one batch, with the seeds from --seed on; "
         "more than one are called NAME_seed0, NAME_seed1, ...",
     )
+    parser.add_argument(
+        "--rank-by",
+        "--rank_by",
+        choices=RANKINGS,
+        help="keep the best of the samples by a metric that needs no original: motion, the agreement of onsets with "
+        "the picture, needs no weights. Scores are printed, in the files' tags and in NAME.takes.tsv",
+    )
+    parser.add_argument("--keep", type=int, help="how many of the ranked samples are written, as NAME_best1, ...; 1")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
     args = build_parser().parse_args(arguments)
     check_flags(args)
+    ranking = find_ranking(args)
     plan = plan_jobs(args)
     for left_out in plan.left_out:
         print_lines(f"left out: {left_out.video}: {left_out.reason}", flush=True)
@@ -139,7 +151,7 @@ def main(arguments: list[str]) -> int:
     warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
     if args.one_pass and warning:
         print_lines(f"warning: {warning}", file=sys.stderr)
-    failures = run_jobs(plan.jobs, args) if plan.jobs else []
+    failures = run_jobs(plan.jobs, args, ranking) if plan.jobs else []
     if args.folder is None:
         return 0
     all_left_out = [*plan.left_out, *failures]
@@ -156,7 +168,14 @@ def main(arguments: list[str]) -> int:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise ConfigError for invalid numbers, before any file is read."""
-    cli.check_at_least(args, samples=1)
+    cli.check_at_least(args, samples=1, keep=1)
+    if args.keep is not None and args.rank_by is None:
+        raise ConfigError(f"--keep {args.keep}: the best by what? Name a metric with --rank-by ({', '.join(RANKINGS)})")
+    if args.rank_by is not None and args.samples < max(2, args.keep or 1):
+        raise ConfigError(
+            f"--rank-by {args.rank_by} with --samples {args.samples}: take more --samples, such as 8, to keep "
+            f"{args.keep or 1} of them"
+        )
     if args.prompts is not None and (args.folder is not None or args.prompt is not None):
         raise ConfigError("--prompts is for one video or text, in place of --prompt")
     if args.video_track is not None and args.video is None and args.folder is None:
@@ -185,32 +204,23 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.one_pass,
         args.video_track,
     )
+    metric, count = args.rank_by or "", args.samples if args.rank_by is None else args.keep or 1
     if args.folder is not None:
-        return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
-    job = plan_job(request, args.output, args.samples)
+        return plan_folder(args.folder, request, args.output, count, args.overwrite, metric)
+    job = plan_job(request, args.output, count, metric=metric)
     existing = job.outputs.existing
     if existing and not args.overwrite:
         raise ConfigError(f"{existing[0]}: is there already; --overwrite replaces it, or choose another --output")
     return Plan([job], num_files=1)
 
 
-def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, ranking: Ranking | None = None) -> list[LeftOut]:
     """Generate and write the audio of all jobs; those that failed, each of which is printed."""
-    device = cli.pick_device(args.device)
-    names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
-    sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
-    encoders = load_encoders(sampler.spec.name, args.weights, device, names)
-    text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
-    encoders.drop_text_tower()
+    generator = load_generator(jobs, args, ranking)
     failures, is_single = [], args.folder is None
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
-        store = open_store(job, settings, args)
-        bar = label_progress if is_single else plain
         try:
-            with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
-                waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
-            write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
-            store.clear()
+            generator.run(job, args)
         except DataError as error:
             if job.request.video is None or is_single:
                 raise
@@ -221,6 +231,56 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         for path in job.outputs.paths:
             print_line(str(path))
     return failures
+
+
+@dataclasses.dataclass(frozen=True)
+class JobGenerator:
+    """The loaded models that jobs share."""
+
+    sampler: Sampler
+    encoders: Encoders
+    text_features: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    """Stored in the files."""
+    scorer: TakeScorer | None
+
+    def run(self, job: Job, args: argparse.Namespace) -> None:
+        """Generate, rank and write one job's audio."""
+        store = open_store(job, self.settings, args)
+        bar, request = label_progress if args.folder is None else plain, job.request
+        with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
+            waveforms = generate_samples(
+                self.sampler, self.encoders, request, args.samples, self.text_features, bar, store
+            )
+            ranked = None
+            if self.scorer is not None:
+                ranked = rank_takes(self.scorer.score(request, job.clip_range.seconds, waveforms), self.scorer.ranking)
+                for line in ranked.lines(request.video.name if request.video else "text", request.seed):
+                    print_line(line)
+        write_outputs(job, waveforms, self.sampler.spec.codec.sample_rate, self.settings, ranked)
+        store.clear()
+
+
+def find_ranking(args: argparse.Namespace) -> Ranking | None:
+    """What the samples are ranked by; WeightsError where its weights are absent."""
+    if args.rank_by is None:
+        return None
+    offline, device = cli.is_offline(args.offline), cli.pick_device(args.device)
+    return plan_ranking(args.rank_by, ModelSearch(choose_base(args)[1], args.weights, offline, (args.rank_by,), device))
+
+
+def load_generator(jobs: Sequence[Job], args: argparse.Namespace, ranking: Ranking | None) -> JobGenerator:
+    """Load what the jobs need."""
+    device = cli.pick_device(args.device)
+    names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
+    stack, model = choose_base(args)
+    components = [ENCODER_COMPONENTS[name] for name in names]
+    sampler, settings = load_adapted_sampler(args, stack, model, device, components)
+    encoders = load_encoders(sampler.spec.name, args.weights, device, names)
+    text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
+    encoders.drop_text_tower()
+    scorer = None if ranking is None else TakeScorer(ranking, sampler.spec, encoders)
+    return JobGenerator(sampler, encoders, text_features, settings, scorer)
 
 
 def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
@@ -244,19 +304,28 @@ def print_line(line: str) -> None:
         print_lines(line, flush=True)
 
 
-def load_adapted_sampler(
-    args: argparse.Namespace, device: torch.device, encoder_components: Sequence[str] = ()
-) -> tuple[Sampler, dict[str, Any]]:
-    """Load the model's sampler with the adapters merged in, and the settings that are stored in the audio files.
-
-    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or an
-    adapter was trained on another model.
-    """
+def choose_base(args: argparse.Namespace) -> tuple[AdapterStack | None, str]:
+    """The adapters, read and checked, and the name of the base model."""
     pairs = pair_strengths(args.adapter, args.strength)
     stack = read_stack(pairs) if pairs else None
     model = args.model or (stack.base_model if stack is not None else "") or DEFAULT_MODEL
     if stack is not None:
         stack.check(model)
+    return stack, model
+
+
+def load_adapted_sampler(
+    args: argparse.Namespace,
+    stack: AdapterStack | None,
+    model: str,
+    device: torch.device,
+    encoder_components: Sequence[str] = (),
+) -> tuple[Sampler, dict[str, Any]]:
+    """Load the model's sampler with the adapters merged in, and the settings that are stored in the audio files.
+
+    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or an
+    adapter was trained on another file of the model.
+    """
     components = ("network", "vae", "vocoder", *encoder_components)
     fetch_files(model, components, args.weights, cli.is_offline(args.offline))
     sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
