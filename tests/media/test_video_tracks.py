@@ -51,6 +51,7 @@ def test_another_picture_is_read_where_it_is_asked_for(tmp_path):
         probe(path, StreamChoice(video_track=2))
 
 
+@pytest.mark.slow
 def test_splitting_keeps_the_choice_in_the_table_and_leaves_out_files_without_it(tmp_path):
     videos, table = tmp_path / "videos", tmp_path / "clips.tsv"
     videos.mkdir()
