@@ -4,6 +4,7 @@
         --adapter output/EXP/lora_checkpoints/best_lora.pt
     python -m mmaudio.generation --folder my_videos --prompt "a dog barks" --output sound
     python -m mmaudio.generation --prompt "rain on a tin roof" --seconds 12 --samples 4 --output rain.flac
+    python -m mmaudio.generation --image harbour.jpg --seconds 20 --output sound
 
 Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new audio. The video's
 container is kept if it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other pictures go into .mp4, or .mkv.
@@ -47,9 +48,9 @@ from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, p
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.prompt_table import read_prompts
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.solver import ADAPTIVE, METHODS, SolverCounts
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
 from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
-from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
 from mmaudio.utils.progress import progress
@@ -63,9 +64,10 @@ def build_parser() -> cli.Parser:
     """Build the command line."""
     parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
     parser.prog = "python -m mmaudio.generation"
-    parser.single_flags = ("--video", "--folder", "--adapter")
+    parser.single_flags = ("--video", "--image", "--folder", "--adapter")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
+    source.add_argument("--image", type=Path, help="a still as the video: what is in it is heard, and nothing moves")
     source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")
     parser.add_argument(
         "--prompt",
@@ -74,6 +76,12 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--prompts", type=Path, help="a table of prompts that change over time, with the columns from, to and prompt"
+    )
+    parser.add_argument(
+        "--mask-away-clip",
+        "--mask_away_clip",
+        action="store_true",
+        help="the timing from the picture, the meaning from the text alone",
     )
     parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
     parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
@@ -111,8 +119,16 @@ def _add_sampling_flags(parser: cli.Parser) -> None:
         f"{CLIP_SECONDS:g} s, the duration that models are trained on, which are denoised together",
     )
     parser.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the audio begins")
-    parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
-    parser.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
+    parser.add_argument(
+        "--steps", "--num-steps", "--num_steps", type=int, help="solver steps; the model's default where not given"
+    )
+    parser.add_argument(
+        "--method",
+        "--solver",
+        choices=METHODS,
+        default=METHODS[0],
+        help=f"euler: of first order; midpoint, heun: of second; {ADAPTIVE}: chooses its steps (an extra, torchdiffeq)",
+    )
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none; the model's default if not given")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise: the same seed gives the same audio")
     parser.add_argument(
@@ -181,6 +197,8 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.method,
         () if args.prompts is None else read_prompts(args.prompts),
         args.one_pass,
+        args.image,
+        args.mask_away_clip,
     )
     if args.folder is not None:
         return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
@@ -206,6 +224,7 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         try:
             with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
                 waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
+            print_solver(job, sampler.solver_counts)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
             store.clear()
         except DataError as error:
@@ -218,6 +237,16 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         for path in job.outputs.paths:
             print_line(str(path))
     return failures
+
+
+def print_solver(job: Job, counts: SolverCounts) -> None:
+    """Print what a solver that chooses its steps has taken."""
+    if job.request.method == ADAPTIVE:
+        with tqdm.external_write_mode(file=sys.stderr):
+            print_lines(
+                f"note: {ADAPTIVE}: {counts.steps} steps, {counts.evaluations} evaluations of the network",
+                file=sys.stderr,
+            )
 
 
 def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
@@ -258,7 +287,7 @@ def load_adapted_sampler(
     sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
     settings = {
         "model": model,
-        "steps": sampler.spec.num_steps if args.steps is None else args.steps,
+        "steps": (sampler.spec.num_steps if args.method != ADAPTIVE else None) if args.steps is None else args.steps,
         "guidance": sampler.spec.guidance_scale if args.guidance is None else args.guidance,
     }
     strength = 1.0 if args.strength is None else args.strength

@@ -28,9 +28,12 @@ from mmaudio.generation.generate import ClipRange, GenerationRequest, find_clip_
 from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
+from mmaudio.media.still_video import write_still_video
 
 LEFT_OUT_TABLE = "generation.left_out.tsv"
 """File in the output folder that names what the last run for a folder left out, with the reasons."""
+STILL_SUFFIX = ".mp4"
+"""Suffix of a video of a still."""
 SUFFIXES = (*CODECS, *CONTAINERS)
 """Suffixes of the files that can be written."""
 
@@ -144,13 +147,13 @@ def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | N
     for an unsuitable output.
     """
     clip_range = find_clip_range(request)
-    video = request.video
-    folder, stem, suffixes = output, stem or (video.stem if video is not None else "sound"), [".flac"]
+    video, source = request.video, request.video or request.image
+    folder, stem, suffixes = output, stem or (source.stem if source is not None else "sound"), [".flac"]
     if is_output_file(output):
         folder, stem, suffixes = output.parent, output.stem, [output.suffix]
-        _check_output_file(output, video)
-    elif video is not None:
-        suffixes.append(choose_suffix(video))
+        _check_output_file(output, request)
+    elif source is not None:
+        suffixes.append(STILL_SUFFIX if video is None else choose_suffix(video))
     seeds = range(request.seed, request.seed + count)
     stems = [stem] if count == 1 else [f"{stem}_seed{seed}" for seed in seeds]
     outputs = OutputFiles([[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems])
@@ -168,9 +171,13 @@ def is_output_file(output: Path) -> bool:
     return True
 
 
-def _check_output_file(output: Path, video: Path | None) -> None:
-    suffix = output.suffix.lower()
+def _check_output_file(output: Path, request: GenerationRequest) -> None:
+    suffix, video = output.suffix.lower(), request.video
     if suffix in CODECS:
+        return
+    if request.image is not None:
+        if suffix != STILL_SUFFIX:
+            raise ConfigError(f"--output {output}: a still with its audio is written as {STILL_SUFFIX}")
         return
     if video is None:
         raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
@@ -208,11 +215,16 @@ def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mappi
             "seconds": job.clip_range.seconds,
             "seed": request.seed + i,
             "method": request.method,
+            "image": None if request.image is None else request.image.name,
+            "mask_away_clip": request.mask_away_clip,
         }
         tags = {"comment": json.dumps(provenance, ensure_ascii=False, sort_keys=True)}
         for path in paths:
             if path.suffix.lower() in CODECS:
                 write_audio(path, waveform.numpy(), sample_rate, tags)
+                continue
+            if request.image is not None:
+                write_still_video(path, request.image, waveform.numpy(), sample_rate, tags)
                 continue
             assert request.video is not None
             silence = torch.zeros(round(request.start * sample_rate))

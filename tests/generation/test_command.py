@@ -340,7 +340,7 @@ def test_invalid_requests_are_refused(base, adapter, tmp_path, flags, error, wor
     ("arguments", "status", "words"),
     [
         (["--video", "a.mp4", "--folder", "b"], 2, "not allowed with argument"),
-        (["--prompt", "rain", "--solver", "heun"], 2, "invalid choice: 'heun'"),
+        (["--prompt", "rain", "--solver", "rk4"], 2, "invalid choice: 'rk4'"),
         (["--prompt", "rain", "--seconds", "9999"], 2, "1 to 3600 s"),
         (["--video", "nowhere.mp4"], 1, "nowhere.mp4: not there"),
     ],

@@ -1,0 +1,100 @@
+"""Visual conditions of a generation: the features of every window of a video, of a still, or the learned empty ones.
+
+    features = encode_features(VisualInput(video), grid, encoders, store, progress)
+    clip_f, sync_f = features.get(window, network)
+
+Legend: V CLIP tokens, S sync tokens, E image width, D sync width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mmaudio.features.encoders import Encoders
+from mmaudio.features.video_features import PREFETCH_WINDOWS, encode_shared_clip_frames
+from mmaudio.generation.part_store import PartStore
+from mmaudio.generation.windows import WindowGrid
+from mmaudio.media.frame_windows import read_frame_windows
+from mmaudio.media.picture import read_picture
+from mmaudio.media.video import probe
+from mmaudio.model.networks import MMAudio
+from mmaudio.utils.prefetch import prefetch
+
+T_ = TypeVar("T_")
+Progress = Callable[[Sequence[T_], str], Iterable[T_]]
+"""progress(items, label) yields the items."""
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """What is seen: a video from `start` seconds on, a still, or nothing."""
+
+    video: Path | None = None
+    start: float = 0.0
+    image: Path | None = None
+    mask_away_clip: bool = False
+    """Take the timing from the video, and not what is in it: the learned empty CLIP features."""
+
+
+@dataclass(frozen=True)
+class WindowFeatures:
+    """CLIP and sync features by window."""
+
+    store: PartStore
+    names: tuple[str, ...] = ()
+    """The parts of the store that hold them, of a video."""
+    image_f: Tensor | None = None  # (1, 1, E)
+    """Of a still: its frame stands for all, and nothing moves, as in the public reference."""
+    mask_away_clip: bool = False
+
+    def get(self, window: int, network: MMAudio) -> tuple[Tensor, Tensor]:
+        """CLIP and sync features of a window, (1, V, E) and (1, S, D): the learned empty ones where there are none."""
+        clip_f, sync_f = network.empty_clip(1), network.empty_sync(1)
+        if self.image_f is not None:
+            clip_f = self.image_f.expand(1, network.lengths.clip_tokens, -1)
+        if self.names:
+            features = self.store.get(self.names[window])
+            clip_f = clip_f if self.mask_away_clip else features["clip_f"]
+            sync_f = features["sync_f"]
+        return clip_f, sync_f
+
+
+def encode_features(
+    visual: VisualInput, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[int]
+) -> WindowFeatures:
+    """Encode the windows that are not in `store` yet. DataError where a video or a picture cannot be read."""
+    if visual.image is not None:
+        return WindowFeatures(store, image_f=encoders.encode_picture(read_picture(visual.image))[None])
+    if visual.video is None:
+        return WindowFeatures(store)
+    encode_windows(visual.video, visual.start, grid, encoders, store, progress)
+    return WindowFeatures(store, window_names(visual.start, grid), mask_away_clip=visual.mask_away_clip)
+
+
+def window_names(start: float, grid: WindowGrid) -> tuple[str, ...]:
+    """The parts that hold a video's windows: by their beginning and duration in the video."""
+    return tuple(f"{start + time:.6f}+{grid.window_seconds:.6f}" for time in grid.start_times)
+
+
+def encode_windows(
+    video: Path, start: float, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[int]
+) -> None:
+    """Encode the video's windows, from `start` seconds on, into the parts of `store`, in one decoding pass."""
+    names = window_names(start, grid)
+    missing = [index for index, name in enumerate(names) if name not in store]
+    if not missing:
+        return
+    starts = [start + grid.start_times[index] for index in missing]
+    grids = encoders.frame_grids(grid.window_seconds)
+    windows = prefetch(read_frame_windows(probe(video), starts, grids), PREFETCH_WINDOWS)
+    cache: dict[float, Tensor] = {}
+    for index, window in zip(progress(missing, "conditions, by window"), windows, strict=True):
+        clip_f = encode_shared_clip_frames([window], encoders, cache)
+        sync_f = encoders.encode_sync_clips([torch.stack(window.frames[1])])
+        store.put(names[index], {"clip_f": clip_f, "sync_f": sync_f})
