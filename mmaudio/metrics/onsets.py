@@ -119,16 +119,23 @@ def precision_and_recall(times: Times, reference: Times, tolerance: float = TOLE
 
 def count_matches(times: Times, reference: Times, tolerance: float = TOLERANCE) -> int:
     """The size of the largest one-to-one matching of times that differ by at most `tolerance` seconds."""
+    return len(match_onsets(times, reference, tolerance))
+
+
+def match_onsets(times: Times, reference: Times, tolerance: float = TOLERANCE) -> list[tuple[float, float]]:
+    """A largest one-to-one matching of times that differ by at most `tolerance` seconds: pairs (time, reference)."""
     a, b = sorted(map(float, times)), sorted(map(float, reference))
-    i = j = count = 0
+    i = j = 0
+    pairs = []
     while i < len(a) and j < len(b):  # with one tolerance for all, earliest to earliest is a largest matching
         if abs(a[i] - b[j]) <= tolerance + 1e-9:
-            i, j, count = i + 1, j + 1, count + 1
+            pairs.append((a[i], b[j]))
+            i, j = i + 1, j + 1
         elif a[i] < b[j]:
             i += 1
         else:
             j += 1
-    return count
+    return pairs
 
 
 def onset_lag(envelopes: Tensor, reference: Tensor, frame_seconds: float) -> Tensor:
