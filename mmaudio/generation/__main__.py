@@ -33,6 +33,7 @@ from mmaudio.data.captions import find_caption
 from mmaudio.data.clips import LeftOut
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
+from mmaudio.generation.condition_cache import ConditionCache
 from mmaudio.generation.generate import (
     MAX_ONE_PASS_SECONDS,
     MAX_SECONDS,
@@ -43,6 +44,7 @@ from mmaudio.generation.generate import (
     encode_prompts,
     generate_samples,
     plain,
+    plan_grid,
 )
 from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
 from mmaudio.generation.part_store import PartStore, hash_settings
@@ -98,6 +100,9 @@ def build_parser() -> cli.Parser:
         action="store_true",
         help="replace existing files; otherwise they are an error, and with "
         "--folder videos whose files all exist are skipped",
+    )
+    parser.add_argument(
+        "--conditions", type=Path, help="a folder for the features of videos, which are kept; a cache if not given"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_weights_flags()
@@ -214,6 +219,9 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
     device = cli.pick_device(args.device)
     names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
     sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
+    cache = ConditionCache.of_model(sampler.spec.name, args.weights, device, args.conditions)
+    if not any(needs_encoding(job, cache) for job in jobs):
+        names = ("clip",)
     encoders = load_encoders(sampler.spec.name, args.weights, device, names)
     text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
     encoders.drop_text_tower()
@@ -223,7 +231,17 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         bar = label_progress if is_single else plain
         try:
             with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
-                waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
+                waveforms = generate_samples(
+                    sampler,
+                    encoders,
+                    job.request,
+                    args.samples,
+                    text_features,
+                    bar,
+                    store,
+                    cache.open(job.request.video),
+                )
+            cache.limit_size()
             print_solver(job, sampler.solver_counts)
             write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
             store.clear()
@@ -254,13 +272,22 @@ def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
     return progress(items, len(items), label)
 
 
+def needs_encoding(job: Job, cache: ConditionCache) -> bool:
+    """Whether a job has a video whose features are not all kept."""
+    request = job.request
+    return request.video is not None and not cache.is_complete(
+        request.video, request.start, plan_grid(cache.codec, request, job.clip_range.seconds)
+    )
+
+
 def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) -> PartStore:
     """The store of a job's finished parts, beside its output: on disk for more than a window, else in memory."""
     if args.one_pass or job.clip_range.seconds <= CLIP_SECONDS:
         return PartStore()
     first = job.outputs.paths[0]
     paths = [path for path in (job.request.video, args.adapter) if path is not None]
-    key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples}, paths)
+    base = {name: component_sha256(settings["model"], name, args.weights) for name in ("network", "vae", "vocoder")}
+    key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples, "base": base}, paths)
     return PartStore(first.with_name(f".{first.stem}.generation"), key)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from mmaudio.errors import DataError
 from mmaudio.features.encoders import Encoders
 from mmaudio.features.video_features import PREFETCH_WINDOWS, encode_shared_clip_frames
 from mmaudio.generation.part_store import PartStore
@@ -59,10 +61,19 @@ class WindowFeatures:
         if self.image_f is not None:
             clip_f = self.image_f.expand(1, network.lengths.clip_tokens, -1)
         if self.names:
-            features = self.store.get(self.names[window])
+            features = self._read(self.names[window])
             clip_f = clip_f if self.mask_away_clip else features["clip_f"]
             sync_f = features["sync_f"]
         return clip_f, sync_f
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        try:
+            return self.store.get(name)
+        except (KeyError, OSError, SafetensorError) as error:
+            raise DataError(
+                f"{self.store.folder}: features of the video in it are gone or damaged; run the command again after "
+                "`mmaudio-lora conditions --remove`"
+            ) from error
 
 
 def encode_features(
