@@ -24,7 +24,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -46,20 +46,26 @@ from mmaudio.generation.generate import (
     plain,
     plan_grid,
 )
-from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
+from mmaudio.generation.jobs import (
+    Job,
+    Plan,
+    find_new_failures,
+    plan_folder,
+    plan_job,
+    write_outputs,
+)
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.prompt_table import read_prompts
+from mmaudio.generation.run_settings import DEFAULT_MODEL, build_mix, describe_settings, find_base, open_table
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.generation.solver import ADAPTIVE, METHODS, SolverCounts
 from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
-from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
+from mmaudio.lora.checkpoint import attach_adapter, read_adapter
 from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
 from mmaudio.utils.progress import progress
 from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.store import component_sha256, fetch_files
-
-DEFAULT_MODEL = "small_16k"
 
 
 def build_parser() -> cli.Parser:
@@ -95,11 +101,18 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
     )
+    parser.add_argument("--loudness", type=float, help="of the result, in LUFS such as -23; as generated if not given")
+    parser.add_argument(
+        "--keep-original",
+        "--keep_original",
+        type=float,
+        help="mix the video's own sound under the new one, amplified by so many dB, such as -12",
+    )
     parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace existing files; otherwise they are an error, and with "
-        "--folder videos whose files all exist are skipped",
+        "--folder videos are skipped whose files exist and would be the same",
     )
     parser.add_argument(
         "--conditions", type=Path, help="a folder for the features of videos, which are kept; a cache if not given"
@@ -150,6 +163,8 @@ def main(arguments: list[str]) -> int:
     args = build_parser().parse_args(arguments)
     check_flags(args)
     plan = plan_jobs(args)
+    for change in plan.changes:
+        print_lines(f"made anew, changed: {change}", flush=True)
     for left_out in plan.left_out:
         print_lines(f"left out: {left_out.video}: {left_out.reason}", flush=True)
     for note in [note for job in plan.jobs for note in job.notes()]:
@@ -163,11 +178,11 @@ def main(arguments: list[str]) -> int:
     all_left_out = [*plan.left_out, *failures]
     num_generated = len(plan.jobs) - len(failures)
     print_lines(
-        f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
+        f"found {plan.num_files} files = {num_generated} made + {len(plan.complete)} already there + "
         f"{len(all_left_out)} left out",
         flush=True,
     )
-    if num_generated + plan.num_complete == 0:
+    if num_generated + len(plan.complete) == 0:
         raise DataError(f"{args.folder}: none of its {plan.num_files} files can be used; the reasons stand above")
     return 1 if find_new_failures(args.output, all_left_out) else 0
 
@@ -175,6 +190,7 @@ def main(arguments: list[str]) -> int:
 def check_flags(args: argparse.Namespace) -> None:
     """Raise ConfigError for invalid numbers, before any file is read."""
     cli.check_at_least(args, samples=1)
+    build_mix(args)
     if args.prompts is not None and (args.folder is not None or args.prompt is not None):
         raise ConfigError("--prompts is for one video or text, in place of --prompt")
     if args.strength is not None and args.adapter is None:
@@ -206,7 +222,9 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.mask_away_clip,
     )
     if args.folder is not None:
-        return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
+        table = open_table(args)
+        return plan_folder(args.folder, request, args.output, args.samples, args.overwrite, table.find_changes)
+    build_mix(args).check_source(args.video)
     job = plan_job(request, args.output, args.samples)
     existing = job.outputs.existing
     if existing and not args.overwrite:
@@ -226,6 +244,7 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
     text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
     encoders.drop_text_tower()
     failures, is_single = [], args.folder is None
+    mix, table = build_mix(args), open_table(args)
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
         store = open_store(job, settings, args)
         bar = label_progress if is_single else plain
@@ -243,7 +262,13 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
                 )
             cache.limit_size()
             print_solver(job, sampler.solver_counts)
-            write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
+            sample_rate = sampler.spec.codec.sample_rate
+            waveforms, notes = mix.apply(waveforms, sample_rate, job.request.video, job.request.start)
+            for note in notes:
+                print_line(f"note: {job.outputs.paths[0].name}: {note}", sys.stderr)
+            write_outputs(job, waveforms, sample_rate, settings)
+            if not is_single:
+                table.record(job)
             store.clear()
         except DataError as error:
             if job.request.video is None or is_single:
@@ -260,11 +285,9 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
 def print_solver(job: Job, counts: SolverCounts) -> None:
     """Print what a solver that chooses its steps has taken."""
     if job.request.method == ADAPTIVE:
-        with tqdm.external_write_mode(file=sys.stderr):
-            print_lines(
-                f"note: {ADAPTIVE}: {counts.steps} steps, {counts.evaluations} evaluations of the network",
-                file=sys.stderr,
-            )
+        print_line(
+            f"note: {ADAPTIVE}: {counts.steps} steps, {counts.evaluations} evaluations of the network", sys.stderr
+        )
 
 
 def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
@@ -291,10 +314,10 @@ def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) 
     return PartStore(first.with_name(f".{first.stem}.generation"), key)
 
 
-def print_line(line: str) -> None:
-    """Print a line above any progress bar."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print_lines(line, flush=True)
+def print_line(line: str, file: TextIO | None = None) -> None:
+    """Print a line above any progress bar, on standard output where no `file` is named."""
+    with tqdm.external_write_mode(file=file or sys.stdout):
+        print_lines(line, file=file, flush=True)
 
 
 def load_adapted_sampler(
@@ -305,25 +328,15 @@ def load_adapted_sampler(
     Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or the
     adapter was trained on another model.
     """
-    adapter_file = None if args.adapter is None else read_adapter(args.adapter)
-    model = args.model or (adapter_file.base_model if adapter_file is not None else "") or DEFAULT_MODEL
-    if adapter_file is not None:
-        check_base(adapter_file, model)
+    model, settings = find_base(args), describe_settings(args, find_base(args))
     components = ("network", "vae", "vocoder", *encoder_components)
     fetch_files(model, components, args.weights, cli.is_offline(args.offline))
     sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
-    settings = {
-        "model": model,
-        "steps": (sampler.spec.num_steps if args.method != ADAPTIVE else None) if args.steps is None else args.steps,
-        "guidance": sampler.spec.guidance_scale if args.guidance is None else args.guidance,
-    }
-    strength = 1.0 if args.strength is None else args.strength
-    if adapter_file is not None and strength > 0:
+    if "adapter" in settings:
         base_sha256 = component_sha256(model, "network", args.weights)
-        adapted = attach_adapter(sampler.network, adapter_file, model, base_sha256)
-        set_strength(adapted, strength)
+        adapted = attach_adapter(sampler.network, read_adapter(args.adapter), model, base_sha256)
+        set_strength(adapted, settings["strength"])
         sampler.network = merge(adapted).eval().requires_grad_(False)
-        settings |= {"adapter": args.adapter.name, "strength": strength}
     cast_weights(sampler.network, sampler.dtype)
     return sampler, settings
 

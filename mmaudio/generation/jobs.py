@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,15 +92,25 @@ class Plan:
     """Unusable files with the reasons."""
     num_files: int = 0
     """Files in all."""
-    num_complete: int = 0
-    """Videos whose output files all exist already."""
+    complete: list[Job] = field(default_factory=list)
+    """Jobs whose output files all exist already."""
+    changes: list[str] = field(default_factory=list)
+    """Videos whose files are replaced, and what is different now."""
 
 
-def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: int, overwrite: bool) -> Plan:
+def plan_folder(
+    folder: Path,
+    defaults: GenerationRequest,
+    output: Path,
+    count: int,
+    overwrite: bool,
+    find_changes: Callable[[Job], str | None] = lambda job: None,
+) -> Plan:
     """Plan the jobs of every video in `folder`; `defaults` has the prompt for videos without a caption file.
 
-    Videos whose output files all exist are skipped, unless `overwrite`. Raises DataError for a missing or empty folder,
-    ConfigError for an output that is a file or the folder itself.
+    Videos whose output files all exist are skipped, unless `overwrite`, or `find_changes` (of GenerationTable) says
+    what would be different now. Raises DataError for a missing or empty folder, ConfigError for an output that is a
+    file or the folder itself.
     """
     if is_output_file(output) or output.resolve() == folder.resolve():
         raise ConfigError(f"--output {output}: with --folder it is a folder, and not that of the videos")
@@ -108,22 +118,25 @@ def plan_folder(folder: Path, defaults: GenerationRequest, output: Path, count: 
     if not videos:
         raise DataError(f"{folder}: no file in it; a folder of videos is expected")
     stems = unique_stems(videos)
-    jobs, left_out, num_complete = [], [], 0
+    plan = Plan([], num_files=len(videos))
     for video in videos:
         try:
             job = plan_job(_request_for(video, defaults), output, count, stems[video])
+            existing = job.outputs.existing
+            changes = None if overwrite or not existing else find_changes(job)
         except DataError as error:
-            left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
+            plan.left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
             continue
-        existing = job.outputs.existing
-        if overwrite or not existing:
-            jobs.append(job)
-        elif len(existing) == len(job.outputs.paths):
-            num_complete += 1
-        else:
+        is_whole = len(existing) == len(job.outputs.paths)
+        if is_whole and not changes and not overwrite:
+            plan.complete.append(job)
+        elif existing and changes is None and not overwrite:
             reason = f"{existing[0]} is there already, others are not; take --overwrite"
-            left_out.append(LeftOut(video.name, reason))
-    return Plan(jobs, left_out, len(videos), num_complete)
+            plan.left_out.append(LeftOut(video.name, reason))
+        else:
+            plan.jobs.append(job)
+            plan.changes.extend([f"{video.name}: {changes}"] if changes else [])
+    return plan
 
 
 def find_new_failures(output: Path, left_out: Sequence[LeftOut]) -> list[LeftOut]:
@@ -197,28 +210,34 @@ def unique_stems(videos: Sequence[Path]) -> dict[Path, str]:
     return {video: video.stem if counts[video.stem.lower()] == 1 else video.name for video in videos}
 
 
+def describe_samples(job: Job, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each sample of a job is made from: the `settings` of the run and the request, as plain values."""
+    request, samples = job.request, range(len(job.outputs.by_sample))
+    description = {
+        **settings,
+        "video": None if request.video is None else request.video.name,
+        "image": None if request.image is None else request.image.name,
+        "prompt": request.prompt,
+        "prompts": [(prompt.start, prompt.last_time, prompt.text) for prompt in request.prompts],
+        "one_pass": request.one_pass,
+        "negative_prompt": request.negative_prompt,
+        "start": request.start,
+        "seconds": job.clip_range.seconds,
+        "method": request.method,
+        "mask_away_clip": request.mask_away_clip,
+    }
+    return [description | {"seed": request.seed + index} for index in samples]
+
+
 def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
     """Write the waveforms (count, samples) as audio files, and into copies of the video from the request's start on.
 
     The request and the `settings` are stored in each file's comment tag, as JSON. Raises DataError and MMAudioError as
     `mux_audio`.
     """
-    request = job.request
-    for i, (paths, waveform) in enumerate(zip(job.outputs.by_sample, waveforms, strict=True)):
-        provenance = {
-            **settings,
-            "prompt": request.prompt,
-            "prompts": [(prompt.start, prompt.last_time, prompt.text) for prompt in request.prompts],
-            "one_pass": request.one_pass,
-            "negative_prompt": request.negative_prompt,
-            "start": request.start,
-            "seconds": job.clip_range.seconds,
-            "seed": request.seed + i,
-            "method": request.method,
-            "image": None if request.image is None else request.image.name,
-            "mask_away_clip": request.mask_away_clip,
-        }
-        tags = {"comment": json.dumps(provenance, ensure_ascii=False, sort_keys=True)}
+    request, descriptions = job.request, describe_samples(job, settings)
+    for paths, waveform, description in zip(job.outputs.by_sample, waveforms, descriptions, strict=True):
+        tags = {"comment": json.dumps(description, ensure_ascii=False, sort_keys=True)}
         for path in paths:
             if path.suffix.lower() in CODECS:
                 write_audio(path, waveform.numpy(), sample_rate, tags)
