@@ -48,6 +48,29 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--weights", type=Path, help="the folder of the released weights")
         self.add_argument("--offline", action="store_true", help="connect to nothing: say which weights are absent")
 
+    def add_adapter_flags(self, *names: str, required: bool = False) -> None:
+        """Add `--adapter`, under other `names` too, and `--strength`: lists, empty where none is given."""
+        self.add_argument(
+            *names,
+            "--adapter",
+            type=Path,
+            action="append",
+            required=required,
+            default=[],
+            help="an adapter: best_lora.pt, or a folder that PEFT wrote; several add up their changes to the base",
+        )
+        self.add_strength_flag()
+
+    def add_strength_flag(self) -> None:
+        """Add `--strength`, a list of texts."""
+        self.add_argument(
+            "--strength",
+            action="append",
+            default=[],
+            help="the adapter's, 0 (the base model) to 1.5; 1, as trained, where not given. By part of the network: "
+            "joint=1,fused=0.5. One for each adapter, where there are several",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line with a suggestion, and exit with status 2."""
         flag = re.search(r"unrecognized arguments: (\S+)", message)
@@ -102,7 +125,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help formatter that shows only defaults other than None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def handle_signals() -> None:

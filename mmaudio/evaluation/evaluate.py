@@ -67,7 +67,7 @@ def evaluate(
         for name, clips in clip_sets.items()
     }
     with working("comparing the strengths"):
-        compare_strengths(results[HELD_OUT])
+        compare_strengths(results[HELD_OUT], results.get(GENERAL))
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
     return Evaluation(inputs, results, sync_report, times)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio_windows import read_audio_windows
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import VideoInfo, probe
 from mmaudio.metrics.loudness import ABSOLUTE_GATE, loudness
 
@@ -53,14 +54,19 @@ class AudioMix:
             )
 
     def apply(
-        self, waveforms: Tensor, sample_rate: int, video: Path | None = None, start: float = 0.0
+        self,
+        waveforms: Tensor,
+        sample_rate: int,
+        video: Path | None = None,
+        start: float = 0.0,
+        streams: StreamChoice | None = None,
     ) -> tuple[Tensor, list[str]]:
         """The waveforms (S, T) with the sound of `video` from `start` on added, of the loudness, and notes on them."""
         if self.loudness is None and self.original_db is None:
             return waveforms, []
         notes = []
         if self.original_db is not None and video is not None:
-            info = probe(video)
+            info = probe(video, streams or StreamChoice())
             if info.audio_sample_rate is not None:
                 original = read_original(info, start, sample_rate, waveforms.shape[1])
                 waveforms = waveforms + 10 ** (self.original_db / 20) * original

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from mmaudio.features.encoders import CONDITION_ENCODERS, encoder_identities
-from mmaudio.generation.conditions import window_names
+from mmaudio.generation.conditions import VisualInput, window_names
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.windows import WindowGrid
 from mmaudio.model.spec import CODECS, CodecSpec, model_spec
@@ -78,13 +78,15 @@ class ConditionCache:
             return None
         return store
 
-    def is_complete(self, video: Path, start: float, grid: WindowGrid) -> bool:
-        """Whether all windows of a video are kept."""
-        key = self.key(video)
+    def is_complete(self, visual: VisualInput, grid: WindowGrid) -> bool:
+        """Whether nothing is to be encoded: all windows of the video are kept, or there is none."""
+        if visual.video is None:
+            return True
+        key = self.key(visual.video)
         if not (self.folder / key).is_dir():
             return False
         store = PartStore(self.folder, key, shared=True)
-        return all(name in store for name in window_names(start, grid))
+        return all(name in store for name in window_names(visual, grid))
 
     def limit_size(self) -> None:
         """Remove the features that were not used for the longest time, down to MAX_BYTES."""

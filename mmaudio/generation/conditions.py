@@ -9,7 +9,7 @@ Legend: V CLIP tokens, S sync tokens, E image width, D sync width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.windows import WindowGrid
 from mmaudio.media.frame_windows import read_frame_windows
 from mmaudio.media.picture import read_picture
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import probe
 from mmaudio.model.networks import MMAudio
 from mmaudio.utils.prefetch import prefetch
@@ -40,6 +41,8 @@ class VisualInput:
     video: Path | None = None
     start: float = 0.0
     image: Path | None = None
+    streams: StreamChoice = field(default_factory=StreamChoice)
+    """What of the video is used."""
     mask_away_clip: bool = False
     """Take the timing from the video, and not what is in it: the learned empty CLIP features."""
 
@@ -84,26 +87,29 @@ def encode_features(
         return WindowFeatures(store, image_f=encoders.encode_picture(read_picture(visual.image))[None])
     if visual.video is None:
         return WindowFeatures(store)
-    encode_windows(visual.video, visual.start, grid, encoders, store, progress)
-    return WindowFeatures(store, window_names(visual.start, grid), mask_away_clip=visual.mask_away_clip)
+    encode_windows(visual, grid, encoders, store, progress)
+    return WindowFeatures(store, window_names(visual, grid), mask_away_clip=visual.mask_away_clip)
 
 
-def window_names(start: float, grid: WindowGrid) -> tuple[str, ...]:
-    """The parts that hold a video's windows: by their beginning and duration in the video."""
-    return tuple(f"{start + time:.6f}+{grid.window_seconds:.6f}" for time in grid.start_times)
+def window_names(visual: VisualInput, grid: WindowGrid) -> tuple[str, ...]:
+    """The parts that hold a video's windows: by their beginning and duration in the video, and its picture's number."""
+    track = visual.streams.video_track
+    prefix = "" if track is None else f"track{track}_"
+    return tuple(f"{prefix}{visual.start + time:.6f}+{grid.window_seconds:.6f}" for time in grid.start_times)
 
 
 def encode_windows(
-    video: Path, start: float, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[int]
+    visual: VisualInput, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[int]
 ) -> None:
-    """Encode the video's windows, from `start` seconds on, into the parts of `store`, in one decoding pass."""
-    names = window_names(start, grid)
+    """Encode a video's windows into the parts of `store`, in one decoding pass."""
+    assert visual.video is not None
+    names = window_names(visual, grid)
     missing = [index for index, name in enumerate(names) if name not in store]
     if not missing:
         return
-    starts = [start + grid.start_times[index] for index in missing]
+    starts = [visual.start + grid.start_times[index] for index in missing]
     grids = encoders.frame_grids(grid.window_seconds)
-    windows = prefetch(read_frame_windows(probe(video), starts, grids), PREFETCH_WINDOWS)
+    windows = prefetch(read_frame_windows(probe(visual.video, visual.streams), starts, grids), PREFETCH_WINDOWS)
     cache: dict[float, Tensor] = {}
     for index, window in zip(progress(missing, "conditions, by window"), windows, strict=True):
         clip_f = encode_shared_clip_frames([window], encoders, cache)

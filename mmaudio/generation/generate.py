@@ -30,6 +30,7 @@ from mmaudio.generation.sampler import Sampler
 from mmaudio.generation.solver import check_method, progress_label
 from mmaudio.generation.windows import WindowGrid, one_window, plan_rows, plan_windows
 from mmaudio.media.picture import read_picture
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import check_not_truncated, find_video_end, probe
 from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS, CodecSpec
 
@@ -64,10 +65,17 @@ class GenerationRequest:
     """Prompts that change over time, in place of `prompt`; they follow one another without a gap."""
     one_pass: bool = False
     """Generate more than 8 s in one pass of the network, which it was not trained for: 30 at most, 8 by default."""
+    video_track: int | None = None
+    """Number of the video's picture, from 0 on; None: the default one, else the longest that moves."""
     image: Path | None = None
     """A still in place of the video: what is in it is heard, and nothing moves."""
     mask_away_clip: bool = False
     """Take the timing from the video, and the meaning from the text alone."""
+
+    @property
+    def streams(self) -> StreamChoice:
+        """What of the video is used."""
+        return StreamChoice(video_track=self.video_track)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -100,7 +108,7 @@ class GenerationRequest:
     @property
     def visual(self) -> VisualInput:
         """What is seen."""
-        return VisualInput(self.video, self.start, self.image, self.mask_away_clip)
+        return VisualInput(self.video, self.start, self.image, self.streams, self.mask_away_clip)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,8 @@ class ClipRange:
     """Duration of the audio."""
     available: float | None
     """Seconds of picture from the request's start on; None without a video."""
+    note: str = ""
+    """On the choice among several pictures."""
 
 
 def find_clip_range(request: GenerationRequest) -> ClipRange:
@@ -134,7 +144,7 @@ def _find_clip_range(request: GenerationRequest) -> ClipRange:
     max_seconds = whole if request.seconds is None else request.seconds
     if request.video is None:
         return ClipRange(max_seconds, None)
-    info = probe(request.video)
+    info = probe(request.video, request.streams)
     end = find_video_end(info)
     check_not_truncated(info, end)
     available = end - request.start
@@ -144,7 +154,7 @@ def _find_clip_range(request: GenerationRequest) -> ClipRange:
             f"generation takes at least {MIN_SECONDS:g} s"
         )
     whole_frames = math.floor(available * SYNC_FPS + 1e-6) / SYNC_FPS
-    return ClipRange(min(max_seconds, max(MIN_SECONDS, whole_frames)), available)
+    return ClipRange(min(max_seconds, max(MIN_SECONDS, whole_frames)), available, info.describe_pictures())
 
 
 def duration_warning(seconds: float) -> str:

@@ -69,7 +69,7 @@ class Job:
         video, available, seconds = self.request.video, self.clip_range.available, self.clip_range.seconds
         if video is None or available is None:
             return []
-        notes = []
+        notes = [f"{video.name}: {self.clip_range.note}"] if self.clip_range.note else []
         if available - seconds > 0.1:
             notes.append(f"{video.name}: {available:.2f} s of picture, audio for {seconds:g} s of it")
         elif self.request.seconds is not None and self.request.seconds - seconds > 0.1:
@@ -166,7 +166,7 @@ def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | N
         folder, stem, suffixes = output.parent, output.stem, [output.suffix]
         _check_output_file(output, request)
     elif source is not None:
-        suffixes.append(STILL_SUFFIX if video is None else choose_suffix(video))
+        suffixes.append(STILL_SUFFIX if video is None else choose_suffix(video, request.video_track))
     seeds = range(request.seed, request.seed + count)
     stems = [stem] if count == 1 else [f"{stem}_seed{seed}" for seed in seeds]
     outputs = OutputFiles([[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems])
@@ -194,7 +194,7 @@ def _check_output_file(output: Path, request: GenerationRequest) -> None:
         return
     if video is None:
         raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
-    if not can_hold_video(video, suffix):
+    if not can_hold_video(video, suffix, request.video_track):
         raise ConfigError(f"--output {output}: that kind of file does not take the picture of {video.name}; .mkv does")
 
 
@@ -225,6 +225,7 @@ def describe_samples(job: Job, settings: Mapping[str, Any]) -> list[dict[str, An
         "seconds": job.clip_range.seconds,
         "method": request.method,
         "mask_away_clip": request.mask_away_clip,
+        "video_track": request.video_track,
     }
     return [description | {"seed": request.seed + index} for index in samples]
 
@@ -247,4 +248,5 @@ def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mappi
                 continue
             assert request.video is not None
             silence = torch.zeros(round(request.start * sample_rate))
-            mux_audio(request.video, torch.cat([silence, waveform]).numpy(), sample_rate, path, tags)
+            samples = torch.cat([silence, waveform]).numpy()
+            mux_audio(request.video, samples, sample_rate, path, tags, request.streams)

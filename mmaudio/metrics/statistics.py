@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 
 CONFIDENCE_LEVEL = 0.95
 """Coverage of the interval."""
-MIN_VIDEOS = 3
+MIN_VIDEOS = MIN_VERDICT_VIDEOS
 """Below this many held-out videos no verdict is given."""
 BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
 

@@ -43,6 +43,8 @@ class Job:
     """Hydra overrides for training."""
     split_arguments: tuple[str, ...] = ()
     """Flags and settings for splitting."""
+    preset: str | None = None
+    """Preset of training for the number of videos; None: the defaults, or `quick` without a GPU."""
     debug: bool = field(default=False, compare=False)
     allow_outside: bool = False
     """Whether the table of clips may name videos outside of the folder."""
@@ -154,11 +156,16 @@ def training_overrides(job: Job) -> list[str]:
         **({"offline": True} if job.offline else {}),
     }
     user_overrides = [text for text in job.overrides if not _sets_exp_id(text)]
-    user_keys = {text.split("=", 1)[0].lstrip("+~") for text in user_overrides}
-    if not has_gpu() and "preset" not in user_keys:
-        job_settings["preset"] = "quick"
+    if preset := job.preset or (None if has_gpu() else "quick"):
+        job_settings["preset"] = preset
+    user_keys = override_keys(job) - {"exp_id"}
     defaults = [f"{key}={quote_value(value)}" for key, value in job_settings.items() if key not in user_keys]
     return defaults + user_overrides
+
+
+def override_keys(job: Job) -> set[str]:
+    """The settings of training that the user gives."""
+    return {text.split("=", 1)[0].lstrip("+~") for text in job.overrides}
 
 
 def best_adapter_path(job: Job) -> Path:

@@ -83,11 +83,11 @@ def test_an_interrupted_encoding_goes_on(base, tmp_path, sampler, encoders, deco
 
     with pytest.raises(KeyboardInterrupt):
         encode_features(visual, grid, encoders, cache.open(base / "long.mp4"), stop)
-    assert not cache.is_complete(base / "long.mp4", 0.0, grid)
+    assert not cache.is_complete(visual, grid)
     decoded_windows.clear()
     features = encode_features(visual, grid, encoders, cache.open(base / "long.mp4"), lambda items, label: items)
     assert decoded_windows == list(grid.start_times[1:])
-    assert cache.is_complete(base / "long.mp4", 0.0, grid)
+    assert cache.is_complete(visual, grid)
     whole = encode_features(visual, grid, encoders, PartStore(), lambda items, label: items)
     sampler.network.set_duration(8)
     for window in range(len(grid.starts)):

@@ -46,8 +46,14 @@ def test_the_plan_knows_the_sweep_of_strengths():
 
 
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
-    few, many = (preflight.estimate_evaluation(build(tmp_path), clips, CPU, 8.0) for clips in (10, 20))
+    job = build(tmp_path, "--model", "small_16k")
+    few, many = (preflight.estimate_evaluation(job, clips, CPU, 8.0) for clips in (10, 20))
     assert 1.3 * few < many < 2 * few, "the other strengths are tried on as many clips"
+
+
+def test_the_videos_that_ship_with_a_model_count(tmp_path):
+    assert preflight.estimate_evaluation(build(tmp_path), 0, CPU, 8.0) > 0
+    assert preflight.estimate_evaluation(build(tmp_path, "--model", "small_16k"), 0, CPU, 8.0) == 0
 
 
 def test_the_plan_has_every_stage_and_its_times_stand_beside_the_real_ones(tmp_path, capsys):
