@@ -5,8 +5,8 @@
         --clips demo_output/lora_data/clips.tsv --videos demo_output/videos --draw 32
 
 For every held-out clip of the table, and for `--draw` further videos of the demo's kind that no run has trained on,
-`--samples` takes are generated and ranked by the agreement of their onsets with the motion; the onset F1 is that
-against the clip's original sound. The unit is the video: the interval is a bootstrap over videos.
+`--samples` takes are generated and ranked by the agreement of their onsets with the motion; the onset F1 is against the
+clip's original sound. The unit is the video: the interval is a bootstrap over videos.
 
 V videos, C clips, S takes.
 """
@@ -28,7 +28,7 @@ from mmaudio.data.clip_table import read_clips
 from mmaudio.features.encoders import CONDITION_ENCODERS, Encoders, load_encoders
 from mmaudio.features.mel import build_mel
 from mmaudio.generation.generate import GenerationRequest, generate_samples
-from mmaudio.generation.ranking import MOTION, Ranking, TakeScorer, rank_takes
+from mmaudio.generation.sample_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import read_stack
@@ -72,7 +72,7 @@ class Outcome:
     @property
     def best(self) -> float:
         """Onset F1 of the take with the highest motion score."""
-        return float(self.onset_f1[rank_takes(self.motion.tolist(), Ranking(MOTION))[0].index])
+        return float(self.onset_f1[rank_takes(self.motion.tolist(), Ranking(MOTION)).takes[0].index])
 
 
 def build_parser() -> cli.Parser:
@@ -146,9 +146,8 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """What was measured, in three lines."""
     gains, num_takes = video_gains(outcomes), len(outcomes[0].motion)
     low, high = bootstrap_interval(gains)
-    mean, best = (
-        np.mean(list(values)) for values in ([o.onset_f1.mean() for o in outcomes], [o.best for o in outcomes])
-    )
+    mean = np.mean([outcome.onset_f1.mean() for outcome in outcomes])
+    best = np.mean([outcome.best for outcome in outcomes])
     oracle = np.mean([outcome.onset_f1.max() for outcome in outcomes])
     return [
         f"{len(outcomes)} clips of {len(gains)} videos, {num_takes} takes each",

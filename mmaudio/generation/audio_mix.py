@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio_windows import read_audio_windows
-from mmaudio.media.streams import StreamChoice
+from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice
 from mmaudio.media.video import VideoInfo, probe
 from mmaudio.metrics.loudness import ABSOLUTE_GATE, loudness
 
@@ -59,14 +59,14 @@ class AudioMix:
         sample_rate: int,
         video: Path | None = None,
         start: float = 0.0,
-        streams: StreamChoice | None = None,
+        streams: StreamChoice = DEFAULT_STREAMS,
     ) -> tuple[Tensor, list[str]]:
         """The waveforms (S, T) with the sound of `video` from `start` on added, of the loudness, and notes on them."""
         if self.loudness is None and self.original_db is None:
             return waveforms, []
         notes = []
         if self.original_db is not None and video is not None:
-            info = probe(video, streams or StreamChoice())
+            info = probe(video, streams)
             if info.audio_sample_rate is not None:
                 original = read_original(info, start, sample_rate, waveforms.shape[1])
                 waveforms = waveforms + 10 ** (self.original_db / 20) * original
@@ -79,13 +79,13 @@ class AudioMix:
             notes += [note] if note else []
         return torch.stack(scaled), notes
 
-    def check_source(self, video: Path | None) -> None:
+    def check_source(self, video: Path | None, streams: StreamChoice = DEFAULT_STREAMS) -> None:
         """Raise ConfigError where there is no video whose sound could be added, DataError where it has none."""
         if self.original_db is None:
             return
         if video is None:
             raise ConfigError("--keep-original: there is no video whose sound it could be")
-        if probe(video).audio_sample_rate is None:
+        if probe(video, streams).audio_sample_rate is None:
             raise DataError(f"{video.name}: no sound of its own to keep; leave --keep-original out")
 
     def _find_gain(self, waveform: Tensor, sample_rate: int) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
     table = GenerationTable(folder, describe)
     table.find_changes(job)    # "" where its files are as they would be now
-    table.record(job)
+    table.record(job, seeds)
 
 `generation.tsv` has a row per file. A later run makes only what is missing or would be different now.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ COLUMNS = (*INPUTS, "settings", "output", "sha256")
 class GenerationTable:
     """The rows of the table in `folder`, by file."""
 
-    def __init__(self, folder: Path, describe: Callable[[Job], list[dict[str, Any]]]) -> None:
+    def __init__(self, folder: Path, describe: Callable[[Job], dict[str, Any]]) -> None:
         """`describe`: what a job's samples are made from, by setting."""
         self.path, self.describe = folder / FILE_NAME, describe
         self.rows: dict[str, dict[str, str]] = {}
@@ -49,22 +49,23 @@ class GenerationTable:
         Raises DataError where a file that would be replaced was edited since.
         """
         changes: dict[str, None] = {}
-        for paths, settings in zip(job.outputs.by_sample, self.describe(job), strict=True):
-            for path in filter(Path.exists, paths):
-                row = self.rows.get(path.name)
-                if row is None:
-                    return None
-                changes |= dict.fromkeys(_differences(_read_cells(row), _read_cells(_write_cells(settings))))
+        settings = _read_cells(_write_cells(self.describe(job)))
+        for path in [path for paths in job.outputs.by_sample for path in paths if path.exists()]:
+            row = self.rows.get(path.name)
+            if row is None:
+                return None
+            changes |= dict.fromkeys(_differences(_read_cells(row), settings))
         if changes or len(job.outputs.existing) < len(job.outputs.paths):
             self._check_unedited(job)
         return ", ".join(changes)
 
-    def record(self, job: Job) -> None:
-        """Write the rows of a job whose files have just been written; rows of files that are gone are dropped."""
-        for paths, settings in zip(job.outputs.by_sample, self.describe(job), strict=True):
+    def record(self, job: Job, seeds: Sequence[int]) -> None:
+        """Write the rows of a job whose samples have just been written; rows of files that are gone are dropped."""
+        settings = self.describe(job)
+        for paths, seed in zip(job.outputs.by_sample, seeds, strict=True):
             for path in paths:
                 digest = {"output": path.name, "sha256": file_digests(path).sha256}
-                self.rows[path.name] = _write_cells(settings) | digest
+                self.rows[path.name] = _write_cells(settings | {"seed": seed}) | digest
         self.rows = {name: row for name, row in self.rows.items() if self.path.with_name(name).exists()}
         buffer = io.StringIO()
         writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
@@ -74,7 +75,7 @@ class GenerationTable:
             temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
     def _check_unedited(self, job: Job) -> None:
-        for path in job.outputs.existing:
+        for path in [path for paths in job.outputs.by_sample for path in paths if path.exists()]:
             if file_digests(path).sha256 != self.rows[path.name]["sha256"]:
                 raise DataError(f"{path} was edited since it was generated; --overwrite replaces it")
 
@@ -89,7 +90,7 @@ def _read_cells(row: Mapping[str, str]) -> dict[str, Any]:
     others: dict[str, Any] = {}
     with suppress(ValueError):  # edited by hand
         others = json.loads(row["settings"])
-    return {name: row[name] for name in INPUTS} | others
+    return {name: row[name] for name in INPUTS if name != "seed"} | others  # that of the first sample is among them
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

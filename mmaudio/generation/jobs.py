@@ -25,6 +25,7 @@ from mmaudio.data.clips import LeftOut
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.generation.generate import ClipRange, GenerationRequest, find_clip_range
+from mmaudio.generation.sample_ranking import RankedTakes, check_rankable, write_takes
 from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
@@ -43,12 +44,14 @@ class OutputFiles:
     """The files that a job writes."""
 
     by_sample: list[list[Path]]
-    """Files of each sample, in the order of the seeds."""
+    """Files of each sample, in the order of the seeds, or of the ranks."""
+    table: Path | None = None
+    """Of all takes with their scores, where they are ranked."""
 
     @property
     def paths(self) -> list[Path]:
         """All files."""
-        return [path for paths in self.by_sample for path in paths]
+        return [path for paths in self.by_sample for path in paths] + ([] if self.table is None else [self.table])
 
     @property
     def existing(self) -> list[Path]:
@@ -104,13 +107,14 @@ def plan_folder(
     output: Path,
     count: int,
     overwrite: bool,
+    metric: str = "",
     find_changes: Callable[[Job], str | None] = lambda job: None,
 ) -> Plan:
     """Plan the jobs of every video in `folder`; `defaults` has the prompt for videos without a caption file.
 
     Videos whose output files all exist are skipped, unless `overwrite`, or `find_changes` (of GenerationTable) says
-    what would be different now. Raises DataError for a missing or empty folder, ConfigError for an output that is a
-    file or the folder itself.
+    what would be different now. With a `metric` the `count` best takes are written. Raises DataError for a missing or
+    empty folder, ConfigError for an output that is a file or the folder itself.
     """
     if is_output_file(output) or output.resolve() == folder.resolve():
         raise ConfigError(f"--output {output}: with --folder it is a folder, and not that of the videos")
@@ -121,7 +125,7 @@ def plan_folder(
     plan = Plan([], num_files=len(videos))
     for video in videos:
         try:
-            job = plan_job(_request_for(video, defaults), output, count, stems[video])
+            job = plan_job(_request_for(video, defaults), output, count, stems[video], metric)
             existing = job.outputs.existing
             changes = None if overwrite or not existing else find_changes(job)
         except DataError as error:
@@ -153,13 +157,15 @@ def find_new_failures(output: Path, left_out: Sequence[LeftOut]) -> list[LeftOut
     return [row for row in left_out if row not in known and Path(row.video).suffix.lower() in VIDEO_SUFFIXES]
 
 
-def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | None = None) -> Job:
+def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | None = None, metric: str = "") -> Job:
     """Plan the job of a request: `count` samples in the folder `output`, or in that file if it has one of SUFFIXES.
 
-    `stem`: of the files' names, by default the video's, or "sound". Raises DataError for an unusable video, ConfigError
-    for an unsuitable output.
+    `stem`: of the files' names, by default the video's, or "sound". With a `metric` the samples are the best takes by
+    it. Raises DataError for an unusable video, ConfigError for an unsuitable output, and as `check_rankable`.
     """
     clip_range = find_clip_range(request)
+    if metric:
+        check_rankable(metric, request, clip_range.seconds)
     video, source = request.video, request.video or request.image
     folder, stem, suffixes = output, stem or (source.stem if source is not None else "sound"), [".flac"]
     if is_output_file(output):
@@ -167,9 +173,10 @@ def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | N
         _check_output_file(output, request)
     elif source is not None:
         suffixes.append(STILL_SUFFIX if video is None else choose_suffix(video, request.video_track))
-    seeds = range(request.seed, request.seed + count)
-    stems = [stem] if count == 1 else [f"{stem}_seed{seed}" for seed in seeds]
-    outputs = OutputFiles([[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems])
+    numbers = range(1, count + 1) if metric else range(request.seed, request.seed + count)
+    stems = [stem] if count == 1 else [f"{stem}_{'best' if metric else 'seed'}{number}" for number in numbers]
+    files = [[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems]
+    outputs = OutputFiles(files, folder / f"{stem}.takes.tsv" if metric else None)
     if video is not None and video.resolve() in {path.resolve() for path in outputs.paths}:
         raise ConfigError(f"{video}: the video itself would be overwritten; choose another --output")
     return Job(request, clip_range, outputs)
@@ -210,10 +217,10 @@ def unique_stems(videos: Sequence[Path]) -> dict[Path, str]:
     return {video: video.stem if counts[video.stem.lower()] == 1 else video.name for video in videos}
 
 
-def describe_samples(job: Job, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each sample of a job is made from: the `settings` of the run and the request, as plain values."""
-    request, samples = job.request, range(len(job.outputs.by_sample))
-    description = {
+def describe_job(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's samples are made from, but for their seeds: the `settings` of the run and the request."""
+    request = job.request
+    return {
         **settings,
         "video": None if request.video is None else request.video.name,
         "image": None if request.image is None else request.image.name,
@@ -227,26 +234,42 @@ def describe_samples(job: Job, settings: Mapping[str, Any]) -> list[dict[str, An
         "mask_away_clip": request.mask_away_clip,
         "video_track": request.video_track,
     }
-    return [description | {"seed": request.seed + index} for index in samples]
 
 
-def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mapping[str, Any]) -> None:
+def write_outputs(
+    job: Job, waveforms: Tensor, sample_rate: int, settings: Mapping[str, Any], ranked: RankedTakes | None = None
+) -> None:
     """Write the waveforms (count, samples) as audio files, and into copies of the video from the request's start on.
 
-    The request and the `settings` are stored in each file's comment tag, as JSON. Raises DataError and MMAudioError as
-    `mux_audio`.
+    Of `ranked` takes the best are written, and the table of all. The request, the `settings` and a take's score are
+    stored in each file's comment tag, as JSON. Raises DataError and MMAudioError as `mux_audio`.
     """
-    request, descriptions = job.request, describe_samples(job, settings)
-    for paths, waveform, description in zip(job.outputs.by_sample, waveforms, descriptions, strict=True):
-        tags = {"comment": json.dumps(description, ensure_ascii=False, sort_keys=True)}
+    request, description = job.request, describe_job(job, settings)
+    for place, (paths, seed) in enumerate(zip(job.outputs.by_sample, sample_seeds(job, ranked), strict=True)):
+        ranking = {} if ranked is None else {"ranking": ranked.describe(place)}
+        tags = {"comment": json.dumps(description | {"seed": seed} | ranking, ensure_ascii=False, sort_keys=True)}
         for path in paths:
-            if path.suffix.lower() in CODECS:
-                write_audio(path, waveform.numpy(), sample_rate, tags)
-                continue
-            if request.image is not None:
-                write_still_video(path, request.image, waveform.numpy(), sample_rate, tags)
-                continue
-            assert request.video is not None
-            silence = torch.zeros(round(request.start * sample_rate))
-            samples = torch.cat([silence, waveform]).numpy()
-            mux_audio(request.video, samples, sample_rate, path, tags, request.streams)
+            _write_audio_or_video(path, request, waveforms[seed - request.seed], sample_rate, tags)
+    if ranked is not None and job.outputs.table is not None:
+        write_takes(job.outputs.table, ranked, request.seed, [paths[0].name for paths in job.outputs.by_sample])
+
+
+def sample_seeds(job: Job, ranked: RankedTakes | None = None) -> list[int]:
+    """The seeds of the samples that are written: those from the request's on, or of the best takes."""
+    count = len(job.outputs.by_sample)
+    indices = range(count) if ranked is None else [take.index for take in ranked.takes[:count]]
+    return [job.request.seed + index for index in indices]
+
+
+def _write_audio_or_video(
+    path: Path, request: GenerationRequest, waveform: Tensor, sample_rate: int, tags: Mapping[str, str]
+) -> None:
+    if path.suffix.lower() in CODECS:
+        write_audio(path, waveform.numpy(), sample_rate, tags)
+    elif request.image is not None:
+        write_still_video(path, request.image, waveform.numpy(), sample_rate, tags)
+    else:
+        assert request.video is not None
+        silence = torch.zeros(round(request.start * sample_rate))
+        samples = torch.cat([silence, waveform]).numpy()
+        mux_audio(request.video, samples, sample_rate, path, tags, request.streams)

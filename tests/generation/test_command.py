@@ -1,6 +1,5 @@
 """`python -m mmaudio.generation`: what it writes, says and refuses, for a video, a folder and a prompt."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from random_model import MODEL, write_noise_video, write_random_weights
-from video_files import write_encoded_video
+from video_files import read_audio, read_comment, write_encoded_video
 
 from mmaudio import cli
 from mmaudio.data.clip_table import read_left_out
 from mmaudio.errors import ConfigError, DataError, MMAudioError
-from mmaudio.generation import __main__ as command
+from mmaudio.generation import job_generator as command
 from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.jobs import plan_folder
@@ -48,21 +47,10 @@ def run_command(base, output, *flags):
     return main([*arguments, *map(str, flags)])
 
 
-def read_audio(path):
-    with av.open(str(path)) as container:
-        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-
-
 def read_duration(path, kind):
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return float(stream.duration * stream.time_base)
-
-
-def read_comment(path):
-    with av.open(str(path)) as container:
-        tags = {key.lower(): value for key, value in container.metadata.items()}  # WebM writes them large
-    return json.loads(tags["comment"])
 
 
 @pytest.mark.slow

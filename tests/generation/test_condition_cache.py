@@ -12,7 +12,7 @@ from mmaudio.commands.__main__ import main as command
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import encoder_identities
 from mmaudio.generation import __main__ as generation
-from mmaudio.generation import condition_cache, conditions
+from mmaudio.generation import condition_cache, conditions, generation_flags, job_generator
 from mmaudio.generation.condition_cache import ConditionCache, default_folder, measure
 from mmaudio.generation.conditions import VisualInput, encode_features
 from mmaudio.generation.generate import GenerationRequest, generate_samples
@@ -46,8 +46,8 @@ def read_samples(path):
 @pytest.mark.slow
 def test_another_prompt_and_seed_decode_and_encode_nothing(base, tmp_path, decoded_windows, monkeypatch):
     loads = []
-    load = generation.load_encoders
-    monkeypatch.setattr(generation, "load_encoders", lambda *a: loads.append(load(*a)) or loads[-1])
+    load = job_generator.load_encoders
+    monkeypatch.setattr(job_generator, "load_encoders", lambda *a: loads.append(load(*a)) or loads[-1])
     video = ["--video", base / "a.mp4", "--conditions", tmp_path / "kept", "--seconds", "1"]
     run_command(base, tmp_path / "first.flac", *video, "--prompt", "rain")
     assert decoded_windows == [0.0]
@@ -153,9 +153,9 @@ def test_finished_parts_belong_to_the_weights_of_the_base(base, tmp_path):
             content = bytearray((weights / "network.safetensors").read_bytes())
             content[-1] ^= 1
             (weights / "network.safetensors").write_bytes(content)
-        args = generation.build_parser().parse_args(
+        args = generation_flags.build_parser().parse_args(
             ["--prompt", "rain", "--seconds", "20", "--output", str(tmp_path / "out"), "--weights", str(weights)]
         )
         (job,) = generation.plan_jobs(args).jobs
-        folders.append(generation.open_store(job, {"model": MODEL}, args).folder)
+        folders.append(job_generator.open_store(job, {"model": MODEL}, args).folder)
     assert folders[0] != folders[1]

@@ -10,7 +10,7 @@ from mmaudio.data.clip_table import read_left_out
 from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.generation_table import GenerationTable
-from mmaudio.generation.jobs import describe_samples, plan_job
+from mmaudio.generation.jobs import describe_job, plan_job
 from mmaudio.media.audio import read_audio
 from mmaudio.metrics.loudness import loudness
 
@@ -71,7 +71,7 @@ def test_a_second_run_makes_what_changed_and_says_so(run, folder, tmp_path):
 
     write_noise_video(folder / "a.mp4", 2, 1.2)
     printed = run("--prompt", "two dogs", "--loudness", "-30")
-    assert printed[:2] == ["made anew, changed: a.mp4: loudness, video_sha256", "made anew, changed: b.mp4: loudness"]
+    assert printed[:2] == ["made anew, changed: a.mp4: loudness, video_file", "made anew, changed: b.mp4: loudness"]
     waveform, rate = read_audio(tmp_path / "out" / "b.mp4")
     assert float(loudness(waveform[None], rate)[0]) == pytest.approx(-30, abs=1)  # of AAC
 
@@ -115,8 +115,8 @@ def test_a_control_character_in_a_prompt_keeps_its_row(tmp_path):
     job = plan_job(GenerationRequest(None, 'a "dog"\tbarks\nloudly, = 1', seed=3), tmp_path, 2)
     for path in job.outputs.paths:
         path.write_bytes(b"audio")
-    GenerationTable(tmp_path, lambda job: describe_samples(job, {"strength": 0.5})).record(job)
-    same = GenerationTable(tmp_path, lambda job: describe_samples(job, {"strength": 0.5}))
+    GenerationTable(tmp_path, lambda job: describe_job(job, {"strength": 0.5})).record(job, [3, 4])
+    same = GenerationTable(tmp_path, lambda job: describe_job(job, {"strength": 0.5}))
     assert same.find_changes(job) == "" and list(same.rows) == ["sound_seed3.flac", "sound_seed4.flac"]
-    other = GenerationTable(tmp_path, lambda job: describe_samples(job, {"strength": 0.7, "loudness": -23}))
+    other = GenerationTable(tmp_path, lambda job: describe_job(job, {"strength": 0.7, "loudness": -23}))
     assert other.find_changes(job) == "strength, loudness"
