@@ -13,6 +13,7 @@ from mmaudio.generation.generation_table import GenerationTable
 from mmaudio.generation.jobs import describe_job, plan_job
 from mmaudio.media.audio import read_audio
 from mmaudio.metrics.loudness import loudness
+from mmaudio.model.spec import model_spec
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,11 @@ def test_a_second_run_makes_what_changed_and_says_so(run, folder, tmp_path):
         "",
     )
     settings = json.loads(row["settings"])
-    assert settings["model"] == MODEL and settings["steps"] == 1 and settings["guidance"] == 4.5
+    assert (
+        settings["model"] == MODEL
+        and settings["steps"] == 1
+        and settings["guidance"] == model_spec(MODEL).guidance_scale
+    )
     assert run("--prompt", "a dog") == ["found 2 files = 0 made + 2 already there + 0 left out"]
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("b.*")}
 
