@@ -25,11 +25,12 @@ import numpy.typing as npt
 from mmaudio import cli
 from mmaudio.data.captions import find_caption
 from mmaudio.data.clip_table import read_clips
+from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.features.encoders import CONDITION_ENCODERS, Encoders, load_encoders
 from mmaudio.features.mel import build_mel
 from mmaudio.generation.generate import GenerationRequest, generate_samples
-from mmaudio.generation.sample_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.take_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import read_stack
 from mmaudio.lora.strength import AS_TRAINED
@@ -83,6 +84,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--model", default="tiny_16k", help="the base model")
     parser.add_argument("--clips", type=Path, help="the table of clips, whose test clips are taken")
     parser.add_argument("--videos", type=Path, help="the folder of the table's videos")
+    parser.add_argument("--per_video", type=int, help="at most so many of the table's clips, evenly over its videos")
     parser.add_argument("--draw", type=int, default=0, help="further videos to draw, one clip each")
     parser.add_argument("--output", type=Path, default=Path("best_of_samples"), help="where drawn videos are written")
     parser.add_argument("--samples", type=int, default=8, help="takes per clip")
@@ -94,9 +96,11 @@ def build_parser() -> cli.Parser:
 def held_out_clips(args: argparse.Namespace) -> Iterator[HeldOutClip]:
     """The test clips of the table, then the drawn videos."""
     if args.clips is not None:
-        for clip in read_clips(args.clips):
-            if clip.split == "test":
-                yield HeldOutClip(args.videos / clip.video, clip.start, clip.seconds, clip.caption)
+        test = [clip for clip in read_clips(args.clips) if clip.split == "test"]
+        videos = [clip.video for clip in test]
+        num_clips = None if args.per_video is None else args.per_video * len(set(videos))
+        for clip in [test[row] for row in spread_over_videos(videos, num_clips)]:
+            yield HeldOutClip(args.videos / clip.video, clip.start, clip.seconds, clip.caption)
     planned = plan_demo_videos(args.output, args.draw, CLIP_SECONDS + 0.2, DRAW_SEED)
     missing = [video for video in planned if not video.path.is_file()]
     for _ in write_demo_videos(missing, os.cpu_count() or 1):
@@ -159,15 +163,16 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Measure and print."""
     args = build_parser().parse_args(arguments)
-    cli.check_at_least(args, samples=2, draw=0, steps=1)
+    cli.check_at_least(args, samples=2, draw=0, steps=1, per_video=1)
     sampler = load_adapted(args)
     encoders = load_encoders(args.model, args.weights, "cpu", CONDITION_ENCODERS)
     clips = list(held_out_clips(args))
     measured = progress(clips, len(clips), "clips")
-    outcomes = [measure_clip(sampler, encoders, clip, args.samples, args.steps) for clip in measured]
-    for outcome in outcomes:
-        scores = " ".join(f"{m:.2f}/{f:.2f}" for m, f in zip(outcome.motion, outcome.onset_f1, strict=True))
-        print(f"{outcome.video}: motion/onset F1 {scores}")
+    outcomes = []
+    for clip in measured:
+        outcomes.append(measure_clip(sampler, encoders, clip, args.samples, args.steps))
+        pairs = zip(outcomes[-1].motion, outcomes[-1].onset_f1, strict=True)
+        print(f"{clip.video.name}: motion/onset F1", *(f"{m:.4f}/{f:.4f}" for m, f in pairs), flush=True)
     print("", *summary_lines(outcomes), sep="\n")
     return 0
 

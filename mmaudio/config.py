@@ -97,12 +97,6 @@ class LoggingConfig:
     """videos to hear from their beginning; without sample_prompts by the text beside each"""
 
     def __post_init__(self) -> None:
-        if (self.sample_prompts or self.sample_videos) and not self.sample_every:
-            raise ConfigError(
-                "logging.sample_every=0: there are no samples, and sample_prompts or _videos ask for some"
-            )
-        if not self.sample_videos and not all(prompt.strip() for prompt in self.sample_prompts):
-            raise ConfigError("logging.sample_prompts: an empty text without sample_videos; there is nothing to hear")
         check_at_least("logging.log_every", self.log_every, 1)
         check_at_least("logging.sample_every", self.sample_every, 0)
         check_at_least("logging.sample_clips", self.sample_clips, 1)
@@ -140,6 +134,10 @@ class TrainConfig:
     """auto: a GPU if there is one; cpu; cuda; cuda:1: one of several GPUs"""
     resume: bool = True
     """false: start over in a new folder"""
+    init_from: str | None = None
+    """an adapter of the same base to train on from; null: a new one
+
+    Its rank may grow, and does not shrink. Where a run continues, this is the adapter that it began with."""
     seed: int = 42
     """another one shows how much of a difference is chance"""
 

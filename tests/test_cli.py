@@ -78,6 +78,17 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
 
 
+def test_a_traceback_shows_control_characters_escaped_and_the_causes():
+    body = r"raise errors.DataError('n\nerror: all is lost \x1b[2J') from ValueError('a\u202eb')"
+    lines = run(body, "--debug").stderr.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "Traceback (most recent call last):",
+        r"ValueError: a\u202eb",
+        "which led to:",
+        r"DataError: n\nerror: all is lost \x1b[2J",
+    ]
+
+
 def test_out_of_memory_is_one_line():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1")
     words = r"^out of memory \(2\.00 GiB more were requested\); take fewer clips$"

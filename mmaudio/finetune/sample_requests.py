@@ -16,7 +16,7 @@ from mmaudio.config import TrainConfig
 from mmaudio.data.captions import find_caption
 from mmaudio.data.clips import Clip
 from mmaudio.data.feature_set import Features, build_feature_set
-from mmaudio.errors import DataError
+from mmaudio.errors import ConfigError, DataError
 from mmaudio.features.encoders import ENCODER_COMPONENTS, encode_video, load_encoders
 from mmaudio.finetune.samples import SampleGenerator
 from mmaudio.generation.sampler import Sampler
@@ -29,8 +29,15 @@ MAX_NAME = 40
 
 
 def plan_sample_requests(config: TrainConfig, seconds: float) -> list[Clip]:
-    """The samples as clips of `seconds`, with absolute paths; DataError for a video that is missing or too short."""
+    """The samples as clips of `seconds`, with absolute paths.
+
+    Raises DataError for a video that is missing or too short, ConfigError where there is nothing to hear.
+    """
     logging = config.logging
+    if (logging.sample_prompts or logging.sample_videos) and not logging.sample_every:
+        raise ConfigError("logging.sample_every=0: no samples, and sample_prompts or sample_videos ask for some")
+    if not logging.sample_videos and not all(prompt.strip() for prompt in logging.sample_prompts):
+        raise ConfigError("logging.sample_prompts: an empty text without sample_videos; there is nothing to hear")
     videos = [Path(video).expanduser().absolute() for video in logging.sample_videos]
     for video in videos:
         check_sample_video(video, seconds)

@@ -19,6 +19,7 @@ from mmaudio.config import TrainConfig, flatten
 from mmaudio.errors import DataError, MMAudioError
 from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, peak_memory_gb
 from mmaudio.finetune.early_stopping import ValidationHistory
+from mmaudio.finetune.initial_adapter import start_name
 from mmaudio.finetune.metrics_log import MetricsLog
 from mmaudio.finetune.samples import SampleClip, SampleGenerator
 from mmaudio.finetune.state import TrainState
@@ -157,7 +158,9 @@ class Tracker:
         best = f"best {history.best_loss:.3f} at {history.best_step}"
         self._validation_text = f", validation {evaluation.loss:.3f}, {best}"
         if self._progress_bar is None:
-            self.print_line(f"step {state.step}/{self.config.total_steps}: {describe_evaluation(history)}")
+            self.print_line(
+                f"step {state.step}/{self.config.total_steps}: {describe_evaluation(history, start_name(self.config))}"
+            )
 
     def log_samples(self, state: TrainState) -> None:
         """Generate samples of the fixed clips and of the user's own, for TensorBoard and as files under `samples`."""
@@ -206,11 +209,11 @@ def round_losses(ids: list[str], losses: list[float]) -> dict[str, float]:
     return {clip_id: round(loss, 6) for clip_id, loss in zip(ids, losses, strict=True)}
 
 
-def describe_evaluation(history: ValidationHistory) -> str:
-    """The last evaluation in words: the loss, its change from the base model's, whether it is the best."""
+def describe_evaluation(history: ValidationHistory, start: str = "base model") -> str:
+    """The last evaluation in words: the loss, its change from that of the `start`, whether it is the best."""
     last = history.evaluations[-1]
     if len(history.evaluations) == 1:
-        return f"validation loss {last.loss:.4f} (the base model)"
+        return f"validation loss {last.loss:.4f} (the {start})"
     ema = "" if last.ema_losses is None else f"; EMA {last.ema_loss:.4f}"
     best = f"best {history.best_loss:.4f} at step {history.best_step}"
     mark = "the best so far" if history.best_step == last.step else best

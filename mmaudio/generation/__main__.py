@@ -32,7 +32,7 @@ from mmaudio.generation.job_generator import find_ranking, load_generator, print
 from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job
 from mmaudio.generation.prompt_table import read_prompts
 from mmaudio.generation.run_settings import open_table
-from mmaudio.generation.sample_ranking import Ranking
+from mmaudio.generation.take_ranking import Ranking
 from mmaudio.utils.progress import progress
 from mmaudio.utils.terminal import print_lines
 

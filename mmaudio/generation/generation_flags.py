@@ -9,8 +9,8 @@ from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.generation.audio_mix import AudioMix
 from mmaudio.generation.generate import MAX_ONE_PASS_SECONDS, MAX_SECONDS, MIN_SECONDS
-from mmaudio.generation.sample_ranking import RANKINGS
 from mmaudio.generation.solver import ADAPTIVE, METHODS
+from mmaudio.generation.take_ranking import RANKINGS
 from mmaudio.lora.stack import pair_strengths
 from mmaudio.model.spec import CLIP_SECONDS
 

@@ -21,9 +21,9 @@ from mmaudio.generation.generation_table import GenerationTable
 from mmaudio.generation.jobs import Job, sample_seeds, write_outputs
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.run_settings import choose_base, describe_settings, has_effect, open_table
-from mmaudio.generation.sample_ranking import RankedTakes, Ranking, TakeScorer, plan_ranking, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.generation.solver import ADAPTIVE
+from mmaudio.generation.take_ranking import RankedTakes, Ranking, TakeScorer, plan_ranking, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import AdapterStack
 from mmaudio.metrics.pretrained_metrics import ModelSearch

@@ -25,7 +25,7 @@ from mmaudio.data.clips import LeftOut
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.generation.generate import ClipRange, GenerationRequest, find_clip_range
-from mmaudio.generation.sample_ranking import RankedTakes, check_rankable, write_takes
+from mmaudio.generation.take_ranking import RankedTakes, check_rankable, write_takes
 from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio

@@ -43,6 +43,8 @@ class Job:
     """Hydra overrides for training."""
     split_arguments: tuple[str, ...] = ()
     """Flags and settings for splitting."""
+    init_from: Path | None = None
+    """The adapter that training starts from; None: a new one."""
     preset: str | None = None
     """Preset of training for the number of videos; None: the defaults, or `quick` without a GPU."""
     debug: bool = field(default=False, compare=False)
@@ -154,6 +156,7 @@ def training_overrides(job: Job) -> list[str]:
         "video_root": job.videos,
         **({} if job.weights is None else {"weights": job.weights}),
         **({"offline": True} if job.offline else {}),
+        **({} if job.init_from is None else {"init_from": job.init_from}),
     }
     user_overrides = [text for text in job.overrides if not _sets_exp_id(text)]
     if preset := job.preset or (None if has_gpu() else "quick"):

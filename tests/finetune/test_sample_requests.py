@@ -98,4 +98,4 @@ def test_a_video_that_is_missing_or_short_is_an_error_before_training(weights, t
 )
 def test_senseless_settings_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
-        LoggingConfig(**settings)
+        plan(**settings)

@@ -16,7 +16,7 @@ from mmaudio.features.encoders import load_encoders
 from mmaudio.generation import __main__ as command
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.prompt_table import TimedPrompt
-from mmaudio.generation.sample_ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, prompt_at, rank_takes
+from mmaudio.generation.take_ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, prompt_at, rank_takes
 from mmaudio.media.audio_windows import read_audio_windows
 from mmaudio.media.video import probe
 from mmaudio.metrics.pretrained_metrics import ModelSearch
