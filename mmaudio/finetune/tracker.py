@@ -42,6 +42,7 @@ class Tracker:
         self, folder: Path | None, config: TrainConfig, step: int | None, samples: SampleGenerator | None = None
     ) -> None:
         self.folder, self.config, self.samples, self.start_step = folder, config, samples, step or 0
+        self.requested_samples: SampleGenerator | None = None
         self._last_logged_step = -1 if step is None else step
         self.meter: UtilizationMeter | None = None
         """Converts speed to utilisation, on GPUs."""
@@ -162,19 +163,21 @@ class Tracker:
             )
 
     def log_samples(self, state: TrainState) -> None:
-        """Generate samples of the fixed clips, for TensorBoard and as files under `samples`."""
-        if self.samples is None or self._log is None:
+        """Generate samples of the fixed clips and of the user's own, for TensorBoard and as files under `samples`."""
+        generators = [generator for generator in (self.samples, self.requested_samples) if generator is not None]
+        if not generators or self._log is None:
             return
-        total = self.samples.num_solver_steps + 2 * len(self.samples.clips)
+        total = sum(generator.num_solver_steps + 2 * len(generator.clips) for generator in generators)
         with Progress(total, "samples: solver steps and clips", inner=True) as counter:
-            with eager_mode(self.config):
-                samples = list(counter.count(self.samples.generate(state, counter.count)))
-            for sample in counter.count(samples):
-                self._write_sample(self.samples, self._log, sample, state.step)
+            for generator in generators:
+                with eager_mode(self.config):
+                    samples = list(counter.count(generator.generate(state, counter.count)))
+                for sample in counter.count(samples):
+                    self._write_sample(generator, self._log, sample, state.step)
 
     def _write_sample(self, generator: SampleGenerator, log: MetricsLog, sample: SampleClip, step: int) -> None:
         """Write one sample to TensorBoard and as files."""
-        tag = f"{sample.name}/truth, base, adapted"
+        tag = f"{sample.name}/{', '.join(sample.waveforms)}"
         log.writer.add_image(tag, sample.spectrograms, step, dataformats="HWC")
         for kind, waveform in sample.waveforms.items():
             log.writer.add_audio(f"{sample.name}/{kind}", waveform[None], step, generator.sample_rate)

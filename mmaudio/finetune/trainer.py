@@ -28,6 +28,7 @@ from mmaudio.finetune.loop import TrainingResult, TrainingRun, fit, is_finished
 from mmaudio.finetune.precision import cast_frozen_weights, compute_dtype
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.run_summary import format_result_lines, format_start_lines
+from mmaudio.finetune.sample_requests import build_requested_samples, plan_sample_requests
 from mmaudio.finetune.samples import build_sample_generator
 from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
@@ -49,6 +50,7 @@ def train(config: TrainConfig, device: torch.device, distributed: Distributed | 
     """Train, or continue, the experiment that `config` names. Raises the errors of what it loads and TrainingError."""
     initial = load_initial_adapter(config)
     train_set, held_out = load_clip_sets(config)
+    plan_sample_requests(config, train_set.seconds)  # a video that is missing is an error before any work
     if initial is not None:
         check_held_out(initial, config, [] if held_out is None else held_out.clips)
     weights.fetch_files(config.model, ("network",), config.weights_folder, config.offline)
@@ -168,6 +170,9 @@ def start(run: TrainingRun, resumed: bool, memory: FeatureMemory) -> None:
         tracker.print_line(line)
     shown_clips = run.inputs.held_out or run.inputs.train
     tracker.samples = build_sample_generator(config, shown_clips, state.network, device, tracker.print_line)
+    if tracker.samples is not None:
+        seconds = run.inputs.train.seconds
+        tracker.requested_samples = build_requested_samples(config, tracker.samples.sampler, seconds)
     if device.type == "cuda":
         tracker.meter = build_utilization_meter(state, run.dataset, config)
     if resumed:

@@ -26,6 +26,8 @@ from mmaudio.utils.files import atomic_write, read_text, table_columns, table_ro
 FILE_NAME = "generation.tsv"
 INPUTS = ("video", "prompt", "seed", "adapter", "strength")
 """Columns of what a user chooses most often; the other settings are in one column, as JSON."""
+LABELS = {"first_seed": "seed", "video_file": "video", "adapter_files": "adapter", "base": "base model"}
+"""Names of settings in messages, where they differ."""
 COLUMNS = (*INPUTS, "settings", "output", "sha256")
 
 
@@ -94,5 +96,5 @@ def _read_cells(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed, as `prompt`, or `video_sha256`: names of settings."""
-    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    """What changed, as `prompt` or `steps`."""
+    return [LABELS.get(name, name) for name in {**old, **new} if old.get(name) != new.get(name)]

@@ -234,7 +234,8 @@ def test_a_video_that_was_named_before_is_no_new_failure(base, tmp_path, capsys,
     assert run_command(*arguments) == 0
     (folder / "new_broken.mp4").write_bytes(b"no video either")
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
-    (out / "b.flac").unlink()
+    for name in ("b.flac", "generation.tsv"):
+        (out / name).unlink()
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
     for name in ("broken.mp4", "new_broken.mp4", "short.mp4", "notes.pdf"):
         (folder / name).unlink()
