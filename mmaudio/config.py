@@ -169,9 +169,12 @@ class TrainConfig:
 
     Standard deviation of noise added to the normalised latents."""
     preserve_base: float = 0.0
-    """0.1 to 1 against forgetting the base model; a second pass per step
+    """1 to 4 against forgetting the base model
 
-    Weight of a loss that keeps the unconditional velocity near the base model's."""
+    Weight of a loss that keeps the adapted velocity near the base's, on audio that the base makes of generic captions:
+    the mean squared distance of the two."""
+    preserve_share: float = 0.25
+    """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99
     """EMA of the adapter, evaluated and saved beside it; 0: none; 0.999: from 5000 steps on"""
     amp: bool = True
@@ -187,8 +190,8 @@ class TrainConfig:
     cuda_graph: bool = False
     """true, on a GPU: record a batch once, replay it at every step
 
-    For small networks, whose kernels take longer to launch than to run. Not with gradient_checkpointing, preserve_base,
-    lora.enabled=false or features that do not fit on the GPU."""
+    For small networks, whose kernels take longer to launch than to run. Not with gradient_checkpointing,
+    lora.enabled=false or features that do not fit on the GPU; the samples of preserve_base are not recorded."""
     features_in_memory: bool | None = None
     """null: on the device where they fit, else read for every batch; true; false
 
@@ -239,6 +242,7 @@ class TrainConfig:
         _check_between("drop_captions", self.caption_dropout_prob, 0.0, 1.0)
         _check_between("latent_noise", self.latent_noise, 0.0, 1.0)
         _check_between("preserve_base", self.preserve_base, 0.0, 100.0)
+        _check_between("preserve_share", self.preserve_share, 0.0, 4.0, low_open=True)
         _check_between("ema_decay", self.ema_decay, 0.0, 0.99999)
 
     def _check_combinations(self) -> None:
@@ -270,6 +274,11 @@ class TrainConfig:
     def effective_batch_size(self) -> int:
         """Clips of one optimizer step, over all devices."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def base_samples_per_step(self) -> int:
+        """Samples of the base in one optimizer step, over all devices; 0 where the base is not preserved."""
+        return max(1, round(self.preserve_share * self.effective_batch_size)) if self.preserve_base else 0
 
     @property
     def total_steps(self) -> int:

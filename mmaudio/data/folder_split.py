@@ -131,8 +131,8 @@ def split_folder(
     divided, notes = _split_usable(usable, settings.ratios, split_store)
     left_out += _windows_in_gaps(usable, divided)
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
-    gains_db = {scan.video: NORMALIZATIONS[settings.normalize](scan) for scan in scans}
-    clips = build_clips(divided, captions, settings.rules, settings.scan.track, gains_db)
+    by_video = {scan.video: scan for scan in scans}
+    clips = build_clips(divided, captions, settings.rules, by_video, NORMALIZATIONS[settings.normalize])
     captions.check_used(videos if clips else [])
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
     with working("looking for equal videos"):

@@ -19,10 +19,10 @@ from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.evaluation.inference import sample_latents, velocity_losses
 from mmaudio.evaluation.inputs import EvaluationInputs
-from mmaudio.evaluation.strength_sweep import AS_TRAINED, MAX_CLIPS
+from mmaudio.evaluation.strength_sweep import MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
 from mmaudio.lora.adapter import merge, set_strength
-from mmaudio.lora.checkpoint import attach_adapter
+from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.metrics.metric_inputs import ADAPTED
 from mmaudio.metrics.registry import select_metrics
 from mmaudio.utils.files import atomic_write
@@ -35,7 +35,7 @@ def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[st
     """
     for model in MODELS:
         if model == ADAPTED:
-            adapted = attach_adapter(sampler.network, inputs.adapter, sampler.spec.name, inputs.base_sha256)
+            adapted = inputs.stack.attach(sampler.network, sampler.spec.name, inputs.base_sha256)
             run_strengths(sampler, adapted, clip_sets, inputs.config, folder)
             sampler.network = merge(adapted).eval().requires_grad_(False)
         for name, clips in clip_sets.items():

@@ -29,7 +29,7 @@ def write_results(evaluation: Evaluation) -> None:
     config = evaluation.inputs.config
     write_tsv(config.output_dir / "metrics.tsv", evaluation.results)
     shutil.rmtree(config.intermediate_dir)
-    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.adapter.step)
+    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.stack.adapters[0].file.step)
     write_json(config.metrics_path, metrics_json(evaluation))
 
 
@@ -53,6 +53,7 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "inputs": evaluation.inputs.key,
         "model": evaluation.inputs.spec.name,
         "adapter": str(config.checkpoint),
+        "adapters": [{"adapter": str(path), "strength": strength.plain()} for path, strength in config.adapters],
         "draws": config.sampling.to_json(),
         "data_check": None if sync_report is None else sync_report.to_json(),
     }

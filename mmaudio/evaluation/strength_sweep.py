@@ -17,8 +17,8 @@ from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 from mmaudio.metrics.statistics import BETTER, WORSE, Comparison, compare, video_means
 
-AS_TRAINED = 1.0
-"""The adapter as trained."""
+FULL = 1.0
+"""The strength as trained."""
 DEFAULT_STRENGTHS = (0.5, 0.75, 1.25)
 """Strengths that are tried by default, besides 0 and 1."""
 MAX_CLIPS = 8
@@ -32,7 +32,7 @@ def strengths_to_try(values: Sequence[float]) -> tuple[float, ...]:
     for value in values:
         if not 0 <= value <= MAX_STRENGTH:
             raise ConfigError(f"strength {value:g}: from 0 (the base) over 1 (as trained) to {MAX_STRENGTH:g}")
-    return tuple(sorted(set(values) - {0.0, AS_TRAINED}))
+    return tuple(sorted(set(values) - {0.0, FULL}))
 
 
 def compare_strengths(results: Results, general: Results | None = None) -> None:
@@ -87,7 +87,7 @@ def recommend(
 
 def describe_forgetting(strengths: Mapping[float, Mapping[str, Comparison]], recommended: float | None) -> str:
     """How far audio of the base's own domain moves from its originals, in a sentence; empty without a value."""
-    shown = [AS_TRAINED] if recommended in (None, AS_TRAINED) else [recommended, AS_TRAINED]
+    shown = [FULL] if recommended in (None, FULL) else [recommended, FULL]
     changes = []
     for strength in shown:
         comparison = strengths.get(strength, {}).get(PRIMARY)
@@ -108,7 +108,7 @@ def _find_clear_losses(clips: Sequence[ClipResult], strength: float) -> list[str
     """The metrics of STRENGTH_METRICS in which a strength is clearly worse than the adapter as trained."""
     videos, names = [clip.clip.video for clip in clips], []
     for name in STRENGTH_METRICS:
-        as_trained, values = _values(clips, AS_TRAINED, name), _values(clips, strength, name)
+        as_trained, values = _values(clips, FULL, name), _values(clips, strength, name)
         comparison = compare(as_trained, values, videos, METRICS[name].better)
         if comparison is not None and comparison.verdict == WORSE:
             names.append(name)
@@ -118,7 +118,7 @@ def _find_clear_losses(clips: Sequence[ClipResult], strength: float) -> list[str
 def _compare_by_strength(clips: Sequence[ClipResult]) -> dict[float, dict[str, Comparison]]:
     """The base against each strength that was tried on the clips, by metric."""
     videos = [clip.clip.video for clip in clips]
-    strengths = {0.0, AS_TRAINED} | {strength for clip in clips for strength in clip.strengths}
+    strengths = {0.0, FULL} | {strength for clip in clips for strength in clip.strengths}
     comparisons: dict[float, dict[str, Comparison]] = {}
     for strength in sorted(strengths):
         by_metric = {
@@ -136,7 +136,7 @@ def _values(clips: Sequence[ClipResult], strength: float, name: str) -> list[flo
 
 def _at_strengths(clip: ClipResult) -> dict[float, ClipMeasurement]:
     """All measurements of a model's sound of a clip by strength."""
-    return {0.0: clip.measurements[BASE], **clip.strengths, AS_TRAINED: clip.measurements[ADAPTED]}
+    return {0.0: clip.measurements[BASE], **clip.strengths, FULL: clip.measurements[ADAPTED]}
 
 
 def _primary_video_means(clips: Sequence[ClipResult]) -> dict[float, list[float]]:

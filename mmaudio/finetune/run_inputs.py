@@ -10,6 +10,7 @@ import torch
 
 from mmaudio.config import TrainConfig, flatten
 from mmaudio.data.feature_set import AnyFeatureSet
+from mmaudio.finetune.base_samples import hash_samples
 from mmaudio.finetune.initial_adapter import InitialAdapter
 
 LOCATION_KEYS = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
@@ -53,10 +54,17 @@ class RunInputs:
         return {name: value for name, value in settings.items() if not name.startswith(CHANGEABLE_KEYS)} | {
             "clips per step": self.config.effective_batch_size,
             "base weights": self.base_sha256,
+            **self._base_samples(),
             "training clips": hash_clips(self.train),
             "validation clips": "none" if self.held_out is None else hash_clips(self.held_out),
             **({} if self.initial is None else {"initial adapter": self.initial.sha256[:12]}),
         }
+
+    def _base_samples(self) -> dict[str, str]:
+        config = self.config
+        return (
+            {"base samples": hash_samples(config, self.base_sha256, self.train.seconds)} if config.preserve_base else {}
+        )
 
     def data_summary(self) -> dict[str, Any]:
         """The `data` entry of an adapter file: clip length, ids and source videos, lineage."""

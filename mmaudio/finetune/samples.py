@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
+from mmaudio.data.clip_table import videos_outside
 from mmaudio.data.clips import Clip
 from mmaudio.data.empty_captions import fill_empty_captions
 from mmaudio.data.feature_set import AnyFeatureSet, FeatureSet
@@ -155,10 +156,13 @@ def build_sample_generator(
 
 
 def find_video_folder(config: TrainConfig, clips: FeatureSet, print_line: Callable[[str], None]) -> Path | None:
-    """The folder of source videos where it holds those of all `clips`."""
+    """The folder of source videos where it holds those of all `clips`; no video outside of it is opened."""
     if config.video_root is None:
         return None
     root = Path(config.video_root)
+    if outside := videos_outside(clips.clips):
+        print_line(f"videos:     none, {outside[0]} is outside of {root} (video_root)")
+        return None
     missing = [name for name in clips.videos if not (root / name).is_file()]
     if missing:
         print_line(f"videos:     none, {root / missing[0]} is not there (video_root)")
@@ -168,7 +172,7 @@ def find_video_folder(config: TrainConfig, clips: FeatureSet, print_line: Callab
 def write_sample_video(videos: Path, clip: Clip, waveform: Tensor, sample_rate: int, path: Path) -> None:
     """Write the clip's frames, small, with a waveform (samples,); DataError where they cannot be read."""
     grid = FrameGrid(FPS, round((clip.end - clip.start) * FPS), _shrink)
-    window = next(read_frame_windows(probe(videos / clip.video), [clip.start], [grid]))
+    window = next(read_frame_windows(probe(videos / clip.video, clip.streams), [clip.start], [grid]))
     frames = (frame.permute(1, 2, 0).contiguous().numpy() for frame in window.frames[0])
     write_video(path, frames, FPS, waveform.numpy(), sample_rate)
 

@@ -13,7 +13,9 @@ import torch
 
 from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
+from mmaudio.data.feature_set import FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
+from mmaudio.finetune.base_samples import make_base_samples, read_base_samples
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
 from mmaudio.finetune.clip_sets import load_clip_sets
 from mmaudio.finetune.cuda_graph import build_accumulator
@@ -80,7 +82,8 @@ def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, st
 
 def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> TrainingResult:
     """Train an adapter for a loaded network, which is adapted in place."""
-    distributed.shard(inputs.config.effective_batch_size)  # refuses what does not divide, before any work
+    for count in (inputs.config.effective_batch_size, inputs.config.base_samples_per_step):
+        distributed.shard(count)  # refuses what does not divide, before any work
     with working("preparing the training") if distributed.is_main else nullcontext():
         run = prepare_run(network, inputs, distributed)
     with explain_compile_errors(distributed.device), explain_out_of_memory(SMALLER_BATCH):
@@ -94,7 +97,10 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
     """The adapter's state, new or continued, and the data in memory; prints the plan."""
     config, is_main = inputs.config, distributed.is_main
     checkpoints = Checkpoints(experiment_folder(config))
-    state = new_state(network, config, len(inputs.train), None if inputs.initial is None else inputs.initial.adapter)
+    base_samples = load_base_samples(network, inputs, distributed) if config.preserve_base else None
+    initial = None if inputs.initial is None else inputs.initial.adapter
+    num_base_samples = 0 if base_samples is None else len(base_samples)
+    state = new_state(network, config, len(inputs.train), num_base_samples, initial)
     state.history.videos = [] if inputs.held_out is None else inputs.held_out.videos
     resumed = checkpoints.load(state, inputs)
     distributed.barrier()
@@ -104,10 +110,21 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
     tracker = Tracker(checkpoints.root if is_main else None, config, state.step if resumed else None)
     accumulate = build_accumulator(dataset, config)
     run = TrainingRun(state, dataset, validation_set, inputs, checkpoints, tracker, distributed, accumulate)
+    if base_samples is not None:
+        run.base_samples = build_dataset(network, base_samples, distributed.device)
     if is_main:
         with explain_compile_errors(distributed.device), eager_mode(config):  # compiling for these would be in vain
             start(run, resumed, memory)
     return run
+
+
+def load_base_samples(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> FeatureSet:
+    """The base's own samples of generic captions, which the main process makes where they do not exist yet."""
+    arguments = (network, inputs.config, inputs.base_sha256, inputs.train.seconds)
+    if distributed.is_main:
+        make_base_samples(*arguments)
+    distributed.barrier()
+    return read_base_samples(*arguments)
 
 
 def prepare_network(state: TrainState, config: TrainConfig, device: torch.device) -> None:

@@ -47,8 +47,8 @@ from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, p
 from mmaudio.generation.part_store import PartStore, hash_settings
 from mmaudio.generation.prompt_table import read_prompts
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
-from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
+from mmaudio.lora.adapter import merge
+from mmaudio.lora.stack import pair_strengths, read_stack
 from mmaudio.model.flow_matching import SOLVERS
 from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.model.weight_dtype import cast_weights
@@ -63,7 +63,7 @@ def build_parser() -> cli.Parser:
     """Build the command line."""
     parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
     parser.prog = "python -m mmaudio.generation"
-    parser.single_flags = ("--video", "--folder", "--adapter")
+    parser.single_flags = ("--video", "--folder")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
     source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")
@@ -77,9 +77,12 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
     parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
-    parser.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
+    parser.add_adapter_flags()
     parser.add_argument(
-        "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
+        "--video-track",
+        "--video_track",
+        type=int,
+        help="which picture of a file with several, counted from 0; the default one, else the longest that moves",
     )
     _add_sampling_flags(parser)
     parser.add_argument(
@@ -156,10 +159,9 @@ def check_flags(args: argparse.Namespace) -> None:
     cli.check_at_least(args, samples=1)
     if args.prompts is not None and (args.folder is not None or args.prompt is not None):
         raise ConfigError("--prompts is for one video or text, in place of --prompt")
-    if args.strength is not None and args.adapter is None:
-        raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
-    if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
-        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {MAX_STRENGTH}; 1 is as trained")
+    if args.video_track is not None and args.video is None and args.folder is None:
+        raise ConfigError(f"--video-track {args.video_track}: there is no --video or --folder to take a picture of")
+    pair_strengths(args.adapter, args.strength)
 
 
 def plan_jobs(args: argparse.Namespace) -> Plan:
@@ -181,6 +183,7 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.method,
         () if args.prompts is None else read_prompts(args.prompts),
         args.one_pass,
+        args.video_track,
     )
     if args.folder is not None:
         return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
@@ -230,7 +233,7 @@ def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) 
     if args.one_pass or job.clip_range.seconds <= CLIP_SECONDS:
         return PartStore()
     first = job.outputs.paths[0]
-    paths = [path for path in (job.request.video, args.adapter) if path is not None]
+    paths = [path for path in (job.request.video, *args.adapter) if path is not None]
     key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples}, paths)
     return PartStore(first.with_name(f".{first.stem}.generation"), key)
 
@@ -244,15 +247,16 @@ def print_line(line: str) -> None:
 def load_adapted_sampler(
     args: argparse.Namespace, device: torch.device, encoder_components: Sequence[str] = ()
 ) -> tuple[Sampler, dict[str, Any]]:
-    """Load the model's sampler with the adapter merged in, and the settings that are stored in the audio files.
+    """Load the model's sampler with the adapters merged in, and the settings that are stored in the audio files.
 
-    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or the
+    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or an
     adapter was trained on another model.
     """
-    adapter_file = None if args.adapter is None else read_adapter(args.adapter)
-    model = args.model or (adapter_file.base_model if adapter_file is not None else "") or DEFAULT_MODEL
-    if adapter_file is not None:
-        check_base(adapter_file, model)
+    pairs = pair_strengths(args.adapter, args.strength)
+    stack = read_stack(pairs) if pairs else None
+    model = args.model or (stack.base_model if stack is not None else "") or DEFAULT_MODEL
+    if stack is not None:
+        stack.check(model)
     components = ("network", "vae", "vocoder", *encoder_components)
     fetch_files(model, components, args.weights, cli.is_offline(args.offline))
     sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
@@ -261,13 +265,11 @@ def load_adapted_sampler(
         "steps": sampler.spec.num_steps if args.steps is None else args.steps,
         "guidance": sampler.spec.guidance_scale if args.guidance is None else args.guidance,
     }
-    strength = 1.0 if args.strength is None else args.strength
-    if adapter_file is not None and strength > 0:
-        base_sha256 = component_sha256(model, "network", args.weights)
-        adapted = attach_adapter(sampler.network, adapter_file, model, base_sha256)
-        set_strength(adapted, strength)
+    if stack is not None and not all(adapter.strength.is_zero for adapter in stack.adapters):
+        adapted = stack.attach(sampler.network, model, component_sha256(model, "network", args.weights))
         sampler.network = merge(adapted).eval().requires_grad_(False)
-        settings |= {"adapter": args.adapter.name, "strength": strength}
+        adapters = stack.to_json()
+        settings |= adapters[0] if len(adapters) == 1 else {"adapters": adapters}
     cast_weights(sampler.network, sampler.dtype)
     return sampler, settings
 

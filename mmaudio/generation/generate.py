@@ -27,6 +27,7 @@ from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.prompt_table import TimedPrompt, check_prompts_end
 from mmaudio.generation.sampler import Sampler
 from mmaudio.generation.windows import WindowGrid, plan_rows, plan_windows
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import check_not_truncated, find_video_end, probe
 from mmaudio.model.flow_matching import check_solver
 from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS
@@ -62,6 +63,13 @@ class GenerationRequest:
     """Prompts that change over time, in place of `prompt`; they follow one another without a gap."""
     one_pass: bool = False
     """Generate more than 8 s in one pass of the network, which it was not trained for: 30 at most, 8 by default."""
+    video_track: int | None = None
+    """Number of the video's picture, from 0 on; None: the default one, else the longest that moves."""
+
+    @property
+    def streams(self) -> StreamChoice:
+        """What of the video is used."""
+        return StreamChoice(video_track=self.video_track)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -94,6 +102,8 @@ class ClipRange:
     """Duration of the audio."""
     available: float | None
     """Seconds of picture from the request's start on; None without a video."""
+    note: str = ""
+    """On the choice among several pictures."""
 
 
 def find_clip_range(request: GenerationRequest) -> ClipRange:
@@ -115,7 +125,7 @@ def _find_clip_range(request: GenerationRequest) -> ClipRange:
     max_seconds = whole if request.seconds is None else request.seconds
     if request.video is None:
         return ClipRange(max_seconds, None)
-    info = probe(request.video)
+    info = probe(request.video, request.streams)
     end = find_video_end(info)
     check_not_truncated(info, end)
     available = end - request.start
@@ -125,7 +135,7 @@ def _find_clip_range(request: GenerationRequest) -> ClipRange:
             f"generation takes at least {MIN_SECONDS:g} s"
         )
     whole_frames = math.floor(available * SYNC_FPS + 1e-6) / SYNC_FPS
-    return ClipRange(min(max_seconds, max(MIN_SECONDS, whole_frames)), available)
+    return ClipRange(min(max_seconds, max(MIN_SECONDS, whole_frames)), available, info.describe_pictures())
 
 
 def duration_warning(seconds: float) -> str:
@@ -192,7 +202,7 @@ def _generate_in_one_pass(
     if request.video is None:
         clip_f, sync_f = network.empty_clip(1), network.empty_sync(1)
     else:
-        clip_f, sync_f = encode_video(request.video, encoders, seconds, request.start)
+        clip_f, sync_f = encode_video(request.video, encoders, seconds, request.start, request.streams)
     prompt = request.prompts[0].text if request.prompts else request.prompt
     latents = sampler.sample_latents(
         clip_f,
@@ -221,7 +231,7 @@ def _generate_in_windows(
 ) -> Tensor:
     sampler.network.set_duration(grid.window_seconds)
     if request.video is not None:
-        encode_windows(request.video, request.start, grid, encoders, store, progress)
+        encode_windows(probe(request.video, request.streams), request.start, grid, encoders, store, progress)
     prompts = request.prompts or (TimedPrompt(0.0, math.inf, request.prompt),)
     long_request = LongRequest(
         grid,

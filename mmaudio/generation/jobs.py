@@ -66,7 +66,7 @@ class Job:
         video, available, seconds = self.request.video, self.clip_range.available, self.clip_range.seconds
         if video is None or available is None:
             return []
-        notes = []
+        notes = [f"{video.name}: {self.clip_range.note}"] if self.clip_range.note else []
         if available - seconds > 0.1:
             notes.append(f"{video.name}: {available:.2f} s of picture, audio for {seconds:g} s of it")
         elif self.request.seconds is not None and self.request.seconds - seconds > 0.1:
@@ -148,9 +148,9 @@ def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | N
     folder, stem, suffixes = output, stem or (video.stem if video is not None else "sound"), [".flac"]
     if is_output_file(output):
         folder, stem, suffixes = output.parent, output.stem, [output.suffix]
-        _check_output_file(output, video)
+        _check_output_file(output, video, request.video_track)
     elif video is not None:
-        suffixes.append(choose_suffix(video))
+        suffixes.append(choose_suffix(video, request.video_track))
     seeds = range(request.seed, request.seed + count)
     stems = [stem] if count == 1 else [f"{stem}_seed{seed}" for seed in seeds]
     outputs = OutputFiles([[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems])
@@ -168,13 +168,13 @@ def is_output_file(output: Path) -> bool:
     return True
 
 
-def _check_output_file(output: Path, video: Path | None) -> None:
+def _check_output_file(output: Path, video: Path | None, video_track: int | None) -> None:
     suffix = output.suffix.lower()
     if suffix in CODECS:
         return
     if video is None:
         raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
-    if not can_hold_video(video, suffix):
+    if not can_hold_video(video, suffix, video_track):
         raise ConfigError(f"--output {output}: that kind of file does not take the picture of {video.name}; .mkv does")
 
 
@@ -208,6 +208,7 @@ def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mappi
             "seconds": job.clip_range.seconds,
             "seed": request.seed + i,
             "method": request.method,
+            "video_track": request.video_track,
         }
         tags = {"comment": json.dumps(provenance, ensure_ascii=False, sort_keys=True)}
         for path in paths:
@@ -216,4 +217,5 @@ def write_outputs(job: Job, waveforms: Tensor, sample_rate: int, settings: Mappi
                 continue
             assert request.video is not None
             silence = torch.zeros(round(request.start * sample_rate))
-            mux_audio(request.video, torch.cat([silence, waveform]).numpy(), sample_rate, path, tags)
+            samples = torch.cat([silence, waveform]).numpy()
+            mux_audio(request.video, samples, sample_rate, path, tags, request.streams)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -26,7 +25,7 @@ from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.sampler import Sampler
 from mmaudio.generation.windows import WindowGrid, WindowRow
 from mmaudio.media.frame_windows import read_frame_windows
-from mmaudio.media.video import probe
+from mmaudio.media.video import VideoInfo
 from mmaudio.model.flow_matching import Velocity, integrate
 from mmaudio.model.guidance import guided_velocity
 from mmaudio.utils.prefetch import prefetch
@@ -57,15 +56,15 @@ class LongRequest:
 
 
 def encode_windows(
-    video: Path, start: float, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[float]
+    info: VideoInfo, start: float, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[float]
 ) -> None:
-    """Encode the video's windows, from `start` seconds on, into the parts of `store`, in one decoding pass."""
+    """Encode a video's windows, from `start` seconds on, into the parts of `store`, in one decoding pass."""
     missing = [index for index in range(len(grid.starts)) if conditions_name(index) not in store]
     starts = [start + grid.start_times[index] for index in missing]
     if not missing:
         return
     grids = encoders.frame_grids(grid.window_seconds)
-    windows = prefetch(read_frame_windows(probe(video), starts, grids), PREFETCH_WINDOWS)
+    windows = prefetch(read_frame_windows(info, starts, grids), PREFETCH_WINDOWS)
     cache: dict[float, Tensor] = {}
     for index, window in zip(progress(missing, "conditions, by window"), windows, strict=True):
         clip_f = encode_shared_clip_frames([window], encoders, cache)

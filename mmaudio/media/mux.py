@@ -20,7 +20,8 @@ from mmaudio.errors import DataError
 from mmaudio.media.containers import CONTAINERS
 from mmaudio.media.frame_times import DECODING, stamp_of
 from mmaudio.media.local_files import create_media
-from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, read_packets, video_stream
+from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice, video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, read_packets
 from mmaudio.utils.files import atomic_write
 
 Frame = npt.NDArray[np.uint8]
@@ -80,8 +81,9 @@ def mux_audio(
     sample_rate: int,
     output: Path | str,
     tags: Mapping[str, str] | None = None,
+    streams: StreamChoice = DEFAULT_STREAMS,
 ) -> None:
-    """Mux the video stream of `video_path`, copied without encoding, with `waveform` as the only audio into `output`.
+    """Mux the picture of `video_path`, copied without encoding, with `waveform` as the only audio into `output`.
 
     `waveform`: (samples,) or (channels, samples) at `sample_rate` Hz. The suffix of `output` is one of CONTAINERS.
 
@@ -90,7 +92,7 @@ def mux_audio(
     in sync. Rotation and the file's tags are copied; `tags` are added. Raises DataError where the video cannot be read
     or `output` cannot hold its stream, MMAudioError where nothing can be written there.
     """
-    info, target = probe(video_path), Path(output)
+    info, target = probe(video_path, streams), Path(output)
     output_format = CONTAINERS.get(target.suffix.lower())
     if output_format is None:
         raise DataError(f"{target.name}: a video file ends in {', '.join(CONTAINERS)}")
@@ -100,7 +102,7 @@ def mux_audio(
             atomic_write(target) as partial,
             create_media(partial, output_format.muxer) as container,
         ):
-            stream = video_stream(source, info.path)
+            stream = video_stream(source, info.path, info.video_track)
             container.metadata.update(_copied_tags(source) | dict(tags or {}))
             output_stream = container.add_stream_from_template(stream, opaque=True)
             audio = _AudioEncoder(container, waveform, sample_rate, output_format.audio_codec)
@@ -138,7 +140,7 @@ def _presentation_stamps(info: VideoInfo) -> dict[int, int]:
     """The presentation stamp of every packet of a file without right ones, by the one that it has; all is decoded."""
     stamps: dict[int, int] = {}
     with open_container(info.path) as container:
-        frames = decode_frames(container, video_stream(container, info.path), deinterlace=False)
+        frames = decode_frames(container, video_stream(container, info.path, info.video_track), deinterlace=False)
         last, interval = 0, 1
         for frame in frames:
             stamp = stamp_of(frame, info.timing)

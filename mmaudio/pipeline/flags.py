@@ -21,6 +21,10 @@ SPLIT_FLAGS: dict[str, dict[str, Any]] = {
         "help": "a table (.tsv, .csv, .jsonl) of captions by video or by clip",
     },
     "--audio-track": {"type": int, "default": 0, "help": "which sound track of the videos, counted from 0"},
+    "--video-track": {
+        "type": int,
+        "help": "which picture of a file with several, counted from 0; the default one, else the longest that moves",
+    },
     "--scenes": {"action": "store_true", "help": "no clip across a shot boundary (needs the extra `scenes`)"},
     "--flags": {"action": "store_true", "help": "note speech and music in each clip (needs the extra `flags`)"},
     "--keep-all": {"action": "store_true", "help": "keep clips that break a rule of config/split_config.yaml"},
@@ -143,6 +147,6 @@ def split_flags(arguments: argparse.Namespace) -> list[str]:
     flags: list[str] = []
     for flag, options in SPLIT_FLAGS.items():
         value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
-        if value not in (None, False, options.get("default")):
+        if value is not None and value is not False and value != options.get("default"):
             flags += [flag] if value is True else [flag, str(value)]
     return flags

@@ -83,9 +83,15 @@ def check_splitting(job: Job) -> None:
     """Raise ConfigError for invalid settings of splitting."""
     split = read_split_config(job)
     flags = dict(zip(job.split_arguments, job.split_arguments[1:], strict=False))
-    track, timeout = int(flags.get("--audio-track", 0)), flags.get("--timeout-per-video")
+    video_track, timeout = flags.get("--video-track"), flags.get("--timeout-per-video")
     scan = ScanSettings(
-        split.seconds, split.stride, split.silence_db, split.max_gap, track, False, split.scene_tolerance
+        split.seconds,
+        split.stride,
+        split.silence_db,
+        split.max_gap,
+        track=int(flags.get("--audio-track", 0)),
+        video_track=None if video_track is None else int(video_track),
+        scene_tolerance=split.scene_tolerance,
     )
     timeout_seconds = None if timeout is None else float(timeout)
     SplitSettings(scan, split.rules, split.val_ratio, split.test_ratio, timeout=timeout_seconds)
@@ -180,7 +186,7 @@ def report_data_changes(job: Job) -> bool:
             "                     train on from its adapter, with the videos as they are now",
             flush=True,
         )
-    return "new" in changes or "gone" in changes
+    return not changes.keys() <= {"changed"}
 
 
 def free_exp_id(job: Job) -> str:

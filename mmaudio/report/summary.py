@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmaudio.evaluation.result_files import read_comparisons
-from mmaudio.evaluation.strength_sweep import AS_TRAINED
+from mmaudio.evaluation.strength_sweep import FULL
 from mmaudio.metrics.statistics import Comparison
 from mmaudio.report.verdict import answer_forgetting, describe_verdict
 
@@ -39,7 +39,7 @@ class Summary:
     @property
     def strength_flags(self) -> list[str]:
         """The flags with which `mmaudio.generation` uses the recommended strength."""
-        return [] if self.strength in (None, AS_TRAINED) else ["--strength", f"{self.strength:g}"]
+        return [] if self.strength in (None, FULL) else ["--strength", f"{self.strength:g}"]
 
 
 def read_summary(path: Path) -> Summary | None:

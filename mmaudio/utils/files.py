@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import functools
+import hashlib
 import io
+import os
 import re
 import shutil
+import socket
 import stat
 import time
 import uuid
@@ -19,6 +22,8 @@ from mmaudio.errors import DataError, MMAudioError
 
 ABANDONED_SECONDS = 3600.0
 """A temporary file that was not written to for so long is left from a process that was killed."""
+TEMPORARY_NAME = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)\.)?[0-9a-f]{8}\.part$")
+"""The end of a temporary file's name: the machine and the process that writes it, and a random number."""
 MAX_STEM = 40
 """Characters of a file's name in that of its temporary file; file systems allow 255 bytes in all."""
 
@@ -85,16 +90,44 @@ def _replace_folder(temporary: Path, target: Path) -> bool:
 
 def temporary_path(target: Path) -> Path:
     """A name beside `target` that no other writer has."""
-    return target.with_name(f".{target.name[:MAX_STEM]}.{uuid.uuid4().hex[:8]}.part")
+    writer = f"{machine_digits()}-{os.getpid()}"
+    return target.with_name(f".{target.name[:MAX_STEM]}.{writer}.{uuid.uuid4().hex[:8]}.part")
+
+
+@functools.cache
+def machine_digits() -> str:
+    """Eight digits for this machine and its numbering of processes, which changes with a start or in a container."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        start = str(uuid.getnode())
+    return hashlib.sha256(f"{socket.gethostname()}\n{start}".encode()).hexdigest()[:8]
+
+
+def _is_writer_gone(machine: str | None, pid: str | None) -> bool:
+    """Whether the process that a temporary file's name tells has ended; False where that cannot be known."""
+    if machine != machine_digits() or pid is None:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of another user, or no number of a process
+        return False
+    return False
 
 
 def remove_abandoned_files(folder: Path, min_age: float = ABANDONED_SECONDS) -> None:
-    """Remove temporary files and folders of processes that were killed, at least `min_age` seconds old."""
+    """Remove temporary files and folders of processes that were killed.
+
+    Those of a process of this machine go at once, others `min_age` seconds after they were last written to.
+    """
     for path in folder.glob(".*.part"):
-        if re.search(r"\.[0-9a-f]{8}\.part$", path.name) is None:
+        name = TEMPORARY_NAME.search(path.name)
+        if name is None:
             continue
         with suppress(OSError):  # another process has just finished or removed it
-            if time.time() - path.stat().st_mtime >= min_age:
+            if _is_writer_gone(*name.groups()) or time.time() - path.stat().st_mtime >= min_age:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

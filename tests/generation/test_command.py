@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.jobs import plan_folder
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, expand_targets
-from mmaudio.lora.checkpoint import AdapterFile, write_adapter
+from mmaudio.lora.checkpoint import AdapterFile, read_adapter, write_adapter
 from mmaudio.model.networks import build_network
 
 
@@ -131,6 +132,24 @@ def test_an_adapter_acts_with_its_strength(base, adapter, tmp_path):
     assert (tmp_path / "base.flac").read_bytes() == (tmp_path / "0.flac").read_bytes()
     assert len({read_audio(tmp_path / f"{name}.flac").tobytes() for name in ("0", "0.5", "1.5", "full")}) == 4
     assert read_comment(tmp_path / "0.5.flac")["strength"] == 0.5
+
+
+@pytest.mark.slow
+def test_several_adapters_add_up_in_any_order_and_parts_have_their_strength(base, adapter, tmp_path):
+    other, text = tmp_path / "y.pt", ["--prompt", "a dog barks", "--seconds", "1"]
+    adapter_file = read_adapter(adapter)
+    write_adapter(other, replace(adapter_file, state={key: -value for key, value in adapter_file.state.items()}))
+    pairs = {"a": ["--adapter", adapter, "--strength", "0.5"], "b": ["--adapter", other, "--strength", "joint=0"]}
+    takes = {"ab": [*pairs["a"], *pairs["b"]], "ba": [*pairs["b"], *pairs["a"]], "a": pairs["a"], "b": pairs["b"]}
+    for name, flags in takes.items():
+        assert run_command(base, tmp_path / f"{name}.flac", *text, *flags) == 0
+    audio = {name: read_audio(tmp_path / f"{name}.flac").tobytes() for name in takes}
+    assert audio["ab"] == audio["ba"] and len(set(audio.values())) == 3
+    strengths = [("x.pt", 0.5), ("y.pt", "joint=0,fused=1,rest=1")]
+    assert read_comment(tmp_path / "ab.flac")["adapters"] == [{"adapter": n, "strength": s} for n, s in strengths]
+    write_adapter(other, replace(adapter_file, base_model="small_16k"))
+    with pytest.raises(MMAudioError, match=r"y\.pt: it was trained on small_16k, and .*x\.pt on tiny_16k"):
+        run_command(tmp_path / "no_weights", tmp_path / "c.flac", *text, *takes["ab"])
 
 
 @pytest.mark.slow
@@ -322,6 +341,7 @@ def test_a_whole_video_gets_audio_that_follows_prompts_over_time(base, tmp_path,
         (["--prompt", "rain", "--samples", "0"], ConfigError, "--samples 0"),
         (["--prompt", "rain", "--samples", "1000001"], ConfigError, "--samples 1000001: at most 1000000"),
         (["--prompt", "rain", "--strength", "1"], ConfigError, "no --adapter"),
+        (["--prompt", "rain", "--adapter", "ADAPTER", "--adapter", "ADAPTER"], ConfigError, "named twice"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "1.6"], ConfigError, "--strength 1.6: from 0"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "-0.1"], ConfigError, "--strength -0.1: from 0"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--model", "small_16k"], MMAudioError, "tiny_16k"),

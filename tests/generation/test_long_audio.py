@@ -14,6 +14,7 @@ from mmaudio.generation.long_audio import PieceDecoder, conditions_name, encode_
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.prompt_table import TimedPrompt
 from mmaudio.generation.windows import OVERLAP_SECONDS, plan_rows, plan_windows
+from mmaudio.media.video import probe
 from mmaudio.model.spec import CODECS, compute_lengths
 
 
@@ -77,7 +78,7 @@ def test_a_whole_video_gets_audio_from_windows_of_training_length(base, sampler,
 @pytest.mark.slow
 def test_windows_get_the_features_of_their_part_of_the_video(base, sampler, encoders):
     grid, store = plan_windows(sampler.spec.codec, 14), PartStore()
-    encode_windows(base / "long.mp4", 0.5, grid, encoders, store, lambda items, label: items)
+    encode_windows(probe(base / "long.mp4"), 0.5, grid, encoders, store, lambda items, label: items)
     for index, time in enumerate(grid.start_times):
         clip_f, sync_f = encode_video(base / "long.mp4", encoders, 8.0, 0.5 + time)
         features = store.get(conditions_name(index))

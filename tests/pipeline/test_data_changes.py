@@ -75,6 +75,25 @@ def test_what_changed_is_told_with_two_ways_on(trained_job, capsys):
     assert "Three ways on" in printed and f"  --init-from {best} -- exp_id=x-3\n" in printed
 
 
+def test_other_captions_are_told_and_end_the_training(trained_job, capsys):
+    videos = trained_job.videos
+    (videos / "c.txt").write_text("a bell")  # for the test alone
+    assert find_data_changes(trained_job) == {}
+    (videos / "b.TXT").write_text("a bell")
+    assert report_data_changes(trained_job), "training checks the captions, too"
+    assert "1 with other captions (b.mp4)" in capsys.readouterr().out
+    (videos / "b.TXT").unlink()
+    assert find_data_changes(trained_job) == {}
+    (videos / "caption.txt").write_text("a bell")
+    assert find_data_changes(trained_job) == {"with other captions": ["a.mp4", "b.mp4"]}
+    (videos / "caption.txt").unlink()
+    assert find_data_changes(replace(trained_job, prompt="bells")) == {"with other captions": ["a.mp4", "b.mp4"]}
+    table = trained_job.root / "words.tsv"
+    table.write_text("video\tcaption\na.mp4\ta bell\n")
+    with_table = replace(trained_job, split_arguments=("--captions", str(table)))
+    assert find_data_changes(with_table) == {"with other captions": ["a.mp4"]}
+
+
 @pytest.mark.slow
 def test_the_plan_and_the_dry_run_tell_it_before_any_work(trained_job, capsys):
     (trained_job.videos / "d.mp4").write_text("new")

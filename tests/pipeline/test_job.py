@@ -51,6 +51,11 @@ def test_default_flags_are_not_passed_to_splitting(tmp_path):
     assert job(tmp_path).split_arguments == ()
 
 
+def test_a_zero_that_is_no_default_is_passed_to_splitting(tmp_path):
+    flags = ("--video-track", "0", "--val_ratio", "0.0")
+    assert job(tmp_path, flags).split_arguments == flags
+
+
 def test_a_wrong_setting_of_splitting_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match=r"did you mean 'split\.stride'"):
         check_settings(job(tmp_path, overrides=["split.strid=8"]))

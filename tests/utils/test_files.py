@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,3 +114,19 @@ def test_only_abandoned_files_and_folders_are_removed(tmp_path):
         os.utime(path, (time.time() - ABANDONED_SECONDS - 10,) * 2)
     remove_abandoned_files(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([new, other, download])
+
+
+def test_what_a_killed_process_leaves_goes_at_once(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from mmaudio.utils.files import atomic_folder, atomic_write
+with atomic_write(Path(sys.argv[1]) / "file"), atomic_folder(Path(sys.argv[1]) / "folder"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_write(tmp_path / "other") as written:
+        remove_abandoned_files(tmp_path)
+        assert list(tmp_path.iterdir()) == [written], "that of a process that runs stays"
