@@ -71,7 +71,8 @@ def test_an_empty_set_is_a_reason():
 
 
 def few(clips: int) -> dict[str, str]:
-    return {"fd": f"{clips} clips: below 513 a Frechet distance is mostly bias"}
+    reasons = {"fd": f"{clips} clips: below 513 a Frechet distance is mostly bias"}
+    return reasons | ({} if clips >= 20 else {"isc": f"{clips} clips: the mean of 10 splits needs 20"})
 
 
 def test_the_jackknife_of_a_mean_is_student_s_interval_over_the_videos():
