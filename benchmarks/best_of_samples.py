@@ -5,8 +5,8 @@
         --clips demo_output/lora_data/clips.tsv --videos demo_output/videos --draw 32
 
 For every held-out clip of the table, and for `--draw` further videos of the demo's kind that no run has trained on,
-`--samples` takes are generated and ranked by the agreement of their onsets with the motion; the onset F1 is that
-against the clip's original sound. The unit is the video: the interval is a bootstrap over videos.
+`--samples` takes are generated and ranked by the agreement of their onsets with the motion; the onset F1 is against the
+clip's original sound. The unit is the video: the interval is a bootstrap over videos.
 
 V videos, C clips, S takes.
 """
@@ -25,11 +25,12 @@ import numpy.typing as npt
 from mmaudio import cli
 from mmaudio.data.captions import find_caption
 from mmaudio.data.clip_table import read_clips
+from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.features.encoders import CONDITION_ENCODERS, Encoders, load_encoders
 from mmaudio.features.mel import build_mel
 from mmaudio.generation.generate import GenerationRequest, generate_samples
-from mmaudio.generation.sample_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
+from mmaudio.generation.take_ranking import MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import read_stack
 from mmaudio.lora.strength import AS_TRAINED
@@ -72,7 +73,7 @@ class Outcome:
     @property
     def best(self) -> float:
         """Onset F1 of the take with the highest motion score."""
-        return float(self.onset_f1[rank_takes(self.motion.tolist(), Ranking(MOTION))[0].index])
+        return float(self.onset_f1[rank_takes(self.motion.tolist(), Ranking(MOTION)).takes[0].index])
 
 
 def build_parser() -> cli.Parser:
@@ -83,6 +84,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--model", default="tiny_16k", help="the base model")
     parser.add_argument("--clips", type=Path, help="the table of clips, whose test clips are taken")
     parser.add_argument("--videos", type=Path, help="the folder of the table's videos")
+    parser.add_argument("--per_video", type=int, help="at most so many of the table's clips, evenly over its videos")
     parser.add_argument("--draw", type=int, default=0, help="further videos to draw, one clip each")
     parser.add_argument("--output", type=Path, default=Path("best_of_samples"), help="where drawn videos are written")
     parser.add_argument("--samples", type=int, default=8, help="takes per clip")
@@ -94,9 +96,11 @@ def build_parser() -> cli.Parser:
 def held_out_clips(args: argparse.Namespace) -> Iterator[HeldOutClip]:
     """The test clips of the table, then the drawn videos."""
     if args.clips is not None:
-        for clip in read_clips(args.clips):
-            if clip.split == "test":
-                yield HeldOutClip(args.videos / clip.video, clip.start, clip.seconds, clip.caption)
+        test = [clip for clip in read_clips(args.clips) if clip.split == "test"]
+        videos = [clip.video for clip in test]
+        num_clips = None if args.per_video is None else args.per_video * len(set(videos))
+        for clip in [test[row] for row in spread_over_videos(videos, num_clips)]:
+            yield HeldOutClip(args.videos / clip.video, clip.start, clip.seconds, clip.caption)
     planned = plan_demo_videos(args.output, args.draw, CLIP_SECONDS + 0.2, DRAW_SEED)
     missing = [video for video in planned if not video.path.is_file()]
     for _ in write_demo_videos(missing, os.cpu_count() or 1):
@@ -146,9 +150,8 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
     """What was measured, in three lines."""
     gains, num_takes = video_gains(outcomes), len(outcomes[0].motion)
     low, high = bootstrap_interval(gains)
-    mean, best = (
-        np.mean(list(values)) for values in ([o.onset_f1.mean() for o in outcomes], [o.best for o in outcomes])
-    )
+    mean = np.mean([outcome.onset_f1.mean() for outcome in outcomes])
+    best = np.mean([outcome.best for outcome in outcomes])
     oracle = np.mean([outcome.onset_f1.max() for outcome in outcomes])
     return [
         f"{len(outcomes)} clips of {len(gains)} videos, {num_takes} takes each",
@@ -160,15 +163,16 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Measure and print."""
     args = build_parser().parse_args(arguments)
-    cli.check_at_least(args, samples=2, draw=0, steps=1)
+    cli.check_at_least(args, samples=2, draw=0, steps=1, per_video=1)
     sampler = load_adapted(args)
     encoders = load_encoders(args.model, args.weights, "cpu", CONDITION_ENCODERS)
     clips = list(held_out_clips(args))
     measured = progress(clips, len(clips), "clips")
-    outcomes = [measure_clip(sampler, encoders, clip, args.samples, args.steps) for clip in measured]
-    for outcome in outcomes:
-        scores = " ".join(f"{m:.2f}/{f:.2f}" for m, f in zip(outcome.motion, outcome.onset_f1, strict=True))
-        print(f"{outcome.video}: motion/onset F1 {scores}")
+    outcomes = []
+    for clip in measured:
+        outcomes.append(measure_clip(sampler, encoders, clip, args.samples, args.steps))
+        pairs = zip(outcomes[-1].motion, outcomes[-1].onset_f1, strict=True)
+        print(f"{clip.video.name}: motion/onset F1", *(f"{m:.4f}/{f:.4f}" for m, f in pairs), flush=True)
     print("", *summary_lines(outcomes), sep="\n")
     return 0
 

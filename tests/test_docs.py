@@ -98,6 +98,7 @@ MODULES = {
     "benchmarks.generation": "benchmarks.generation",
     "benchmarks.features": "benchmarks.features",
     "benchmarks.bf16_error": "benchmarks.bf16_error",
+    "benchmarks.best_of_samples": "benchmarks.best_of_samples",
 }
 
 

@@ -27,6 +27,7 @@ class Command:
 COMMANDS = {
     "run": Command("mmaudio.pipeline.run", "a folder of videos to an adapter and a report: all steps"),
     "generate": Command("mmaudio.generation.__main__", "audio for a video, a folder of videos or a text"),
+    "conditions": Command("mmaudio.commands.condition_files", "the kept features of videos: their size, and removal"),
     "merge": Command("mmaudio.commands.merge_adapter", "an adapter and its base model to one checkpoint"),
 }
 

@@ -33,7 +33,8 @@ from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
-from mmaudio.lora.checkpoint import check_base, restore_folder
+from mmaudio.lora.checkpoint import check_base, read_adapter, restore_folder
+from mmaudio.lora.single_file import write_single_file
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
@@ -179,6 +180,9 @@ def finish(run: TrainingRun, result: TrainingResult) -> None:
         check_adapters(run)
     for line in format_result_lines(result, run.checkpoints.best, start_name(run.config)):
         run.tracker.print_line(line)
+    if run.config.lora.enabled and run.checkpoints.best.exists():
+        write_single_file(run.checkpoints.single, read_adapter(run.checkpoints.best))
+        run.tracker.print_line(f"one file:   {run.checkpoints.single}")
 
 
 def check_adapters(run: TrainingRun) -> None:

@@ -1,6 +1,6 @@
 """Ranking of several takes of one piece of audio by a metric that needs no original.
 
-    ranking = plan_ranking("motion", keep=1, search=ModelSearch(model))      # before any work
+    ranking = plan_ranking("motion", ModelSearch(model))      # before any work
     scores = TakeScorer(ranking, sampler.spec, encoders).score(request, seconds, waveforms)   # one per take
     ranked = rank_takes(scores, ranking)
 
@@ -12,9 +12,11 @@ S takes, T samples of audio.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ from mmaudio.metrics.motion_agreement import motion_agreement, read_motion
 from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
 from mmaudio.metrics.registry import HIGHER, METRICS
 from mmaudio.model.spec import CLIP_SECONDS, ModelSpec, lookup
+from mmaudio.utils.escapes import encode_cell
+from mmaudio.utils.files import atomic_write
 
 MOTION = "motion"
 """The agreement of onsets with sudden motion: computed without a model."""
@@ -45,10 +49,9 @@ RANKINGS = (
 
 @dataclass(frozen=True)
 class Ranking:
-    """A metric to rank takes by, and how many are kept."""
+    """A metric to rank takes by."""
 
     metric: str
-    keep: int = 1
     source: PretrainedSource | None = None
     """The metric's pretrained model, not loaded yet."""
 
@@ -60,27 +63,25 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Take:
-    """One of several takes, with its place."""
+    """One of several takes and its score."""
 
     index: int
-    """Of the seed, from 0 on."""
+    """From 0 on: its seed is that of the request plus this."""
     score: float
     """NaN where the metric has no value."""
-    rank: int
-    """From 1, the best, on."""
 
 
-def plan_ranking(metric: str, keep: int, search: ModelSearch) -> Ranking:
+def plan_ranking(metric: str, search: ModelSearch) -> Ranking:
     """Find what the metric needs, without loading it; ConfigError for an unknown one, WeightsError without weights."""
     if metric == MOTION:
-        return Ranking(metric, keep)
+        return Ranking(metric)
     find_model = lookup({name: METRICS[name].find_model for name in RANKINGS[1:]}, metric, "rank-by")
     assert find_model is not None
     source = find_model(search, (metric,))
     if isinstance(source, str):
         reason = source.replace("--metrics ", "--rank-by ")
         raise WeightsError(f"--rank-by {metric}: {reason}; --rank-by {MOTION} needs no weights")
-    return Ranking(metric, keep, source)
+    return Ranking(metric, source)
 
 
 def check_rankable(metric: str, request: GenerationRequest, seconds: float | None = None) -> None:
@@ -94,11 +95,46 @@ def check_rankable(metric: str, request: GenerationRequest, seconds: float | Non
         raise DataError(f"{name}: {seconds:g} s, and --rank-by {DESYNC} needs {CLIP_SECONDS:g}; take {MOTION}")
 
 
-def rank_takes(scores: Sequence[float], ranking: Ranking) -> list[Take]:
-    """All takes, the best first; of equal ones the first, and those without a score last."""
+@dataclass(frozen=True)
+class RankedTakes:
+    """All takes of one piece of audio, the best first."""
+
+    metric: str
+    takes: Sequence[Take]
+
+    def describe(self, place: int) -> dict[str, object]:
+        """What a file says of its take, the one at `place` from 0 on."""
+        take = self.takes[place]
+        score = None if math.isnan(take.score) else round(take.score, 6)
+        return {"metric": self.metric, "score": score, "rank": place + 1, "of": len(self.takes)}
+
+    def lines(self, name: str, seed: int) -> list[str]:
+        """Lines for the terminal: the scores by seed, and a note where they do not tell the takes apart."""
+        scores = ", ".join(f"{take.score:.3f} (seed {seed + take.index})" for take in self.takes)
+        lines = [f"{name}: {self.metric} {scores}"]
+        if len({take.score for take in self.takes if not math.isnan(take.score)}) < 2:
+            reason = "the picture has no sudden motion" if self.metric == MOTION else "all have the same score, or none"
+            lines.append(f"note: {name}: its takes are not told apart by {self.metric} ({reason}); the first are taken")
+        return lines
+
+
+def rank_takes(scores: Sequence[float], ranking: Ranking) -> RankedTakes:
+    """Rank takes by their scores: of equal ones the first seed comes first, and those without a score come last."""
     keys = [math.inf if math.isnan(score) else -ranking.sign * score for score in scores]
     order = sorted(range(len(scores)), key=lambda index: (keys[index], index))
-    return [Take(index, scores[index], rank) for rank, index in enumerate(order, 1)]
+    return RankedTakes(ranking.metric, [Take(index, scores[index]) for index in order])
+
+
+def write_takes(path: Path, ranked: RankedTakes, seed: int, files: Sequence[str]) -> None:
+    """Write a table of all takes: rank, seed, score, and the file of those that are kept."""
+    rows = [("rank", "seed", ranked.metric, "file")]
+    for place, take in enumerate(ranked.takes):
+        score = "" if math.isnan(take.score) else f"{take.score:.6g}"
+        rows.append(
+            (str(place + 1), str(seed + take.index), score, encode_cell(files[place]) if place < len(files) else "")
+        )
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 
 class TakeScorer:
