@@ -30,11 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mmaudio.errors import ConfigError
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.setting_checks import check_at_least, check_between
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
-"""Folder of the YAML files in the checkout."""
+CONFIG_FOLDER = ROOT / "config"
 PRIMARY_CONFIG = "lora_config"
 SCHEMA_NAME = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
