@@ -19,7 +19,6 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.errors import ConfigError, MMAudioError
-from mmaudio.evaluation.general_domain import SHIPPED_FOLDER
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
@@ -284,6 +283,6 @@ def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: flo
     """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
     model, dtype = model_spec(job.model), fast_dtype(device)
     speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
-    counts = [clips, len(list((weights.ASSETS / model.name / SHIPPED_FOLDER).glob("*.mp4")))]
+    counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
     flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
     return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

@@ -36,6 +36,8 @@ from mmaudio.weights.registry import COMPONENTS, WeightsFile, weights_file
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """Folder of the bundled models' files."""
+GENERAL_VIDEOS_FOLDER = "general"
+"""Folder beside a bundled model's weights, of videos of its own domain: .mp4 files, captions in .txt files."""
 FOLDERS = ("weights", "ext_weights")
 """Folders below the working directory that are searched after the user's."""
 READ_ERRORS = (*LOAD_ERRORS, zipfile.BadZipFile, SafetensorError)
