@@ -5,7 +5,7 @@ import torch
 from helpers import mini
 
 from mmaudio.config import compose
-from mmaudio.evaluation import strength_sweep
+from mmaudio.evaluation import general_domain, strength_sweep
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.lora.peft_layers import lora_layers
@@ -43,6 +43,23 @@ def test_the_steps_that_are_left_of_a_training_count(tmp_path):
 
 def test_the_plan_knows_the_sweep_of_strengths():
     assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
+
+
+def test_the_plan_knows_the_clips_of_the_general_domain():
+    assert (general_domain.SHIPPED_FOLDER, general_domain.MAX_CLIPS) == (
+        preflight.GENERAL_FOLDER,
+        preflight.GENERAL_CLIPS,
+    )
+
+
+def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
+    plan, slow = (preflight.confirm_plan(build(tmp_path), True, seconds).stage_seconds for seconds in (0.0, 10.0))
+    assert [slow[name] - plan[name] for name in STAGES] == pytest.approx([10.0, 15.0, 27.5, 28.5])
+    job = build(tmp_path)
+    assert preflight.estimate_evaluation(job, 0, CPU, 8.0) > 60, "12 clips of the base model's own domain"
+    config = compose(training_overrides(job))
+    few, many = (preflight.estimate_checks(job, config, 2, steps, CPU) for steps in (100, 400))
+    assert 10 < few < many and preflight.estimate_checks(job, config, 2, 0, CPU) == 0
 
 
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
