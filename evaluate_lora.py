@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,11 +29,14 @@ from mmaudio.evaluation.evaluate import Evaluation, evaluate
 from mmaudio.evaluation.result_files import write_results
 from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
+from mmaudio.lora.stack import adapter_name, pair_strengths
+from mmaudio.lora.strength import AS_TRAINED, Strength
 from mmaudio.model.spec import MODELS
 from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
+from mmaudio.report.summary import Summary
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
@@ -41,7 +45,7 @@ from mmaudio.utils.terminal import print_lines
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Compare a base model and an adapter on held-out videos.")
-    parser.add_argument("--lora_checkpoint", type=Path, required=True, help="the adapter, such as best_lora.pt")
+    parser.add_adapter_flags("--lora_checkpoint", required=True)
     parser.add_argument("--test_videos", type=Path, required=True, help="the folder with the videos of the clips")
     parser.add_argument(
         "--compare_original", action="store_true", help="compare with the base model and the original audio: always on"
@@ -63,9 +67,9 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--samples", type=int, default=1, help="samples per clip, each from its own noise")
     parser.add_argument(
         "--strengths",
-        default=",".join(map(str, DEFAULT_STRENGTHS)),
         metavar="S,S,...",
-        help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default %(default)s)",
+        help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default "
+        f"{','.join(map(str, DEFAULT_STRENGTHS))}; none where --strength or a second adapter is given)",
     )
     parser.add_argument(
         "--include-training",
@@ -105,18 +109,21 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
     args = build_parser().parse_args(arguments)
     check_numbers(args)
     device = cli.pick_device(args.device)
+    (checkpoint, strength), *others = pair_strengths(args.lora_checkpoint, args.strength, "--lora_checkpoint")
     return EvaluationConfig(
-        checkpoint=args.lora_checkpoint,
+        checkpoint=checkpoint,
+        strength=strength,
+        other_adapters=tuple(others),
         video_root=args.test_videos,
         clips_tsv=args.clips,
         features_dir=args.features,
-        output_dir=args.output or experiment_folder(args.lora_checkpoint),
+        output_dir=args.output or default_output([(checkpoint, strength), *others]),
         sampling=SamplingConfig(args.seed, args.samples, args.steps, args.guidance, args.batch_size),
         weights=args.weights,
         offline=cli.is_offline(args.offline),
         general_videos=args.general_videos,
         model=args.model,
-        strengths=parse_strengths(args.strengths),
+        strengths=strengths_of_sweep(args),
         include_training=args.include_training,
         max_clips=args.max_clips,
         metrics=args.metrics,
@@ -145,11 +152,31 @@ def write_files(evaluation: Evaluation) -> None:
 
 
 def print_summary(evaluation: Evaluation) -> None:
-    """Print the verdict, every metric, and the metrics without a value."""
-    held_out = evaluation.results[HELD_OUT]
-    lines = verdict.terminal_lines(held_out.comparisons())
+    """Print the verdict, every metric, what was forgotten, the strength to use, and the metrics without a value."""
+    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
+    summary = Summary(
+        held_out.comparisons(),
+        {} if general is None else general.comparisons(),
+        evaluation.inputs.no_general_reason,
+        held_out.recommended,
+        held_out.recommendation,
+    )
+    lines = verdict.terminal_lines(summary.comparisons)
+    lines += [f"{label}: {text}" for label, text in summary.lines().items() if label != "Verdict"]
     for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
         print_lines(line)
+
+
+def strengths_of_sweep(args: argparse.Namespace) -> tuple[float, ...]:
+    """The strengths to try, which one adapter as trained is compared with; ConfigError for a list with other ones."""
+    if not args.strength and len(args.lora_checkpoint) == 1:
+        return DEFAULT_STRENGTHS if args.strengths is None else parse_strengths(args.strengths)
+    if args.strengths:
+        raise ConfigError(
+            f"--strengths {args.strengths}: it tries one adapter at several strengths; leave it out with --strength or "
+            "several adapters"
+        )
+    return ()
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
@@ -164,6 +191,14 @@ def parse_strengths(text: str) -> tuple[float, ...]:
 def parse_names(text: str) -> tuple[str, ...]:
     """Comma-separated names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def default_output(adapters: Sequence[tuple[Path, Strength]]) -> Path:
+    """The folder of the results: the experiment's for one adapter as trained, else one in that of the first."""
+    folder = experiment_folder(adapters[0][0])
+    if len(adapters) == 1 and adapters[0][1] == AS_TRAINED:
+        return folder
+    return folder / "_and_".join(f"{adapter_name(path)}_{strength.plain()}" for path, strength in adapters)
 
 
 def experiment_folder(checkpoint: Path) -> Path:

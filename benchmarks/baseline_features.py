@@ -9,7 +9,8 @@ from torchvision.transforms import v2
 from mmaudio.features import clip
 from mmaudio.media.audio import read_audio, resample_audio
 from mmaudio.media.frame_times import frame_time
-from mmaudio.media.video import VideoInfo, decode_frames, open_container, video_stream
+from mmaudio.media.streams import video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, open_container
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, SYNC_FPS, ModelSpec, compute_lengths
 
 BICUBIC = v2.InterpolationMode.BICUBIC

@@ -35,7 +35,8 @@ from mmaudio.media.audio import read_audio, resample_audio
 from mmaudio.media.frame_times import frame_time
 from mmaudio.media.frame_windows import FrameGrid
 from mmaudio.media.frames import to_rgb
-from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, video_stream
+from mmaudio.media.streams import video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, MODELS, SYNC_FPS, compute_lengths, model_spec
 from mmaudio.utils.prefetch import prefetch
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, En
 from mmaudio.generation.generate import GenerationRequest, generate
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.adapter import LoRAConfig, add_lora, parameter_counts, select_targets, set_strength
-from mmaudio.lora.checkpoint import attach_adapter, check_base, check_fit, read_adapter, replace_synced, size_on_disk
+from mmaudio.lora.checkpoint import replace_synced, size_on_disk
 from mmaudio.lora.merge import merge_copy
+from mmaudio.lora.stack import AdapterStack, read_stack
+from mmaudio.lora.strength import Strength, parse_strength
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import model_spec
 from mmaudio.utils.terminal import print_lines
@@ -126,8 +128,8 @@ class SourceFiles:
     base: Path | None
     dtypes: Mapping[str, torch.dtype]
     """Dtype of every tensor in the base file, by released key."""
-    adapter: Path | None
-    """None: a fresh adapter."""
+    adapters: tuple[Path, ...]
+    """None of them: a fresh adapter."""
     kind: str = "LoRA"
     """Kind of the adapter: rsLoRA, full fine-tuning, ..."""
 
@@ -152,8 +154,8 @@ class LoRAMMAudio(AudioGenerator):
         counts = parameter_counts(self.network)
         trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
         disk_bytes, location = sum(weight.nbytes for weight in trainable), "when it is saved"
-        if self.source_files.adapter is not None:
-            disk_bytes, location = size_on_disk(self.source_files.adapter), f"in {self.source_files.adapter}"
+        if adapters := self.source_files.adapters:
+            disk_bytes, location = sum(map(size_on_disk, adapters)), f"in {', '.join(map(str, adapters))}"
         return "\n".join(
             [
                 f"{f'{self.model_name} with {self.source_files.kind}:':<22}{counts.total:>13,} parameters",
@@ -172,8 +174,12 @@ class LoRAMMAudio(AudioGenerator):
         """Generate audio for a video; see `generate`."""
         return self.generate(video_path, prompt, **options)
 
-    def set_strength(self, strength: float) -> None:
-        """Scale the adapter from 0, the base model, over 1, as trained, to 1.5; ConfigError outside of the range."""
+    def set_strength(self, strength: float | str | Strength) -> None:
+        """Scale the adapter from 0, the base model, over 1, as trained, to 1.5; ConfigError outside of the range.
+
+        By part of the network: `joint=1,fused=0.5`. Of several adapters the sum of their changes is scaled, 1 being
+        each at the strength that it was loaded with.
+        """
         set_strength(self.peft_model, strength)
 
     def merge_and_save(self, path: str | Path, dtype: torch.dtype | None = None) -> AudioGenerator:
@@ -214,9 +220,14 @@ def save_state_dict(state: dict[str, Tensor], path: Path) -> None:
         raise WeightsError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
 
+AdapterPath = str | Path
+WeightedPath = AdapterPath | tuple[AdapterPath, float | str | Strength]
+"""An adapter, or a pair of an adapter and its strength."""
+
+
 def load_pretrained_with_lora(
     model_name: str | None = None,
-    lora_checkpoint: str | Path | None = None,
+    lora_checkpoint: AdapterPath | Sequence[WeightedPath] | None = None,
     lora_config: LoRAConfig | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
@@ -224,27 +235,22 @@ def load_pretrained_with_lora(
 ) -> LoRAMMAudio:
     """Load the base model `model_name` with the adapter in `lora_checkpoint` (.pt, PEFT folder or .safetensors).
 
+    A list `[("a.pt", 0.7), ("b.pt", "joint=1,fused=0.5")]` adds up the changes of several adapters at their strengths.
     Without a checkpoint the adapter is a new one of `lora_config`, which has no effect until it is trained.
     `model_name` may be omitted if the checkpoint names its base model, or if its shapes fit only one model.
     `weights` is the folder of the released files; absent ones are fetched, unless `offline` (or HF_HUB_OFFLINE) is set.
     Raises WeightsError for a file that is missing or made for another model, ConfigError for wrong names.
     """
     torch_device, folder = pick_device(device), None if weights is None else Path(weights)
-    checkpoint = None if lora_checkpoint is None else Path(lora_checkpoint)
-    adapter = None if checkpoint is None else read_adapter(checkpoint)
-    if adapter is not None and lora_config is not None:
+    stack = None if lora_checkpoint is None else _read_checkpoints(lora_checkpoint)
+    if stack is not None and lora_config is not None:
         raise ConfigError("load_pretrained_with_lora: lora_checkpoint contains its lora_config; pass one of the two")
-    name = model_name or (adapter.base_model if adapter is not None else "")
-    if not name:
-        possible_models = adapter.possible_models if adapter is not None else ()
-        hint = f"; its shapes fit {' and '.join(possible_models)}" if possible_models else ""
-        raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that names it{hint}")
+    name = model_name or _find_model_name(stack)
     with torch.device("meta"):
         network = build_network(name)
     config = lora_config or LoRAConfig()
-    if adapter is not None:  # checked before gigabytes are read
-        check_base(adapter, name)
-        check_fit(adapter, network, name)
+    if stack is not None:  # checked before gigabytes are read
+        stack.check(name, network=network)
     else:
         select_targets(network, config)
     offline = is_offline(offline)
@@ -252,10 +258,29 @@ def load_pretrained_with_lora(
     base = load_weights(name, "network", folder)
     dtypes = {key: value.dtype for key, value in base.state_dict.items()}
     network.load_released(base.state_dict)
-    if adapter is None:
-        adapted = add_lora(network, config, torch.Generator().manual_seed(0))
+    if stack is None:
+        adapted, kind = add_lora(network, config, torch.Generator().manual_seed(0)), config.method_name
     else:
-        adapted = attach_adapter(network, adapter, name, base.sha256)
+        adapted = stack.attach(network, name, base.sha256)
+        kind = stack.kinds
     network.to(torch_device).eval()
-    files = SourceFiles(base.path, dtypes, checkpoint, (config if adapter is None else adapter.lora).method_name)
+    paths = () if stack is None else tuple(adapter.path for adapter in stack.adapters)
+    files = SourceFiles(base.path, dtypes, paths, kind)
     return LoRAMMAudio(adapted, network, FrozenModels(name, folder, torch_device, offline), files)
+
+
+def _find_model_name(stack: AdapterStack | None) -> str:
+    if stack is not None and stack.base_model:
+        return stack.base_model
+    possible_models = stack.possible_models if stack is not None else ()
+    hint = f"; its shapes fit {' and '.join(possible_models)}" if possible_models else ""
+    raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that names it{hint}")
+
+
+def _read_checkpoints(checkpoints: AdapterPath | Sequence[WeightedPath]) -> AdapterStack:
+    """Read one adapter or several; ConfigError for an empty list and for an item that is neither path nor pair."""
+    items = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    pairs = [(item, 1.0) if isinstance(item, str | Path) else item for item in items]
+    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise ConfigError(f"lora_checkpoint={checkpoints!r}: an adapter, or a list of (adapter, strength)")
+    return read_stack((Path(path), parse_strength(strength)) for path, strength in pairs)

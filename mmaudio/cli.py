@@ -19,7 +19,7 @@ from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import interrupts
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat
-from mmaudio.utils.terminal import print_lines
+from mmaudio.utils.terminal import print_lines, print_traceback
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,29 @@ class Parser(argparse.ArgumentParser):
         """Add `--weights` and `--offline`; pass `args.offline` to `is_offline`."""
         self.add_argument("--weights", type=Path, help="the folder of the released weights")
         self.add_argument("--offline", action="store_true", help="connect to nothing: say which weights are absent")
+
+    def add_adapter_flags(self, *names: str, required: bool = False) -> None:
+        """Add `--adapter`, under other `names` too, and `--strength`: lists, empty where none is given."""
+        self.add_argument(
+            *names,
+            "--adapter",
+            type=Path,
+            action="append",
+            required=required,
+            default=[],
+            help="an adapter: best_lora.pt, or a folder that PEFT wrote; several add up their changes to the base",
+        )
+        self.add_strength_flag()
+
+    def add_strength_flag(self) -> None:
+        """Add `--strength`, a list of texts."""
+        self.add_argument(
+            "--strength",
+            action="append",
+            default=[],
+            help="the adapter's, 0 (the base model) to 1.5; 1, as trained, where not given. By part of the network: "
+            "joint=1,fused=0.5. One for each adapter, where there are several",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line with a suggestion, and exit with status 2."""
@@ -102,7 +125,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help formatter that shows only defaults other than None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def handle_signals() -> None:
@@ -126,6 +149,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
     """
     end_start()
+    sys.excepthook = print_traceback
     with interrupts.raise_interrupts():
         _run_once(main, sys.argv[1:])
 

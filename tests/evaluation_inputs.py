@@ -62,8 +62,7 @@ def evaluate_arguments(root: Path, *extra: str) -> list[str]:
     """The arguments of evaluate_lora.py for the files in `root`."""
     checkpoint = root / "exp" / "lora_checkpoints" / "best_lora.pt"
     return [
-        "--lora_checkpoint",
-        str(checkpoint),
+        *([] if "--lora_checkpoint" in extra else ["--lora_checkpoint", str(checkpoint)]),
         "--test_videos",
         str(root / "videos"),
         "--compare_original",

@@ -8,6 +8,7 @@ from mmaudio.data.clip_table import write_clips
 from mmaudio.data.clips import Clip
 from mmaudio.data.feature_set import Features, build_feature_set
 from mmaudio.data.feature_store import Header, encoder_names, shard_path, write_shard
+from mmaudio.finetune.base_samples import read_captions, samples_path
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.trainer import train_adapter
@@ -82,8 +83,19 @@ def build_config(folder, **settings):
     return config
 
 
+def write_base_samples(config, base_sha256="0" * 64, seconds=8.0):
+    """Random samples of the base at the place where training looks for those that it has made."""
+    path, count = samples_path(config, base_sha256, seconds), len(read_captions(config.model))
+    features = random_features(count, seed=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"latents": features.mean, "text_features": features.text_features}, path)
+
+
 def train_mini(folder, network=None, train=None, held_out=..., distributed=None, **settings):
     """Train the miniature: the training result."""
     held_out = mini_clips(3, "val", seed=1) if held_out is ... else held_out
-    inputs = RunInputs(build_config(folder, **settings), "0" * 64, train or mini_clips(5), held_out)
+    config = build_config(folder, **{"features_dir": str(folder)} | settings)
+    if config.preserve_base:
+        write_base_samples(config)
+    inputs = RunInputs(config, "0" * 64, train or mini_clips(5), held_out)
     return train_adapter(network or mini(), inputs, distributed or Distributed())

@@ -1,5 +1,6 @@
 """The shared command line: suggestions, exit statuses, one-line errors."""
 
+import json
 import os
 import resource
 import shlex
@@ -78,6 +79,17 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
 
 
+def test_a_traceback_shows_control_characters_escaped_and_the_causes():
+    body = r"raise errors.DataError('n\nerror: all is lost \x1b[2J') from ValueError('a\u202eb')"
+    lines = run(body, "--debug").stderr.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "Traceback (most recent call last):",
+        r"ValueError: a\u202eb",
+        "which led to:",
+        r"DataError: n\nerror: all is lost \x1b[2J",
+    ]
+
+
 def test_out_of_memory_is_one_line():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1")
     words = r"^out of memory \(2\.00 GiB more were requested\); take fewer clips$"
@@ -117,13 +129,13 @@ def test_a_folder_may_have_the_name_of_a_setting(tmp_path):
 
 def test_two_files_for_one_flag_are_an_error_that_names_both(capsys):
     with pytest.raises(SystemExit) as stop:
-        generation.build_parser().parse_args(["--adapter", "a.pt", "--prompt", "x", "--adapter", "b.pt"])
+        generation.build_parser().parse_args(["--video", "a.mp4", "--prompt", "x", "--video", "b.mp4"])
     message = capsys.readouterr().err
-    assert stop.value.code == 2 and "--adapter: one is taken, there are two: a.pt and b.pt" in message
+    assert stop.value.code == 2 and "--video: one is taken, there are two: a.mp4 and b.mp4" in message
     args = generation.build_parser().parse_args(
-        ["--adapter", "a.pt", "--adapter", "a.pt", "--output", "x", "--seed", "1", "--seed", "2"]
+        ["--video", "a.mp4", "--video", "a.mp4", "--output", "x", "--seed", "1", "--seed", "2"]
     )
-    assert (args.adapter, args.output, args.seed) == (Path("a.pt"), Path("x"), 2)
+    assert (args.video, args.output, args.seed) == (Path("a.mp4"), Path("x"), 2)
 
 
 def test_the_shares_of_the_split_are_flags_of_the_pipeline():
@@ -224,6 +236,14 @@ def test_the_last_lines_include_the_flag_for_weights(tmp_path, capsys):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     assert sys.platform != "linux" or f"the largest process took {peak:.1f} GB" in summary
     assert generation.build_parser().parse_args(shlex.split(command)[3:]).weights == job.weights
+    assert "--strength" not in command and "Verdict:" not in summary
+    metrics = {"metrics": {}, "forgetting": {}, "recommended_strength": 0.75, "recommendation": "About as close."}
+    job.experiment.mkdir(parents=True)
+    (job.experiment / "metrics.json").write_text(json.dumps(metrics))
+    pipeline.print_summary(job, 0.0)
+    summary, command = capsys.readouterr().out.split("Generate: ")
+    assert "--strength 0.75" in command and "Strength: 0.75. About as close.\n" in summary
+    assert "Verdict:  Too few held-out videos for a verdict" in summary and "Forgot:   Not measured. " in summary
 
 
 @pytest.mark.slow

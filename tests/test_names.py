@@ -5,7 +5,7 @@ import importlib.util
 
 from helpers import ROOT
 
-FOLDERS = ("mmaudio", "training", "benchmarks", "examples", "tests")
+FOLDERS = ("mmaudio", "training", "benchmarks", "examples", "comfyui", "tests")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / "mmaudio")]
 EMPTY = {"found", "made", "kept", "wanted", "own", "told", "said", "given", "part"}

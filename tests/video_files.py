@@ -15,6 +15,7 @@ from mmaudio.features.clip import build_clip
 from mmaudio.features.synchformer import build_synchformer
 from mmaudio.features.vae import build_vae
 from mmaudio.media.mux import write_video
+from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS
 
 RATE = 16_000
 
@@ -144,3 +145,31 @@ def write_blocks(path, blocks, rate=16_000):
             packet.time_base, packet.stream = Fraction(1, 1000), sound
             container.mux_one(packet)
     return path
+
+
+def write_jumps(path, seed: int, late: float = 0.0, seconds: float = CLIP_SECONDS + 0.2) -> None:
+    """A square that jumps at irregular times, with a click at each, `late` seconds after it."""
+    rng, count = np.random.default_rng(seed), round(seconds * SYNC_FPS)
+    times = np.cumsum(rng.uniform(0.3, 1.4, 20))
+    sound = 0.002 * rng.normal(size=count * 16_000 // SYNC_FPS)
+    for time in times + late:
+        sound[round(time * 16_000) :][:800] += 0.5 * rng.normal(size=len(sound[round(time * 16_000) :][:800]))
+    corners = rng.integers(0, 40, (len(times) + 1, 2))
+    frames = np.full((count, 64, 64, 3), 60, np.uint8)
+    for index, frame in enumerate(frames):
+        x, y = corners[(times <= index / SYNC_FPS).sum()]
+        frame[y : y + 20, x : x + 20] = 220
+    write_video(path, iter(frames), SYNC_FPS, sound.clip(-1, 1), 16_000)
+
+
+def read_audio(path):
+    """The samples of a file's sound, as they are stored."""
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+def read_comment(path):
+    """The JSON in the comment of a generated file."""
+    with av.open(str(path)) as container:
+        tags = {key.lower(): value for key, value in container.metadata.items()}  # WebM writes them large
+    return json.loads(tags["comment"])

@@ -28,8 +28,8 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
+from mmaudio.data.split_files import SplitFiles
 from mmaudio.data.splits import SplitStore
-from mmaudio.data.table_checksums import checksums_path
 from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.utils.locks import wait_for_lock
@@ -59,6 +59,7 @@ def build_parser() -> cli.Parser:
     )
     add("--prompt", default="", help="caption of the videos that have none of their own")
     add("--audio-track", type=int, default=0, help="number of the audio track, counted from 0")
+    add("--video-track", type=int, help="number of the picture, from 0; the default, else the longest that moves")
     add("--scenes", action="store_true", help="no clip across a shot boundary (needs the extra `scenes`)")
     add("--flags", action="store_true", help="note how much speech and music is in a clip (needs the extra `flags`)")
     add("--keep-all", action="store_true", help="keep clips that break a rule of the configuration")
@@ -90,6 +91,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
             silence_db=config.silence_db,
             max_gap=config.max_gap,
             track=args.audio_track,
+            video_track=args.video_track,
             scenes=args.scenes,
             scene_tolerance=config.scene_tolerance,
             flags=args.flags,
@@ -134,11 +136,11 @@ def print_result(result: SplitResult, left_out_table: Path) -> None:
         print_lines(f"note: {note}")
 
 
-def write_report(page: Path, videos: Path, result: SplitResult, audio_track: int) -> None:
+def write_report(page: Path, videos: Path, result: SplitResult) -> None:
     """Write the contact sheet of `result`, whose videos lie in the folder `videos`."""
     from mmaudio.data.contact_sheet import write_contact_sheet  # here, as torchvision takes a second to import
 
-    write_contact_sheet(page, videos, result, audio_track, lambda scans: progress(scans, len(scans), "strips"))
+    write_contact_sheet(page, videos, result, lambda scans: progress(scans, len(scans), "strips"))
     print_lines(f"{page}: open it in a browser")
 
 
@@ -155,25 +157,19 @@ def main(arguments: list[str]) -> int:
 
 def split(videos: Path, table: Path, settings: SplitSettings, report: bool) -> None:
     """Scan the folder `videos`, print what is used and write the tables; DataError where nothing can be used."""
-    scans_file, splits_file, page = (
-        table.with_suffix(f".{name}") for name in ("scans.jsonl", "splits.json", "report.html")
-    )
-    ignored_paths = [table, left_out_path(table), checksums_path(table), scans_file, splits_file, page]
-    ignored_paths += table.parent.glob(f"{table.stem}.edited-*.tsv")
-    if videos.resolve() in table.resolve().parent.parents:
-        ignored_paths.append(table.parent)  # clips, features and results below the folder of videos
+    files = SplitFiles(table)
     result = split_folder(
         videos,
         settings,
-        ScanStore(scans_file),
-        tuple(ignored_paths),
-        lambda files: progress(files, len(files), "videos"),
-        SplitStore(splits_file, settings.ratios),
+        ScanStore(files.scans),
+        files.ignored_paths(videos),
+        lambda paths: progress(paths, len(paths), "videos"),
+        SplitStore(files.splits, settings.ratios),
     )
     print_result(result, left_out_path(table))
     write_left_out(left_out_path(table), result.left_out)
     if report:
-        write_report(page, videos, result, settings.scan.track)
+        write_report(files.page, videos, result)
     if not result.clips:
         raise DataError(f"{videos}: none of its {result.file_count} files can be used; the reasons stand above")
     is_changed = write_clips(table, result.clips)

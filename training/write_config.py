@@ -36,12 +36,13 @@ defaults:
 """
 TRAIN_SECTIONS = (
     ("exp_id", "model", "custom_finetune"),
-    ("clips_tsv", "features_dir", "output_dir", "weights", "video_root", "offline", "device", "resume", "seed"),
+    ("clips_tsv", "features_dir", "output_dir", "weights", "video_root", "offline", "device", "resume"),
+    ("init_from", "seed"),
     ("lora",),
     (
         *("batch_size", "gradient_accumulation_steps", "learning_rate", "optimizer", "lora_plus_ratio", "schedule"),
         *("max_steps", "warmup_steps", "weight_decay", "max_grad_norm", "drop_conditions", "drop_captions"),
-        *("latent_noise", "preserve_base", "ema_decay"),
+        *("latent_noise", "preserve_base", "preserve_share", "ema_decay"),
     ),
     ("amp", "base_bf16", "gradient_checkpointing", "compile", "cuda_graph", "features_in_memory"),
     ("eval_every", "save_every", "validation", "early_stopping", "logging"),

@@ -1,6 +1,7 @@
-"""Merge an adapter into its base model: one checkpoint with the released keys, for any program that loads MMAudio.
+"""Merge one adapter, or the sum of several, into the base model: one checkpoint with the released keys.
 
     mmaudio-lora merge output/EXP/lora_checkpoints/best_lora.pt
+    mmaudio-lora merge dogs.pt --strength 0.7 rain.pt --strength 0.5
     mmaudio-lora merge best_lora.pt --strength 0.7 --dtype fp16 --output models/mmaudio/dogs_small_44k.safetensors
 
 Writes EXP_MODEL.safetensors into the current folder where no --output is given, and says whether ComfyUI takes it.
@@ -9,13 +10,14 @@ Merged and adapted model are compared first; nothing is written where they diffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
-from mmaudio.lora.adapter import MAX_STRENGTH
+from mmaudio.lora.stack import adapter_name, pair_strengths
 from mmaudio.model.lora_mmaudio import load_pretrained_with_lora
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.utils.terminal import print_lines
@@ -27,10 +29,10 @@ COMFYUI_MODELS = ("small_44k", "large_44k", "large_44k_v2")
 
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
-    parser = cli.Parser("Merge an adapter into its base model.")
-    parser.add_argument("adapter", type=Path, help="best_lora.pt, a PEFT folder or a .safetensors file")
+    parser = cli.Parser("Merge one adapter, or the sum of several, into the base model.")
+    parser.add_argument("adapter", type=Path, nargs="+", help="best_lora.pt, a PEFT folder or a .safetensors file")
     parser.add_argument("--output", type=Path, help="a .safetensors, .pt or .pth; EXP_MODEL.safetensors if not given")
-    parser.add_argument("--strength", type=float, default=1.0, help=f"the adapter's, 0 to {MAX_STRENGTH}")
+    parser.add_strength_flag()
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; the base file's own if not given")
     parser.add_argument("--model", choices=list(MODELS), help="the base model, for an adapter that names none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -38,11 +40,10 @@ def build_parser() -> cli.Parser:
     return parser
 
 
-def default_output(adapter: Path, model: str) -> Path:
-    """The name of the merged file in the current folder: of the adapter's experiment, else of its file."""
-    adapter = adapter.resolve()
-    name = adapter.parent.parent.name if adapter.parent.name == "lora_checkpoints" else adapter.stem
-    return Path(f"{name.removesuffix(model).rstrip('_')}_{model}.safetensors".lstrip("_"))
+def default_output(adapters: Sequence[Path], model: str) -> Path:
+    """The name of the merged file in the current folder: of the adapters' experiments, else of their files."""
+    names = [adapter_name(adapter).removesuffix(model).rstrip("_") for adapter in adapters]
+    return Path(f"{'_'.join([*names, model])}.safetensors".lstrip("_"))
 
 
 def describe_comfyui(model: str, path: Path) -> str:
@@ -60,16 +61,12 @@ def describe_comfyui(model: str, path: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """Merge as the command line `arguments` request."""
-    args = build_parser().parse_args(arguments)
-    if not 0 <= args.strength <= MAX_STRENGTH:
-        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {MAX_STRENGTH}; 1 is as trained")
-    model = load_pretrained_with_lora(
-        args.model, args.adapter, weights=args.weights, device="cpu", offline=args.offline
-    )
+    args = build_parser().parse_intermixed_args(arguments)
+    pairs = pair_strengths(args.adapter, args.strength, "")
+    model = load_pretrained_with_lora(args.model, pairs, weights=args.weights, device="cpu", offline=args.offline)
     output = args.output or default_output(args.adapter, model.model_name)
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output}: is there already; --overwrite replaces it, or choose another --output")
-    model.set_strength(args.strength)
     model.merge_and_save(output, None if args.dtype is None else DTYPES[args.dtype])
     print_lines(describe_comfyui(model.model_name, output))
     return 0

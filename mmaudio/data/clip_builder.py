@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mmaudio.data.captions import Captions
 from mmaudio.data.clip_table import OPTIONAL_NUMBERS
 from mmaudio.data.clips import Clip
 from mmaudio.data.filters import FilterRules, reason_kind
-from mmaudio.data.scan import MeasuredWindow
+from mmaudio.data.scan import MeasuredWindow, VideoScan
 from mmaudio.data.splits import WindowsBySplit, name_hash
 
 MEASUREMENTS = ("peak_db", "rms_db", "silence", *OPTIONAL_NUMBERS)
@@ -21,12 +22,12 @@ def build_clips(
     divided: dict[str, WindowsBySplit],
     captions: Captions,
     rules: FilterRules,
-    track: int,
-    gains_db: dict[str, float | None],
+    scans: dict[str, VideoScan],
+    gain_of: Callable[[VideoScan], float | None],
 ) -> list[Clip]:
-    """The rows of the table of clips, by video and time; `gains_db` has the gain of every video."""
+    """The rows of the table of clips, by video and time; `scans` has that of every video, `gain_of` gives its gain."""
     clips = [
-        replace(_build_clip(video, window, split, captions, rules, track), gain_db=gains_db[video])
+        replace(_build_clip(scans[video], window, split, captions, rules), gain_db=gain_of(scans[video]))
         for video, by_split in divided.items()
         for split, windows in by_split.items()
         for window in windows
@@ -34,9 +35,8 @@ def build_clips(
     return sorted(clips, key=lambda clip: (clip.video, clip.start))
 
 
-def _build_clip(
-    video: str, window: MeasuredWindow, split: str, captions: Captions, rules: FilterRules, track: int
-) -> Clip:
+def _build_clip(scan: VideoScan, window: MeasuredWindow, split: str, captions: Captions, rules: FilterRules) -> Clip:
+    video = scan.video
     clip_id = f"{video_slug(video)}_{round(window.start * 1000):08d}"
     return Clip(
         clip_id,
@@ -46,7 +46,10 @@ def _build_clip(
         captions.find(video, clip_id, window.start),
         split,
         **{name: getattr(window, name) for name in MEASUREMENTS},
-        track=track,
+        track=scan.track,
+        video_track=scan.video_track,
+        channel=scan.channel,
+        notes=scan.note,
         breaks="; ".join(map(reason_kind, rules.find_violations(window))),
     )
 

@@ -14,6 +14,7 @@ import itertools
 import math
 import sys
 from codecs import BOM_UTF8
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,8 @@ from mmaudio.utils.terminal import print_lines
 REQUIRED_NUMBERS = ("start", "end", "peak_db", "rms_db", "silence")
 OPTIONAL_NUMBERS = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", "music")
 """Measurements that may be empty: a table made by hand need not have them."""
+STREAM_NUMBERS = ("track", "video_track", "channel")
+"""Numbers of streams and of a channel, each of which may be empty."""
 Row = TypeVar("Row", Clip, LeftOut)
 
 
@@ -86,12 +89,17 @@ def _print_note(text: str) -> None:
     print_lines(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def check_videos_inside(path: Path, clips: list[Clip]) -> None:
-    """DataError where a clip of the table `path` names a video outside of the folder of videos: absolute, or with `..`.
+def videos_outside(clips: Sequence[Clip]) -> list[str]:
+    """The clips' videos that are outside of the folder of videos: absolute, or with `..`.
 
     Links within the folder are its owner's, and are followed.
     """
-    outside = [clip.video for clip in clips if Path(clip.video).is_absolute() or ".." in Path(clip.video).parts]
+    return [clip.video for clip in clips if Path(clip.video).is_absolute() or ".." in Path(clip.video).parts]
+
+
+def check_videos_inside(path: Path, clips: list[Clip]) -> None:
+    """DataError where a clip of the table `path` names a video outside of the folder of videos."""
+    outside = videos_outside(clips)
     if outside:
         raise DataError(
             f"{path}: {len(outside)} clips are of videos outside of the folder of videos, as {outside[0]}; paths below "
@@ -117,13 +125,15 @@ def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
     try:
         start, end, peak_db, rms_db, silence = (float(row[name]) for name in REQUIRED_NUMBERS)
         optional = {name: float(row[name]) for name in (*OPTIONAL_NUMBERS, "gain_db") if row.get(name)}
-        track = int(row.get("track") or 0)
+        numbers = {name: int(row[name]) for name in STREAM_NUMBERS if row.get(name)}
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
     if not math.isfinite(optional.get("gain_db", 0.0)):
         raise DataError(f"{path}, line {number}: gain_db {row['gain_db']}: expected a number of decibels or nothing")
     if row["split"] not in SPLITS or not 0 <= start < end < math.inf:
         raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
+    if min(numbers.values(), default=0) < 0:
+        raise DataError(f"{path}, line {number}: tracks and channels are counted from 0")
     if not row["id"] or not row["video"]:
         raise DataError(f"{path}, line {number}: every clip needs an id and a video")
     return Clip(
@@ -137,8 +147,11 @@ def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
         rms_db,
         silence,
         **optional,
-        track=track,
+        track=numbers.get("track", 0),
+        video_track=numbers.get("video_track"),
+        channel=numbers.get("channel"),
         breaks=row.get("breaks") or "",
+        notes=row.get("notes") or "",
     )
 
 

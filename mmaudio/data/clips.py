@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mmaudio.media.streams import StreamChoice
+
+DEFAULT_TEST_RATIO = 0.2
+"""Share of the videos that is held out for the test."""
+MIN_VERDICT_VIDEOS = 3
+"""Below this many held-out videos no verdict is given."""
 DEFAULT_STRIDE = 4.0
 """Seconds between the starts of two clips of a video."""
 SPLITS = ("train", "val", "test")
@@ -49,6 +55,17 @@ class Clip:
     """The rules that it breaks, where it is used all the same."""
     gain_db: float | None = None
     """Decibels by which the audio is amplified, at most to a peak of 0.95; None: to that peak."""
+    video_track: int | None = None
+    """Number of the picture, from 0 on; None: the only one, or the file's default."""
+    channel: int | None = None
+    """The only channel of the audio that is used; None: the mean of all."""
+    notes: str = ""
+    """What was decided about its video: time stamps, tracks and channel."""
+
+    @property
+    def streams(self) -> StreamChoice:
+        """What of its video is used."""
+        return StreamChoice(self.track, self.video_track, self.channel)
 
     @property
     def seconds(self) -> float:

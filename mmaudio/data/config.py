@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmaudio.config import CONFIG_FOLDER, dotted_names
-from mmaudio.data.clips import DEFAULT_STRIDE
+from mmaudio.data.clips import DEFAULT_STRIDE, DEFAULT_TEST_RATIO
 from mmaudio.data.filters import FilterRules
 from mmaudio.errors import ConfigError
 from mmaudio.model.spec import CLIP_SECONDS
@@ -34,8 +34,8 @@ class SplitConfig:
     """seconds between the starts of two clips"""
     val_ratio: float = 0.1
     """share of the videos for validation"""
-    test_ratio: float = 0.2
-    """share of the videos for the test"""
+    test_ratio: float = DEFAULT_TEST_RATIO
+    """share of the videos for the test; 0.2: at least 3 of 9 videos and more"""
     silence_db: float = -60.0
     """a 50 ms block whose peak is below this counts as silent"""
     max_gap: float = 1.0

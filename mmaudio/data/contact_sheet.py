@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,8 +20,10 @@ from mmaudio.errors import DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import read_native_windows
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import probe
 from mmaudio.utils.files import atomic_write
+from mmaudio.utils.templates import load_templates
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 54
@@ -48,7 +49,6 @@ def write_contact_sheet(
     path: Path,
     root: Path,
     result: SplitResult,
-    track: int = 0,
     progress: Callable[[list[VideoScan]], Iterable[VideoScan]] = iter,
 ) -> None:
     """Write the page of `result`, whose videos lie below `root`, to `path`; every video is decoded once more."""
@@ -56,15 +56,14 @@ def write_contact_sheet(
     reasons = {(row.video, row.start): row.reason for row in result.left_out}
     scans = [scan for scan in result.scans if scan.windows]
     videos = [
-        (scan, reasons.get((scan.video, None), ""), _build_rows(root, scan, clips, reasons, track))
-        for scan in progress(scans)
+        (scan, reasons.get((scan.video, None), ""), _build_rows(root, scan, clips, reasons)) for scan in progress(scans)
     ]
     with_windows = {scan.video for scan in scans}
     unusable_files = [row for row in result.unused if row.video not in with_windows]
-    loader = jinja2.PackageLoader("mmaudio.data", ".")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template("contact_sheet.html.j2").render(
-        result=result, videos=videos, unusable_files=unusable_files, bins=WAVEFORM_BINS
+    page = (
+        load_templates("mmaudio.data", ".")
+        .get_template("contact_sheet.html.j2")
+        .render(result=result, videos=videos, unusable_files=unusable_files, bins=WAVEFORM_BINS)
     )
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
@@ -75,11 +74,10 @@ def _build_rows(
     scan: VideoScan,
     clips: dict[tuple[str, float], Clip],
     reasons: dict[tuple[str, float | None], str],
-    track: int,
 ) -> list[SheetRow]:
     readable = [window for window in scan.windows if not window.reason]
-    strips = _frame_strips(root / scan.video, readable)
-    waveforms = _waveform_paths(root / scan.video, readable, track)
+    strips = _frame_strips(root / scan.video, scan.streams, readable)
+    waveforms = _waveform_paths(root / scan.video, scan.streams, readable)
     rows = []
     for window in scan.windows:
         key = (scan.video, window.start)
@@ -89,7 +87,7 @@ def _build_rows(
     return rows
 
 
-def _frame_strips(path: Path, windows: list[MeasuredWindow]) -> Iterator[str]:
+def _frame_strips(path: Path, streams: StreamChoice, windows: list[MeasuredWindow]) -> Iterator[str]:
     """A strip of frames for every window, as far as they can be read."""
     if not windows:
         return
@@ -97,7 +95,7 @@ def _frame_strips(path: Path, windows: list[MeasuredWindow]) -> Iterator[str]:
     fps = max(1, round(STRIP_FRAMES / seconds))
     grid = FrameGrid(fps, min(STRIP_FRAMES, int(seconds * fps)), _resize_frame)
     try:
-        for window in read_frame_windows(probe(path), [window.start for window in windows], [grid]):
+        for window in read_frame_windows(probe(path, streams), [window.start for window in windows], [grid]):
             yield _jpeg_data_uri(torch.cat(window.frames[0], dim=-1))
     except DataError:
         return  # the page shows the rest; extraction names the video
@@ -117,12 +115,12 @@ def _jpeg_data_uri(image: Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _waveform_paths(path: Path, windows: list[MeasuredWindow], track: int) -> Iterator[str]:
+def _waveform_paths(path: Path, streams: StreamChoice, windows: list[MeasuredWindow]) -> Iterator[str]:
     """The waveform of every window as an SVG path."""
     if not windows:
         return
     try:
-        info = probe(path, track)
+        info = probe(path, streams)
         times = [(window.start, window.end) for window in windows]
         for audio in read_native_windows(decode_audio(info), native_sample_rate(info), times):
             yield _waveform_path(audio.waveform)

@@ -57,8 +57,8 @@ class Header:
     version: int = VERSION
     precision: str = ""
     """Precision of CLIP and Synchformer: float32 or bfloat16."""
-    windows: list[list[float]] = field(default_factory=list)
-    """Start, end, audio track and gain of every clip, as `clip_window` gives them; empty where unknown."""
+    windows: list[list[float | None]] = field(default_factory=list)
+    """Window, streams and gain of every clip, as `clip_window` gives them; empty where unknown."""
 
     @property
     def encoder_names(self) -> dict[str, str]:
@@ -192,9 +192,15 @@ def _is_stale(header: Header, clips: list[Clip]) -> bool:
     )
 
 
-def clip_window(clip: Clip) -> list[float]:
-    """A clip's entry in a shard's header: start and end in seconds, number of the audio track, and its gain if any."""
-    return [clip.start, clip.end, clip.track, *([] if clip.gain_db is None else [clip.gain_db])]
+def clip_window(clip: Clip) -> list[float | None]:
+    """A clip's entry in a shard's header: start and end in seconds, number of the audio track.
+
+    Gain, picture and channel follow where they are not None, or one after them is not.
+    """
+    entry = [clip.start, clip.end, clip.track, clip.gain_db, clip.video_track, clip.channel]
+    while entry[-1] is None:
+        entry.pop()
+    return entry
 
 
 def encoder_names(model: ModelSpec) -> dict[str, str]:

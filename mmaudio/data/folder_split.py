@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mmaudio.data.captions import Captions
 from mmaudio.data.clip_builder import build_clips
-from mmaudio.data.clips import Clip, LeftOut
+from mmaudio.data.clips import DEFAULT_TEST_RATIO, Clip, LeftOut
 from mmaudio.data.filters import FilterRules, reason_kind
 from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_video
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
+from mmaudio.data.verdict_needs import describe_verdict_needs
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.progress import working
@@ -43,7 +44,7 @@ class SplitSettings:
     rules: FilterRules = field(default_factory=FilterRules)
     val_ratio: float = 0.1
     """Share of the videos for validation; more than 0 means at least one."""
-    test_ratio: float = 0.2
+    test_ratio: float = DEFAULT_TEST_RATIO
     """Share of the videos for the test."""
     normalize: str = "video"
     """The way of normalising loudness, of NORMALIZATIONS."""
@@ -130,8 +131,8 @@ def split_folder(
     divided, notes = _split_usable(usable, settings.ratios, split_store)
     left_out += _windows_in_gaps(usable, divided)
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
-    gains_db = {scan.video: NORMALIZATIONS[settings.normalize](scan) for scan in scans}
-    clips = build_clips(divided, captions, settings.rules, settings.scan.track, gains_db)
+    by_video = {scan.video: scan for scan in scans}
+    clips = build_clips(divided, captions, settings.rules, by_video, NORMALIZATIONS[settings.normalize])
     captions.check_used(videos if clips else [])
     notes = [f"{scan.video}: {scan.note}" for scan in scans if scan.note and scan.video in usable] + notes
     with working("looking for equal videos"):
@@ -223,7 +224,15 @@ def _split_usable(
         divided, notes = split_videos(usable, ratios, split_store.splits if split_store else None)
     if split_store is not None:
         split_store.save(divided)
-    return divided, notes
+    return divided, [*notes, *_describe_verdict_needs(divided, ratios)]
+
+
+def _describe_verdict_needs(divided: dict[str, WindowsBySplit], ratios: SplitRatios) -> list[str]:
+    """A note where too few videos are held out for a verdict."""
+    splits = [split for by_split in divided.values() for split in by_split]
+    held_out = splits.count("test") or splits.count("val")
+    needs = describe_verdict_needs(held_out, len(divided), ratios) if divided else []
+    return [f"verdict: {needs[0]} {'; '.join(needs[1:])}"] if needs else []
 
 
 def _windows_in_gaps(usable: dict[str, list[MeasuredWindow]], divided: dict[str, WindowsBySplit]) -> list[LeftOut]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,15 +22,13 @@ from mmaudio.data.video_stats import Interval, VideoTimeline, measure_video, ove
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import AudioWindow, read_native_windows
-from mmaudio.media.gain import PeakMeter, video_gain_db
+from mmaudio.media.gain import LevelMeter, video_gain_db
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe, timing_key
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the code measures differently."""
-
-CANCELLED = 10 ** (-40 / 20)
-"""Peak of the mean of all channels over that of the loudest, below which they cancel each other."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class ScanSettings:
     """Seconds between two frames, beyond which frames are missing; no window spans such a gap."""
     track: int = 0
     """Number of the audio track, from 0 on."""
+    video_track: int | None = None
+    """Number of the picture, from 0 on; None: the default one, else the longest that moves."""
     scenes: bool = False
     """Whether windows stay within one shot."""
     scene_tolerance: float = 0.25
@@ -64,11 +64,19 @@ class ScanSettings:
             )
         if self.stride < 1 / SYNC_FPS:
             raise ConfigError(f"stride={self.stride}: at least {1 / SYNC_FPS} s, a frame; half a clip is usual")
-        if self.max_gap <= 0 or self.scene_tolerance < 0 or self.track < 0:
+        if self.max_gap <= 0 or self.scene_tolerance < 0:
             raise ConfigError(
-                f"max_gap={self.max_gap}, scene_tolerance={self.scene_tolerance}, audio track {self.track}: the gap is "
-                "more than 0 s, the others at least 0"
+                f"max_gap={self.max_gap}, scene_tolerance={self.scene_tolerance}: the gap is more than 0 s, the other "
+                "at least 0"
             )
+        for flag, number in (("--audio-track", self.track), ("--video-track", self.video_track)):
+            if number is not None and number < 0:
+                raise ConfigError(f"{flag} {number}: tracks are counted from 0")
+
+    @property
+    def streams(self) -> StreamChoice:
+        """What of a video is used."""
+        return StreamChoice(self.track, self.video_track)
 
     @property
     def last_frame_time(self) -> float:
@@ -111,6 +119,17 @@ class VideoScan:
     """A hint for the user about a file that is used."""
     gain_db: float = 0.0
     """The gain in decibels that brings the video to the loudness of training; see `media.gain`."""
+    track: int = 0
+    """Number of the audio track, from 0 on."""
+    video_track: int | None = None
+    """Number of the picture, from 0 on; None: the only one."""
+    channel: int | None = None
+    """The only channel of the audio that is used; None: the mean of all."""
+
+    @property
+    def streams(self) -> StreamChoice:
+        """What of the video is used."""
+        return StreamChoice(self.track, self.video_track, self.channel)
 
 
 class _Segment(NamedTuple):
@@ -124,7 +143,7 @@ class _Segment(NamedTuple):
 
 def scan_key(path: Path, settings: ScanSettings, video: str) -> str:
     """Hash of the file and of everything that determines its windows."""
-    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION, *timing_key(path)])
+    content = json.dumps([video, fingerprint(path), asdict(settings), VERSION, *timing_key(path, settings.streams)])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -135,19 +154,29 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
     try:
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise DataError(f"{path.name}: no video file ({path.suffix or 'no suffix'})")
-        info = probe(path, settings.track)
-        meter = PeakMeter(native_sample_rate(info))  # no video is decoded where there is no audio
+        info = probe(path, settings.streams)
+        meter = LevelMeter(native_sample_rate(info))  # no video is decoded where there is no audio
         timeline = measure_video(info, settings.max_gap, make_cut_detector(info.fps) if settings.scenes else None)
         windows = _measure_windows(info, timeline, settings, meter)
-        if max(meter.peaks, default=0.0) < CANCELLED * meter.channel_peak:
-            raise DataError(f"{path.name}: its channels cancel each other (one is inverted): their mean is silent")
-        return VideoScan(video, key, "", windows, _describe_file(info, timeline), video_gain_db(meter.peaks))
+        if (channel := meter.channel_instead_of_mean()) is not None:
+            info, meter = replace(info, channel=channel), LevelMeter(native_sample_rate(info))
+            windows = _measure_windows(info, timeline, settings, meter)
+        return VideoScan(
+            video,
+            key,
+            windows=windows,
+            note=_describe_file(info, timeline),
+            gain_db=video_gain_db(meter.peaks),
+            track=info.audio_track,
+            video_track=info.video_track if info.video_track_count > 1 else None,
+            channel=info.channel,
+        )
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
 
 
 def _measure_windows(
-    info: VideoInfo, timeline: VideoTimeline, settings: ScanSettings, meter: PeakMeter
+    info: VideoInfo, timeline: VideoTimeline, settings: ScanSettings, meter: LevelMeter
 ) -> list[MeasuredWindow]:
     """The file's windows; DataError with the reason where there is none."""
     if not timeline.continuous:
@@ -196,7 +225,7 @@ def _too_short_error(
 
 
 def _measure_audio_and_video(
-    info: VideoInfo, times: Sequence[Interval], timeline: VideoTimeline, settings: ScanSettings, meter: PeakMeter
+    info: VideoInfo, times: Sequence[Interval], timeline: VideoTimeline, settings: ScanSettings, meter: LevelMeter
 ) -> Iterator[MeasuredWindow]:
     """Measure the windows in one decoding pass of the audio."""
     sample_rate = native_sample_rate(info)
@@ -241,10 +270,10 @@ def _unusable_windows(
 
 
 def _describe_file(info: VideoInfo, timeline: VideoTimeline) -> str:
-    """Notes on the choice among several audio tracks and on the order of the frames."""
-    notes = [_describe_tracks(info), info.timing.describe()]
-    if info.video_track_count > 1:
-        notes.append(f"{info.video_track_count} pictures: number {info.video_track} is used")
+    """Notes on the choice among several tracks, pictures and channels, and on the order of the frames."""
+    notes = [_describe_tracks(info), info.timing.describe(), info.describe_pictures()]
+    if info.channel is not None:
+        notes.append(f"its channels cancel each other (one is inverted): channel {info.channel} alone is used")
     if timeline.moved_frames:
         notes.append(f"frames out of turn, which were put in their places: {timeline.moved_frames}")
     if timeline.dropped_frames:

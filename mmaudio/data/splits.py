@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mmaudio.data.clips import SPLITS
+from mmaudio.data.clips import DEFAULT_TEST_RATIO, MIN_VERDICT_VIDEOS, SPLITS
 from mmaudio.data.scan import MeasuredWindow
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.files import atomic_write
 
 MAX_VIDEOS_DIVIDED_IN_TIME = 2
 """With at most so many videos, each is divided in time; with more, whole videos are held out."""
+VIDEOS_FOR_VERDICT = 9
+"""From this many videos on the default ratio holds out MIN_VERDICT_VIDEOS, where the share alone would be 2."""
 MIXED = "mixed"
 """The stored split of a video that was divided in time."""
 WindowsBySplit = dict[str, list[MeasuredWindow]]
@@ -30,8 +32,8 @@ class SplitRatios:
 
     val: float = 0.1
     """Share of the videos for validation; more than 0 means at least one."""
-    test: float = 0.2
-    """Share of the videos for the test."""
+    test: float = DEFAULT_TEST_RATIO
+    """Share of the videos for the test; the default is at least 3 videos of 9 and more."""
     gap: float = 8.0
     """Seconds between the splits of a video that is divided in time."""
 
@@ -123,6 +125,8 @@ def assign_splits(videos: list[str], ratios: SplitRatios, previous: Mapping[str,
 def _held_out_sizes(count: int, ratios: SplitRatios) -> dict[str, int]:
     """Number of test and of validation videos among `count`; at least one is left for training."""
     test, val = (max(1, round(count * ratio)) if ratio > 0 else 0 for ratio in (ratios.test, ratios.val))
+    if ratios.test == DEFAULT_TEST_RATIO and count >= VIDEOS_FOR_VERDICT:
+        test = max(test, MIN_VERDICT_VIDEOS)
     while test + val >= count:
         test, val = (test - 1, val) if test >= val else (test, val - 1)
     return {"test": test, "val": val}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from mmaudio.lora.strength import AS_TRAINED, Strength
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -64,8 +66,17 @@ class EvaluationConfig:
     allow_outside: bool = False
     """Whether the table may name videos outside of the folder of videos."""
     """Whether to list the training clips whose audio is out of sync with the video."""
+    strength: Strength = AS_TRAINED
+    """Of the adapter."""
+    other_adapters: tuple[tuple[Path, Strength], ...] = ()
+    """Further adapters whose changes are added, and their strengths."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+
+    @property
+    def adapters(self) -> tuple[tuple[Path, Strength], ...]:
+        """All adapters with their strengths."""
+        return ((self.checkpoint, self.strength), *self.other_adapters)
 
     @property
     def report_path(self) -> Path:

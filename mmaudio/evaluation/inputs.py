@@ -16,8 +16,10 @@ from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import GeneralDomain, load_general_domain
 from mmaudio.evaluation.held_out_clips import load_held_out
 from mmaudio.evaluation.sync_check import SyncCheck, plan_sync_check
-from mmaudio.lora.checkpoint import AdapterFile, adapter_files, check_base, read_adapter
+from mmaudio.lora.checkpoint import adapter_files
 from mmaudio.lora.peft_compat import describe_shapes
+from mmaudio.lora.stack import AdapterStack, read_stack
+from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.metrics.pretrained_search import PretrainedSources, find_pretrained_metrics
 from mmaudio.metrics.registry import select_metrics
@@ -25,7 +27,7 @@ from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
 
-VERSION = 8
+VERSION = 10
 """Raised whenever the same inputs give other results."""
 BASE_COMPONENTS = ("network", "vae", "vocoder")
 """The components of the base model that generate audio from features."""
@@ -36,7 +38,8 @@ class EvaluationInputs:
     """What an evaluation compares, on which clips, with which metrics."""
 
     config: EvaluationConfig
-    adapter: AdapterFile
+    stack: AdapterStack
+    """The adapter, or several."""
     spec: ModelSpec
     base_sha256: str
     """Hash of the base model's network."""
@@ -60,12 +63,12 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     Raises DataError for clips that are missing or were trained on, WeightsError for an adapter that does not fit.
     """
     metric_names = select_metrics(config.metrics)
-    adapter = read_adapter(config.checkpoint)
-    spec = model_spec(base_model_name(config, adapter))
-    base_sha256 = find_base(config, adapter, spec)
+    stack = read_stack(config.adapters)
+    spec = model_spec(base_model_name(config, stack))
+    base_sha256 = find_base(config, stack, spec)
     search = ModelSearch(spec.name, config.weights, config.offline, config.metrics or (), config.device)
     sources = find_pretrained_metrics(search, metric_names)
-    held_out, trained_ids = load_held_out(config, spec.name, adapter)
+    held_out, trained_ids = load_held_out(config, spec.name, stack)
     sync_check = plan_sync_check(config, search)
     general_dir = config.output_dir / "general"
     general, reason = load_general_domain(spec, config.general_videos, general_dir, config.weights, config.device)
@@ -77,7 +80,7 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     key = inputs_key(config, spec, held_out, general, metric_inputs)
     return EvaluationInputs(
         config=config,
-        adapter=adapter,
+        stack=stack,
         spec=spec,
         base_sha256=base_sha256,
         held_out=held_out,
@@ -91,22 +94,22 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     )
 
 
-def base_model_name(config: EvaluationConfig, adapter: AdapterFile) -> str:
-    """The base model's name; WeightsError where neither the adapter nor the config has it."""
-    name = config.model or adapter.base_model
+def base_model_name(config: EvaluationConfig, stack: AdapterStack) -> str:
+    """The base model's name; WeightsError where neither an adapter nor the config has it."""
+    name = config.model or stack.base_model
     if not name:
-        shapes = describe_shapes(adapter.possible_models)
+        shapes = describe_shapes(stack.possible_models)
         raise WeightsError(f"{config.checkpoint}: it names no base model, and {shapes}: say which (--model)")
     return name
 
 
-def find_base(config: EvaluationConfig, adapter: AdapterFile, spec: ModelSpec) -> str:
-    """The hash of the base model's network, fetched where it may be; WeightsError where the adapter does not fit it."""
-    check_base(adapter, spec.name)
+def find_base(config: EvaluationConfig, stack: AdapterStack, spec: ModelSpec) -> str:
+    """The hash of the base model's network, fetched where it may be; WeightsError where an adapter does not fit it."""
+    stack.check(spec.name)
     components = COMPONENTS if config.general_videos is not None else BASE_COMPONENTS
     weights.fetch_files(spec.name, components, config.weights, config.offline)
     base_sha256 = weights.component_sha256(spec.name, "network", config.weights)
-    check_base(adapter, spec.name, base_sha256)
+    stack.check(spec.name, base_sha256)
     return base_sha256
 
 
@@ -129,7 +132,7 @@ def inputs_key(
     dependencies: dict[str, object] = {
         **metric_inputs,
         "version": VERSION,
-        "adapter": [weights.file_sha256(file) for file in adapter_files(config.checkpoint)],
+        "adapter": _adapter_keys(config),
         "base": {
             name: weights.component_sha256(spec.name, name, config.weights) for name in ("network", "vae", "vocoder")
         },
@@ -143,6 +146,15 @@ def inputs_key(
         ),
     }
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
+
+
+def _adapter_keys(config: EvaluationConfig) -> list[str]:
+    """Hashes of the adapter's files; of several, or with a strength, in an order that does not depend on theirs."""
+    keys = [
+        [*map(weights.file_sha256, adapter_files(path)), *([] if strength == AS_TRAINED else [str(strength.plain())])]
+        for path, strength in config.adapters
+    ]
+    return [text for key in sorted(keys) for text in key]
 
 
 def _video_keys(features_dir: Path, video_root: Path, videos: Sequence[str]) -> list[str]:

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmaudio.data.feature_set import FeatureSet
-from mmaudio.evaluation.clip_set import HELD_OUT, MODELS, ClipSet, StrengthOutputs
+from mmaudio.evaluation.clip_set import MODELS, ClipSet, StrengthOutputs
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.evaluation.inference import sample_latents, velocity_losses
 from mmaudio.evaluation.inputs import EvaluationInputs
-from mmaudio.evaluation.strength_sweep import AS_TRAINED, MAX_CLIPS
+from mmaudio.evaluation.strength_sweep import MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
 from mmaudio.lora.adapter import merge, set_strength
-from mmaudio.lora.checkpoint import attach_adapter
+from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.metrics.metric_inputs import ADAPTED
 from mmaudio.metrics.registry import select_metrics
 from mmaudio.utils.files import atomic_write
@@ -36,23 +36,27 @@ def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[st
     """
     for model in MODELS:
         if model == ADAPTED:
-            adapted = attach_adapter(sampler.network, inputs.adapter, sampler.spec.name, inputs.base_sha256)
-            run_strengths(sampler, adapted, clip_sets[HELD_OUT], inputs.config, folder)
+            adapted = inputs.stack.attach(sampler.network, sampler.spec.name, inputs.base_sha256)
+            run_strengths(sampler, adapted, clip_sets, inputs.config, folder)
             sampler.network = merge(adapted).eval().requires_grad_(False)
         for name, clips in clip_sets.items():
             file, label = folder / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
             clips.losses[model], clips.latents[model] = run_model(sampler, clips.features, inputs.config, file, label)
 
 
-def run_strengths(sampler: Sampler, adapted: nn.Module, clips: ClipSet, config: EvaluationConfig, folder: Path) -> None:
-    """Fill in losses and latents at each strength of the config, on a few clips; end at the strength as trained."""
-    rows = spread_over_videos(clips.features.videos, MAX_CLIPS) if config.strengths else []
+def run_strengths(
+    sampler: Sampler, adapted: nn.Module, clip_sets: Mapping[str, ClipSet], config: EvaluationConfig, folder: Path
+) -> None:
+    """Fill in losses and latents at each strength of the config, on a few clips of each set; end as trained."""
     for strength in config.strengths:
         set_strength(adapted, strength)
-        file, label = folder / f"{ADAPTED}-{strength:g}.safetensors", f"adapter at {strength:g}, {len(rows)} clips"
-        losses, latents = run_model(sampler, clips.features.subset(rows), config, file, label)
-        outputs = StrengthOutputs(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
-        clips.strengths[strength] = outputs
+        for name, clips in clip_sets.items():
+            rows = spread_over_videos(clips.features.videos, MAX_CLIPS)
+            file = folder / f"{ADAPTED}-{strength:g}-{name}.safetensors"
+            label = f"adapter at {strength:g}, {len(rows)} {name} clips"
+            losses, latents = run_model(sampler, clips.features.subset(rows), config, file, label)
+            outputs = StrengthOutputs(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
+            clips.strengths[strength] = outputs
     if config.strengths:
         set_strength(adapted, AS_TRAINED)
 

@@ -29,7 +29,7 @@ def write_results(evaluation: Evaluation) -> None:
     config = evaluation.inputs.config
     write_tsv(config.output_dir / "metrics.tsv", evaluation.results)
     shutil.rmtree(config.intermediate_dir)
-    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.adapter.step)
+    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.stack.adapters[0].file.step)
     write_json(config.metrics_path, metrics_json(evaluation))
 
 
@@ -44,12 +44,16 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "verdict": overall_verdict(comparisons),
         "metrics": _to_json(comparisons),
         "forgetting": {} if general is None else _to_json(general.comparisons()),
-        "strengths": {f"{strength:g}": _to_json(at_strength) for strength, at_strength in held_out.strengths.items()},
+        "strengths": _strengths_to_json(held_out),
+        "forgetting_by_strength": {} if general is None else _strengths_to_json(general),
         "recommended_strength": held_out.recommended,
+        "recommendation": held_out.recommendation,
+        "no_forgetting_reason": evaluation.inputs.no_general_reason,
         "not_computed": held_out.not_computed,
         "inputs": evaluation.inputs.key,
         "model": evaluation.inputs.spec.name,
         "adapter": str(config.checkpoint),
+        "adapters": [{"adapter": str(path), "strength": strength.plain()} for path, strength in config.adapters],
         "draws": config.sampling.to_json(),
         "data_check": None if sync_report is None else sync_report.to_json(),
     }
@@ -77,3 +81,16 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
 
 def _to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
+
+
+def _strengths_to_json(results: Results) -> dict[str, Any]:
+    return {f"{strength:g}": _to_json(at_strength) for strength, at_strength in results.strengths.items()}
+
+
+def read_comparisons(metrics: Mapping[str, Any], key: str) -> dict[str, Comparison]:
+    """The comparisons under a key of `metrics.json`, such as `metrics` or `forgetting`, without deviations."""
+    comparisons = {}
+    for name, fields in metrics[key].items():
+        interval = None if fields["interval"] is None else tuple(fields["interval"])
+        comparisons[name] = Comparison(**fields | {"interval": interval, "deviations": None})
+    return comparisons

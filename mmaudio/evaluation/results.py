@@ -58,7 +58,9 @@ class Results:
     set_comparisons: dict[str, Comparison] = field(default_factory=dict)
     """Metrics of the whole set of sounds (KAD, FD, ISC), by name."""
     strengths: dict[float, dict[str, Comparison]] = field(default_factory=dict)
-    """Base against the adapter at each strength tried (0: the base, 1: as trained), by metric; empty: none tried."""
+    """Base against the adapter at each strength tried (0: the base, 1: as trained), by metric; empty: none tried.
+
+    Of the general clips: what each strength forgets."""
     recommended: float | None = None
     """The strength to use (`strength_sweep.recommend`); None where none is clearly better than the base."""
     recommendation: str = ""

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.clip_table import read_clips
 from mmaudio.data.clips import Clip
@@ -27,13 +26,12 @@ from mmaudio.evaluation.sync_report import OutOfSyncClip, SyncReport
 from mmaudio.features.desync import DeSync, load_desync
 from mmaudio.features.mel import build_mel
 from mmaudio.media.audio_windows import read_audio_windows
-from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.video import probe
-from mmaudio.metrics.av_offset import FRAME_SIZE, ClipEnvelopes, envelope_at_frames, estimate_offsets, motion_envelope
+from mmaudio.metrics.av_offset import ClipEnvelopes, envelope_at_frames, estimate_offsets, motion_envelope
 from mmaudio.metrics.desync_score import find_desync
+from mmaudio.metrics.motion_agreement import read_grey_frames
 from mmaudio.metrics.onsets import onset_envelope
 from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
-from mmaudio.model.spec import SYNC_FPS as FPS
 from mmaudio.model.spec import CodecSpec, model_spec
 from mmaudio.utils.progress import progress
 from mmaudio.utils.terminal import print_lines
@@ -176,18 +174,10 @@ def _read_audio(path: Path, clips: Sequence[Clip], codec: CodecSpec) -> Iterator
     """The audio (T,) of clips of one video, in order of time, as training reads it."""
     length = max(math.ceil(clip.seconds * codec.sample_rate) for clip in clips)
     starts, gains_db = [clip.start for clip in clips], [clip.gain_db for clip in clips]
-    return read_audio_windows(probe(path, clips[0].track), starts, codec.sample_rate, length, gains_db=gains_db)
+    return read_audio_windows(probe(path, clips[0].streams), starts, codec.sample_rate, length, gains_db=gains_db)
 
 
 def _read_frames(path: Path, clips: Sequence[Clip]) -> Iterator[Tensor]:
     """Small grey frames (F, FRAME_SIZE, FRAME_SIZE) of clips of one video, in order of time."""
-    grid = FrameGrid(FPS, round(min(clip.seconds for clip in clips) * FPS), _to_small_grey)
-    for window in read_frame_windows(probe(path), [clip.start for clip in clips], [grid]):
-        yield torch.stack(window.frames[0])
-
-
-def _to_small_grey(frames: Tensor) -> Tensor:
-    """RGB uint8 (1, 3, H, W) -> grey (1, FRAME_SIZE, FRAME_SIZE), 0 to 255."""
-    grey = frames.float().mean(1)
-    small: Tensor = vision.resize(grey, [FRAME_SIZE, FRAME_SIZE], antialias=True)
-    return small
+    seconds = min(clip.seconds for clip in clips)
+    return read_grey_frames(path, [clip.start for clip in clips], seconds, clips[0].streams)

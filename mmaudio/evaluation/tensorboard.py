@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.results import Results
 
 
@@ -25,6 +26,7 @@ def write_scalars(folder: Path, sets: Mapping[str, Results], step: int) -> None:
                 writer.add_scalar(f"{tag}/base", comparison.base, step)
                 writer.add_scalar(f"{tag}/adapted", comparison.adapted, step)
                 writer.add_scalar(f"{tag}/difference", comparison.difference, step)
+            tag = "strength in per cent" if set_name == HELD_OUT else f"strength in per cent {set_name}"
             for strength, comparisons in results.strengths.items():
                 for metric, comparison in comparisons.items():
-                    writer.add_scalar(f"strength in per cent/{metric}", comparison.adapted, round(100 * strength))
+                    writer.add_scalar(f"{tag}/{metric}", comparison.adapted, round(100 * strength))

@@ -25,6 +25,7 @@ from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.features.synchformer import Synchformer, build_synchformer, split_segments
 from mmaudio.features.vae import VAE, Posterior, build_vae
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
+from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice
 from mmaudio.media.video import probe
 from mmaudio.model.spec import CLIP_FPS, SYNC_FPS, ModelSpec, compute_lengths, model_spec
 from mmaudio.model.state_dict import ReleasedModule
@@ -80,6 +81,10 @@ class Encoders:
                 return encoder.encode_frames(clip.normalize_frames(batch.to(self.device))[None])[0].float()
 
         return self.batchers["clip"].run(encode, frames)
+
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """A still, RGB uint8 (3, H, W), of any size -> (1, E), float32 on the CPU."""
+        return self.encode_clip_frames(_require(self.clip, "clip").resize(picture[None]))
 
     def encode_sync_frames(self, frames: Tensor) -> Tensor:
         """Synchformer's resized frames of one clip, uint8 (T, 3, H, W) -> (S, D), float32 on the CPU."""
@@ -171,11 +176,17 @@ def encoder_identities(model: str, folder: Path | None = None) -> dict[str, str]
     }
 
 
-def encode_video(path: Path | str, encoders: Encoders, seconds: float, start: float = 0.0) -> tuple[Tensor, Tensor]:
+def encode_video(
+    path: Path | str,
+    encoders: Encoders,
+    seconds: float,
+    start: float = 0.0,
+    streams: StreamChoice = DEFAULT_STREAMS,
+) -> tuple[Tensor, Tensor]:
     """Encode `seconds` of a video from `start` on: CLIP features (1, V, E) and sync features (1, S, D).
 
     Raises DataError where the file is no video or ends before.
     """
-    window = next(iter(read_frame_windows(probe(path), [start], encoders.frame_grids(seconds))))
+    window = next(iter(read_frame_windows(probe(path, streams), [start], encoders.frame_grids(seconds))))
     clip_frames, sync_frames = (torch.stack(frames) for frames in window.frames)
     return encoders.encode_clip_frames(clip_frames)[None], encoders.encode_sync_frames(sync_frames)[None]

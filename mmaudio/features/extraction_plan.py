@@ -83,7 +83,7 @@ class Planner:
             encoders=self.identities,
             source=source,
             picture_key=_hash_json(
-                [VERSION, source, list(map(_window_key, clips)), self.identities, *timing_key(path)]
+                [VERSION, source, list(map(_window_key, clips)), self.identities, *timing_key(path, clips[0].streams)]
             ),
             text_key=_hash_json([VERSION, captions, self.identities["clip"]]),
             precision=self.precision,
@@ -144,7 +144,7 @@ def plan_extraction(
     """Plan one shard per video, the longest videos first; nothing is computed.
 
     `precision` and `check_values` are those of `Planner`. Raises DataError for a table without clips, with clips of
-    several durations or with several audio tracks of a video, and for a wrong `video_root`.
+    several durations or with several tracks of a video, and for a wrong `video_root`.
     """
     by_video = _group_by_video(clips)
     if not any((video_root / video).is_file() for video in by_video):
@@ -170,8 +170,8 @@ def _group_by_video(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     if len(durations) != 1:
         raise DataError(f"the table of clips has durations {sorted(durations)}; all clips of a table have one duration")
     for video, video_clips in by_video.items():
-        if len({clip.track for clip in video_clips}) > 1:
-            raise DataError(f"{video}: the table names several audio tracks of it; all clips of a video have one")
+        if len({clip.streams for clip in video_clips}) > 1:
+            raise DataError(f"{video}: the table names several tracks or channels of it; all its clips have the same")
     return by_video
 
 
@@ -189,9 +189,10 @@ def _mtime_ns(shard: Path) -> int:
     return shard.stat().st_mtime_ns if shard.is_file() else 0
 
 
-def _window_key(clip: Clip) -> list[float]:
-    """The clip's `clip_window`, without track 0 where no gain follows: what shards without either were hashed from."""
-    return clip_window(clip) if clip.track or clip.gain_db is not None else [clip.start, clip.end]
+def _window_key(clip: Clip) -> list[float | None]:
+    """The clip's `clip_window`, without track 0 where nothing follows: what shards without it were hashed from."""
+    entry = clip_window(clip)
+    return entry if clip.track or len(entry) > 3 else [clip.start, clip.end]
 
 
 def _hash_json(value: object) -> str:

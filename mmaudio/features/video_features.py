@@ -40,7 +40,7 @@ def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, write_ro
     Raises DataError where the video cannot be read or is too short.
     """
     seconds, starts, gains_db = clips[0].seconds, [clip.start for clip in clips], [clip.gain_db for clip in clips]
-    info = probe(path, clips[0].track)
+    info = probe(path, clips[0].streams)
     inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, encoders.frame_grids(seconds), gains_db)
     prefetched = prefetch(inputs, PREFETCH_WINDOWS)
     frame_cache: dict[float, Tensor] = {}

@@ -4,6 +4,7 @@ output/<exp_id>/config.yaml
 output/<exp_id>/lora_checkpoints/state.pt, state.previous.pt     the trainer's own
 output/<exp_id>/lora_checkpoints/best_lora.pt, last_lora.pt      and a PEFT folder beside each
 output/<exp_id>/lora_checkpoints/average_lora.pt                 the EMA of the last one
+output/<exp_id>/lora_checkpoints/<exp_id>_lora.safetensors       the best one as a single file, to pass on
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class Checkpoints:
     def ema(self) -> Path:
         """The newest adapter's EMA."""
         return self.folder / "average_lora.pt"
+
+    @property
+    def single(self) -> Path:
+        """The best adapter as a single file, named after the experiment."""
+        return self.folder / f"{self.root.name}_lora.safetensors"
 
     def write_config(self, config: TrainConfig) -> None:
         """The resolved configuration, as YAML."""

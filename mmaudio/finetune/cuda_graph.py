@@ -21,8 +21,7 @@ from mmaudio.utils.graph_capture import WARM_UP_CALLS, GraphCapture
 def build_accumulator(dataset: ClipDataset, config: TrainConfig) -> GradientAccumulator:
     """`accumulate_gradients`, or CUDA graphs of it: on a GPU, where every pass runs the same kernels."""
     on_gpu, same_inputs = dataset.mean.device.type == "cuda", dataset.projected is not None and config.lora.enabled
-    varying = config.gradient_checkpointing or config.preserve_base
-    if on_gpu and config.cuda_graph and same_inputs and not varying:
+    if on_gpu and config.cuda_graph and same_inputs and not config.gradient_checkpointing:
         return GraphedAccumulator()
     return accumulate_gradients
 

@@ -147,6 +147,17 @@ class DrawSource:
 
         return undo
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's and the generator's state, before any prefetched draw."""
+        self.discard_prefetched()
+        return {"generator": self.generator.get_state(), "order": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.discard_prefetched()
+        self.generator.set_state(state["generator"])
+        self.sampler.load_state_dict(state["order"])
+
     def _draw(self, count: int, p_video: float, p_text: float) -> Draws:
         eps, noise = (torch.randn((count, *self.latent_shape), generator=self.generator) for _ in range(2))
         no_video, no_text = condition_dropout_masks(count, p_video, p_text, self.generator)

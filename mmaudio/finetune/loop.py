@@ -52,6 +52,8 @@ class TrainingRun:
     tracker: Tracker
     distributed: Distributed
     accumulate: GradientAccumulator = accumulate_gradients
+    base_samples: ClipDataset | None = None
+    """The base's own samples; None where the base is not preserved."""
 
     @property
     def config(self) -> TrainConfig:
@@ -72,7 +74,7 @@ def fit(run: TrainingRun) -> TrainingResult:
             if state.phase_is_over:
                 enter_next_phase(run)
             try:
-                metrics = train_step(state, run.dataset, config, run.distributed, run.accumulate)
+                metrics = train_step(state, run.dataset, config, run.distributed, run.accumulate, run.base_samples)
             except NonFiniteError:  # the state is that of before the step
                 save(run)
                 raise

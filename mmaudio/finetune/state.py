@@ -18,6 +18,8 @@ from mmaudio.finetune.ema import copy_values, swap_values, update_ema
 from mmaudio.finetune.optimizers import build_optimizer
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.adapter import adapted_network, add_lora
+from mmaudio.lora.adapter_start import load_start
+from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.lora.peft_layers import lora_layers
 from mmaudio.lora.rank_growth import RankGrowth, grow_rank
@@ -43,6 +45,8 @@ class TrainState:
     """Optimizer steps done."""
     phase: int = 0
     """Index of the phase whose rank the adapter has."""
+    base_draws: DrawSource | None = None
+    """Draws of the base's samples; None where the base is not preserved."""
     _trainable: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -56,6 +60,10 @@ class TrainState:
     def targets(self) -> list[str]:
         """Names of the adapted layers, in the network's order; none where all weights are trained."""
         return list(lora_layers(self.model))
+
+    def draw_sources(self) -> list[DrawSource]:
+        """The draws of the clips and, if there are any, of the base's samples."""
+        return [source for source in (self.draws, self.base_draws) if source is not None]
 
     def update_ema(self, decay: float) -> None:
         """Move the EMA toward the parameters, where there is one."""
@@ -115,6 +123,7 @@ class TrainState:
             "generator": self.draws.generator.get_state(),
             "order": self.draws.sampler.state_dict(),
             "progress": self.history.state_dict(),
+            **({} if self.base_draws is None else {"base_draws": self.base_draws.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,6 +141,8 @@ class TrainState:
         if self.ema is not None:
             averages = state["average"] or state["trained"]
             self.ema = {name: value.to(parameters[name].device, copy=True) for name, value in averages.items()}
+        if self.base_draws is not None:
+            self.base_draws.load_state_dict(state["base_draws"])
         self.draws.generator.set_state(state["generator"])
         self.draws.sampler.load_state_dict(state["order"])
         self.history = ValidationHistory.from_state_dict(state["progress"])
@@ -147,18 +158,29 @@ def _grow_moments(moments: dict[str, Any], growth: RankGrowth) -> dict[str, Any]
     }
 
 
-def new_state(network: MMAudio, config: TrainConfig, num_clips: int) -> TrainState:
-    """The state at step 0: a fresh adapter on the loaded network. ConfigError as `add_lora` raises it."""
-    adapter_generator, order_generator, draws_generator = (
-        torch.Generator().manual_seed(config.seed + offset) for offset in range(3)
-    )
+def new_state(
+    network: MMAudio,
+    config: TrainConfig,
+    num_clips: int,
+    num_base_samples: int = 0,
+    initial: AdapterFile | None = None,
+) -> TrainState:
+    """The state at step 0: a fresh adapter on the loaded network, or one that computes what `initial` does.
+
+    ConfigError as `add_lora` raises it.
+    """
+    adapter_generator, *generators = (torch.Generator().manual_seed(config.seed + offset) for offset in range(5))
     model = add_lora(network, config.lora, adapter_generator)
+    if initial is not None:
+        load_start(model, initial)
     inner = adapted_network(model)
     inner.gradient_checkpointing = config.gradient_checkpointing
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     latent_shape = (inner.lengths.latent_tokens, inner.spec.latent_dim)
-    draws = DrawSource(latent_shape, EpochSampler(num_clips, order_generator), draws_generator)
+    draws = DrawSource(latent_shape, EpochSampler(num_clips, generators[0]), generators[1])
     state = TrainState(model, inner, build_optimizer(trainable, config), draws, None, config.lora)
+    if num_base_samples:
+        state.base_draws = DrawSource(latent_shape, EpochSampler(num_base_samples, generators[2]), generators[3])
     if config.ema_decay:
         state.ema = {name: value.detach().clone() for name, value in state.trainable_parameters().items()}
     return state

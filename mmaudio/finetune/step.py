@@ -68,19 +68,29 @@ def compute_losses(
         return velocity_loss(network, latents, conditions, draws.t, draws.noise)
 
 
-def compute_velocity_drift(state: TrainState, dataset: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """Squared distance of the adapted velocity from the base model's, both without conditions: (B,)."""
-    network, drop_all = state.network, torch.ones_like(draws.no_video)
-    x_t = interpolate(draws.noise, sample_latents(network, dataset, draws), draws.t)
+def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
+    """Squared distance of the adapted velocity from the base model's, with the draws' conditions: (B,)."""
+    network = state.network
+    x_t = interpolate(draws.noise, sample_latents(network, samples, draws), draws.t)
 
     def predict_velocity() -> Tensor:
         with autocast(draws.t.device, dtype):  # one context each: autocast caches the cast weights until it ends
-            conditions = dataset.conditions(network, draws.index, drop_all, drop_all)
+            conditions = samples.conditions(network, draws.index, draws.no_video, draws.no_text)
             return network.predict_velocity(x_t, draws.t, conditions)
 
     with torch.no_grad(), state.without_adapter():
         base_velocity = predict_velocity()
     return (predict_velocity().float() - base_velocity.float()).square().mean((1, 2))
+
+
+def preserve_base(
+    state: TrainState, samples: ClipDataset, draws: Draws, config: TrainConfig, distributed: Distributed
+) -> None:
+    """Add the gradients of the velocity drift at the drawn samples of the base, weighted by `preserve_base`."""
+    dtype = compute_dtype(samples.mean.device, config.amp)
+    for micro_draws in draws.select(distributed.shard(len(draws))).to(samples.mean.device).split(config.batch_size):
+        drift = compute_velocity_drift(state, samples, micro_draws, dtype)
+        torch.autograd.backward(config.preserve_base * drift.sum() / len(draws))
 
 
 def accumulate_gradients(state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
@@ -90,10 +100,7 @@ def accumulate_gradients(state: TrainState, dataset: ClipDataset, draws: Draws, 
     """
     dtype = compute_dtype(dataset.mean.device, config.amp)
     losses = compute_losses(state.network, dataset, draws, dtype, config.latent_noise)
-    objective = losses.sum()
-    if config.preserve_base:
-        objective = objective + config.preserve_base * compute_velocity_drift(state, dataset, draws, dtype).sum()
-    torch.autograd.backward(objective / config.effective_batch_size)
+    torch.autograd.backward(losses.sum() / config.effective_batch_size)
     return losses.detach()
 
 
@@ -103,18 +110,25 @@ def train_step(
     config: TrainConfig,
     distributed: Distributed,
     accumulate: GradientAccumulator = accumulate_gradients,
+    base_samples: ClipDataset | None = None,
 ) -> StepMetrics:
-    """Advance the adapter by one step; NonFiniteError, with the state as it was, where a value is not finite."""
+    """Advance the adapter by one step; NonFiniteError, with the state as it was, where a value is not finite.
+
+    With `base_samples` the adapted velocity is held to the base's at some of them.
+    """
     if not state.model.training:  # train() visits every module, which takes milliseconds
         state.model.train()
     total, device = config.effective_batch_size, dataset.mean.device
     draw_arguments = (total, config.drop_conditions, config.caption_dropout_prob)
-    undo_draws = state.draws.undo_point()
+    undo_points = [source.undo_point() for source in state.draw_sources()]
     step_draws = state.draws.draw(*draw_arguments)
     local_draws = step_draws.select(distributed.shard(total)).to(device)
     with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
         micro_batches = local_draws.split(config.batch_size)
         micro_losses = [accumulate(state, dataset, draws, config) for draws in micro_batches]
+        if base_samples is not None and state.base_draws is not None:
+            base_draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
+            preserve_base(state, base_samples, base_draws, config, distributed)
     losses = torch.cat(micro_losses)
     mean_loss = losses.sum() / total
     grad_norm = reduce_and_clip_gradients(state, mean_loss, config, distributed)
@@ -123,7 +137,8 @@ def train_step(
     loss, norm = torch.stack([mean_loss, grad_norm]).tolist()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         state.optimizer.zero_grad()
-        undo_draws()
+        for undo in undo_points:
+            undo()
         raise non_finite_error(loss, norm, state.step)
     rate = optimizer_step(state, config)
     return StepMetrics(loss, norm, rate, losses, local_draws.t)

@@ -4,6 +4,7 @@
         --adapter output/EXP/lora_checkpoints/best_lora.pt
     python -m mmaudio.generation --folder my_videos --prompt "a dog barks" --output sound
     python -m mmaudio.generation --prompt "rain on a tin roof" --seconds 12 --samples 4 --output rain.flac
+    python -m mmaudio.generation --image harbour.jpg --seconds 20 --output sound
 
 Writes sound/dog.flac and sound/dog.mp4, the video's picture (copied, not encoded again) with the new audio. The video's
 container is kept if it is .mp4, .m4v, .mov, .mkv, .webm or .wmv; other pictures go into .mp4, or .mkv.
@@ -19,116 +20,31 @@ if __name__ == "__main__":
     cli.handle_signals()  # the imports below take seconds
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm import tqdm
+from collections.abc import Sequence
 
 from mmaudio.data.captions import find_caption
 from mmaudio.data.clips import LeftOut
 from mmaudio.errors import ConfigError, DataError
-from mmaudio.features.encoders import CONDITION_ENCODERS, ENCODER_COMPONENTS, load_encoders
-from mmaudio.generation.generate import (
-    MAX_ONE_PASS_SECONDS,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    GenerationRequest,
-    all_prompts,
-    duration_warning,
-    encode_prompts,
-    generate_samples,
-    plain,
-)
-from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job, write_outputs
-from mmaudio.generation.part_store import PartStore, hash_settings
+from mmaudio.generation.generate import GenerationRequest, duration_warning
+from mmaudio.generation.generation_flags import build_mix, build_parser, check_flags
+from mmaudio.generation.job_generator import find_ranking, load_generator, print_line
+from mmaudio.generation.jobs import Job, Plan, find_new_failures, plan_folder, plan_job
 from mmaudio.generation.prompt_table import read_prompts
-from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.lora.adapter import MAX_STRENGTH, merge, set_strength
-from mmaudio.lora.checkpoint import attach_adapter, check_base, read_adapter
-from mmaudio.model.flow_matching import SOLVERS
-from mmaudio.model.spec import CLIP_SECONDS
-from mmaudio.model.weight_dtype import cast_weights
+from mmaudio.generation.run_settings import open_table
+from mmaudio.generation.take_ranking import Ranking
 from mmaudio.utils.progress import progress
 from mmaudio.utils.terminal import print_lines
-from mmaudio.weights.store import component_sha256, fetch_files
-
-DEFAULT_MODEL = "small_16k"
-
-
-def build_parser() -> cli.Parser:
-    """Build the command line."""
-    parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
-    parser.prog = "python -m mmaudio.generation"
-    parser.single_flags = ("--video", "--folder", "--adapter")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")
-    source.add_argument("--folder", type=Path, help="all videos in it; unusable files are listed and skipped")
-    parser.add_argument(
-        "--prompt",
-        help="describes the audio; if not given: the .txt of the video's name beside it, or its folder's "
-        "caption.txt. With --folder these come first, and --prompt is for videos without any",
-    )
-    parser.add_argument(
-        "--prompts", type=Path, help="a table of prompts that change over time, with the columns from, to and prompt"
-    )
-    parser.add_argument("--negative-prompt", "--negative_prompt", help="describes what the audio shall not contain")
-    parser.add_argument("--model", help=f"the base model; the adapter's, or {DEFAULT_MODEL}")
-    parser.add_argument("--adapter", type=Path, help="an adapter: best_lora.pt, or a folder that PEFT wrote")
-    parser.add_argument(
-        "--strength", type=float, help=f"the adapter's, 0 (the base model) to {MAX_STRENGTH}; 1 where not given"
-    )
-    _add_sampling_flags(parser)
-    parser.add_argument(
-        "--output", type=Path, default=Path("sound"), help="a folder, or a file: .flac, .wav, or a video's suffix"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace existing files; otherwise they are an error, and with "
-        "--folder videos whose files all exist are skipped",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_weights_flags()
-    return parser
-
-
-def _add_sampling_flags(parser: cli.Parser) -> None:
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        help=f"duration, {MIN_SECONDS:g} to {MAX_SECONDS:g}, at most to the video's end; the whole video where not "
-        f"given, {CLIP_SECONDS:g} for a prompt alone",
-    )
-    parser.add_argument(
-        "--one-pass",
-        "--one_pass",
-        action="store_true",
-        help=f"one pass of the network over all of it, up to {MAX_ONE_PASS_SECONDS:g} s, instead of windows of "
-        f"{CLIP_SECONDS:g} s, the duration that models are trained on, which are denoised together",
-    )
-    parser.add_argument("--start", type=float, default=0.0, help="seconds of the video at which the audio begins")
-    parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
-    parser.add_argument("--method", "--solver", choices=SOLVERS, default=SOLVERS[0], help="of first, of second order")
-    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none; the model's default if not given")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise: the same seed gives the same audio")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=1,
-        help="samples of each video, in one batch, with the seeds from --seed on; "
-        "more than one are called NAME_seed0, NAME_seed1, ...",
-    )
 
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
     args = build_parser().parse_args(arguments)
     check_flags(args)
+    ranking = find_ranking(args)
     plan = plan_jobs(args)
+    for change in plan.changes:
+        print_lines(f"made anew, changed: {change}", flush=True)
     for left_out in plan.left_out:
         print_lines(f"left out: {left_out.video}: {left_out.reason}", flush=True)
     for note in [note for job in plan.jobs for note in job.notes()]:
@@ -136,30 +52,19 @@ def main(arguments: list[str]) -> int:
     warning = duration_warning(max((job.clip_range.seconds for job in plan.jobs), default=0.0))
     if args.one_pass and warning:
         print_lines(f"warning: {warning}", file=sys.stderr)
-    failures = run_jobs(plan.jobs, args) if plan.jobs else []
+    failures = run_jobs(plan.jobs, args, ranking) if plan.jobs else []
     if args.folder is None:
         return 0
     all_left_out = [*plan.left_out, *failures]
     num_generated = len(plan.jobs) - len(failures)
     print_lines(
-        f"found {plan.num_files} files = {num_generated} made + {plan.num_complete} already there + "
+        f"found {plan.num_files} files = {num_generated} made + {len(plan.complete)} already there + "
         f"{len(all_left_out)} left out",
         flush=True,
     )
-    if num_generated + plan.num_complete == 0:
+    if num_generated + len(plan.complete) == 0:
         raise DataError(f"{args.folder}: none of its {plan.num_files} files can be used; the reasons stand above")
     return 1 if find_new_failures(args.output, all_left_out) else 0
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Raise ConfigError for invalid numbers, before any file is read."""
-    cli.check_at_least(args, samples=1)
-    if args.prompts is not None and (args.folder is not None or args.prompt is not None):
-        raise ConfigError("--prompts is for one video or text, in place of --prompt")
-    if args.strength is not None and args.adapter is None:
-        raise ConfigError(f"--strength {args.strength:g}: there is no --adapter that it could be the strength of")
-    if args.strength is not None and not 0 <= args.strength <= MAX_STRENGTH:
-        raise ConfigError(f"--strength {args.strength:g}: from 0, the base model, to {MAX_STRENGTH}; 1 is as trained")
 
 
 def plan_jobs(args: argparse.Namespace) -> Plan:
@@ -181,33 +86,29 @@ def plan_jobs(args: argparse.Namespace) -> Plan:
         args.method,
         () if args.prompts is None else read_prompts(args.prompts),
         args.one_pass,
+        args.video_track,
+        args.image,
+        args.mask_away_clip,
     )
+    metric, count = args.rank_by or "", args.samples if args.rank_by is None else args.keep or 1
     if args.folder is not None:
-        return plan_folder(args.folder, request, args.output, args.samples, args.overwrite)
-    job = plan_job(request, args.output, args.samples)
+        find_changes = open_table(args).find_changes
+        return plan_folder(args.folder, request, args.output, count, args.overwrite, metric, find_changes)
+    build_mix(args).check_source(args.video, request.streams)
+    job = plan_job(request, args.output, count, metric=metric)
     existing = job.outputs.existing
     if existing and not args.overwrite:
         raise ConfigError(f"{existing[0]}: is there already; --overwrite replaces it, or choose another --output")
     return Plan([job], num_files=1)
 
 
-def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, ranking: Ranking | None = None) -> list[LeftOut]:
     """Generate and write the audio of all jobs; those that failed, each of which is printed."""
-    device = cli.pick_device(args.device)
-    names = CONDITION_ENCODERS if any(job.request.video for job in jobs) else ("clip",)
-    sampler, settings = load_adapted_sampler(args, device, [ENCODER_COMPONENTS[name] for name in names])
-    encoders = load_encoders(sampler.spec.name, args.weights, device, names)
-    text_features = encode_prompts(encoders, [prompt for job in jobs for prompt in all_prompts(job.request)])
-    encoders.drop_text_tower()
+    generator = load_generator(jobs, args, ranking)
     failures, is_single = [], args.folder is None
     for job in jobs if is_single else progress(jobs, len(jobs), "videos"):
-        store = open_store(job, settings, args)
-        bar = label_progress if is_single else plain
         try:
-            with cli.explain_out_of_memory("take fewer --samples" if args.samples > 1 else ""):
-                waveforms = generate_samples(sampler, encoders, job.request, args.samples, text_features, bar, store)
-            write_outputs(job, waveforms, sampler.spec.codec.sample_rate, settings)
-            store.clear()
+            generator.run(job, args)
         except DataError as error:
             if job.request.video is None or is_single:
                 raise
@@ -218,58 +119,6 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace) -> list[LeftOut]:
         for path in job.outputs.paths:
             print_line(str(path))
     return failures
-
-
-def label_progress(items: Sequence[Any], label: str) -> Iterator[Any]:
-    """Yield `items` with a progress bar."""
-    return progress(items, len(items), label)
-
-
-def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) -> PartStore:
-    """The store of a job's finished parts, beside its output: on disk for more than a window, else in memory."""
-    if args.one_pass or job.clip_range.seconds <= CLIP_SECONDS:
-        return PartStore()
-    first = job.outputs.paths[0]
-    paths = [path for path in (job.request.video, args.adapter) if path is not None]
-    key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples}, paths)
-    return PartStore(first.with_name(f".{first.stem}.generation"), key)
-
-
-def print_line(line: str) -> None:
-    """Print a line above any progress bar."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print_lines(line, flush=True)
-
-
-def load_adapted_sampler(
-    args: argparse.Namespace, device: torch.device, encoder_components: Sequence[str] = ()
-) -> tuple[Sampler, dict[str, Any]]:
-    """Load the model's sampler with the adapter merged in, and the settings that are stored in the audio files.
-
-    Missing files are fetched, those of `encoder_components` too. Raises WeightsError where files are missing or the
-    adapter was trained on another model.
-    """
-    adapter_file = None if args.adapter is None else read_adapter(args.adapter)
-    model = args.model or (adapter_file.base_model if adapter_file is not None else "") or DEFAULT_MODEL
-    if adapter_file is not None:
-        check_base(adapter_file, model)
-    components = ("network", "vae", "vocoder", *encoder_components)
-    fetch_files(model, components, args.weights, cli.is_offline(args.offline))
-    sampler = load_sampler(model, args.weights, device, dtype=fast_dtype(device))
-    settings = {
-        "model": model,
-        "steps": sampler.spec.num_steps if args.steps is None else args.steps,
-        "guidance": sampler.spec.guidance_scale if args.guidance is None else args.guidance,
-    }
-    strength = 1.0 if args.strength is None else args.strength
-    if adapter_file is not None and strength > 0:
-        base_sha256 = component_sha256(model, "network", args.weights)
-        adapted = attach_adapter(sampler.network, adapter_file, model, base_sha256)
-        set_strength(adapted, strength)
-        sampler.network = merge(adapted).eval().requires_grad_(False)
-        settings |= {"adapter": args.adapter.name, "strength": strength}
-    cast_weights(sampler.network, sampler.dtype)
-    return sampler, settings
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     store.put("latents", {"x": x})
 
 A part is a few named tensors, on disk one safetensors file, written whole. The folder belongs to one request: the parts
-of another `key` are removed.
+of another `key` are removed, unless the store is `shared`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from mmaudio.utils.files import atomic_write
 class PartStore:
     """Named parts in memory or, with a folder, on disk."""
 
-    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+    def __init__(self, folder: Path | None = None, key: str = "", shared: bool = False) -> None:
         self.folder = None if folder is None else folder / key
         self._memory: dict[str, dict[str, Tensor]] = {}
         if folder is not None and self.folder is not None:
-            for other in [path for path in folder.glob("*") if path.name != key]:
+            for other in [path for path in folder.glob("*") if path.name != key and not shared]:
                 shutil.rmtree(other, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -26,6 +26,7 @@ from mmaudio.lora import base_values, pissa
 from mmaudio.lora.config import DEFAULT_TARGETS, LoRAConfig, Phase, progressive
 from mmaudio.lora.fused_layers import LORA_LAYERS
 from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
+from mmaudio.lora.strength import MAX_STRENGTH, Strength, parse_strength
 from mmaudio.lora.targets import expand_targets, layer_settings, select_targets
 from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import MMAudio
@@ -52,8 +53,6 @@ __all__ = [
     "select_targets",
     "set_strength",
 ]
-MAX_STRENGTH = 1.5
-"""Largest strength of an adapter; 1 is as trained."""
 
 
 @dataclass(frozen=True)
@@ -165,17 +164,16 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     base_values.get(model).trained.clear()
 
 
-def set_strength(model: nn.Module, strength: float) -> None:
+def set_strength(model: nn.Module, strength: float | str | Strength) -> None:
     """Scale the adapter: 0 is the base model, 1 the adapter as trained; a later merge keeps the scale.
 
-    Parameters trained in place (biases, DoRA's magnitudes, all weights) are interpolated between both models.
-    Raises ConfigError below 0 and above MAX_STRENGTH.
+    Parameters trained in place (biases, DoRA's magnitudes, all weights) are interpolated between both models. By part
+    of the network: `joint=1,fused=0.5`. Raises ConfigError as `parse_strength`.
     """
-    if not 0 <= strength <= MAX_STRENGTH:
-        raise ConfigError(f"strength={strength:g}: from 0 (the base model) over 1 (as trained) to {MAX_STRENGTH:g}")
-    for layer in lora_layers(model).values():
-        layer.set_scale(ADAPTER_NAME, strength)
-    base_values.interpolate(model, strength)
+    strength = parse_strength(strength)
+    for name, layer in lora_layers(model).items():
+        layer.set_scale(ADAPTER_NAME, strength.at(name))
+    base_values.interpolate(model, strength.at)
 
 
 def merge(model: nn.Module) -> MMAudio:

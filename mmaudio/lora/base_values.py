@@ -7,7 +7,7 @@ their base values allows computing the base model, or an interpolation between b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,6 +43,11 @@ def record(model: nn.Module) -> None:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and not {"lora_A", "lora_B"} & set(name.split("."))
     }
+    record_base(model, values)
+
+
+def record_base(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Take `values` as the base values of parameters, by name."""
     setattr(model, _ATTRIBUTE, BaseValues(values))
 
 
@@ -90,12 +95,12 @@ def _lora_disabled(model: nn.Module) -> Iterator[None]:
         context.__exit__(None, None, None)
 
 
-def interpolate(model: nn.Module, weight: float) -> None:
-    """Set the parameters to base + weight * (trained - base); a weight above 1 extrapolates."""
+def interpolate(model: nn.Module, weight: Callable[[str], float]) -> None:
+    """Set the parameters to base + weight(name) * (trained - base); a weight above 1 extrapolates."""
     values, parameters = get(model), dict(model.named_parameters())
     if not values.trained:
         values.trained = {name: parameters[name].detach().clone() for name in values.base}
     for name, base in values.base.items():
         parameter = parameters[name]
         start, end = (value.to(parameter.device, torch.float32) for value in (base, values.trained[name]))
-        parameter.data = torch.lerp(start, end, weight).to(parameter.dtype)
+        parameter.data = torch.lerp(start, end, weight(name)).to(parameter.dtype)

@@ -35,7 +35,7 @@ MAX_CHUNK_SECONDS = 1
 
 
 def read_audio(path: Path | str, info: VideoInfo | None = None) -> tuple[Tensor, int]:
-    """The whole audio track, mixed to mono (T,) float32, and its sample rate in hertz; see `decode_waveform`.
+    """The whole audio track as mono (T,) float32, and its sample rate in hertz; see `decode_waveform`.
 
     Raises DataError where there is no audio at all.
     """
@@ -53,7 +53,7 @@ def native_sample_rate(info: VideoInfo) -> int:
 
 
 def decode_waveform(info: VideoInfo) -> Iterator[Tensor]:
-    """Decode the audio track, mixed to mono, in chunks (T,) float32 of at most a second.
+    """Decode the audio track, mixed to mono or one channel of it, in chunks (T,) float32 of at most a second.
 
     Sample 0 is the instant of the first frame. Where the audio begins later or has a hole, there are zeros; where its
     time stamps step back, the earlier samples stay. Packets that cannot be decoded are skipped. Raises DataError where
@@ -68,13 +68,13 @@ class AudioChunk:
     """Up to a second of consecutive audio."""
 
     waveform: Tensor
-    """The mean of all channels (T,), float32."""
+    """The mean of all channels, or the one that is used alone (T,), float32."""
     full_scale: Tensor
-    """Where a channel is at full scale (T,), bool: the mean would hide it."""
+    """Where one of these channels is at full scale (T,), bool: the mean would hide it."""
     is_audio: bool
     """False for zeros that fill a hole."""
-    channel_peak: float = 0.0
-    """The peak of the loudest channel: the mean is far below it where the channels cancel each other."""
+    channel_energies: Tensor
+    """Sum of the squares of each of these channels (C,)."""
 
 
 def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
@@ -94,10 +94,8 @@ def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
             yield from _silence(position - length, sample_rate)
             length = position
         for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
-            peaks = channels.abs()
-            yield AudioChunk(
-                channels.mean(0), (peaks >= FULL_SCALE).any(0), True, float(peaks.max()) if peaks.numel() else 0.0
-            )
+            is_full_scale = (channels.abs() >= FULL_SCALE).any(0)
+            yield AudioChunk(channels.mean(0), is_full_scale, True, channels.square().sum(1))
         length += block.shape[1]
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
@@ -107,7 +105,7 @@ def _silence(samples: int, sample_rate: int) -> Iterator[AudioChunk]:
     """Zeros that fill a hole of so many samples."""
     for first in range(0, samples, MAX_CHUNK_SECONDS * sample_rate):
         count = min(MAX_CHUNK_SECONDS * sample_rate, samples - first)
-        yield AudioChunk(torch.zeros(count), torch.zeros(count, dtype=torch.bool), is_audio=False)
+        yield AudioChunk(torch.zeros(count), torch.zeros(count, dtype=torch.bool), False, torch.zeros(0))
 
 
 def resample_audio(waveform: Tensor, orig_rate: int, new_rate: int) -> Tensor:
@@ -161,7 +159,10 @@ def pad_and_normalize(window: Tensor, samples: int, peak: float | None = PEAK, g
 
 
 def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | None, npt.NDArray[np.float32]]]:
-    """Time in seconds and samples (C, T) of every decoded frame; the sample format may change within the file."""
+    """Time in seconds and samples (C, T) of every decoded frame, all channels or the one that is used.
+
+    The sample format may change within the file.
+    """
     with open_container(info.path) as container:
         resampler, audio_format = None, None
         for frame in decode_frames(container, container.streams.audio[info.audio_track]):
@@ -173,4 +174,5 @@ def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | 
             time = None if frame.pts is None else float(frame.pts * frame.time_base)
             for converted in resampler.resample(frame):
                 channels = converted.layout.nb_channels
-                yield time, converted.to_ndarray().reshape(-1, channels).T
+                samples = converted.to_ndarray().reshape(-1, channels).T
+                yield time, samples if info.channel is None else samples[[min(info.channel, channels - 1)]]

@@ -10,7 +10,8 @@ from typing import Any
 import av
 
 from mmaudio.errors import DataError
-from mmaudio.media.video import open_container, video_stream
+from mmaudio.media.streams import video_stream
+from mmaudio.media.video import open_container
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ FALLBACK_SUFFIXES = (".mp4", ".mkv")
 """Formats for the video stream of another kind of file, in this order."""
 
 
-def choose_suffix(video: Path) -> str:
-    """The suffix of a file that can hold the video stream of `video`: the same where possible, else MP4 or Matroska.
+def choose_suffix(video: Path, video_track: int | None = None) -> str:
+    """The suffix of a file that can hold the picture of `video`: the same where possible, else MP4 or Matroska.
 
     Raises DataError where `video` cannot be opened or its stream fits nowhere.
     """
     with open_container(video) as container:
-        stream = video_stream(container, video)
+        stream = video_stream(container, video, video_track)
         suffix = video.suffix.lower()
         for candidate in (suffix, *FALLBACK_SUFFIXES):
             if candidate in CONTAINERS and CONTAINERS[candidate].accepts(stream):
@@ -60,8 +61,8 @@ def choose_suffix(video: Path) -> str:
     raise DataError(f"{video.name}: its picture ({codec}) fits neither {suffix} nor MP4 nor Matroska; convert it first")
 
 
-def can_hold_video(video: Path, suffix: str) -> bool:
-    """Whether a file with `suffix` can hold the video stream of `video`; DataError where that cannot be opened."""
+def can_hold_video(video: Path, suffix: str, video_track: int | None = None) -> bool:
+    """Whether a file with `suffix` can hold the picture of `video`; DataError where that cannot be opened."""
     with open_container(video) as container:
         output = CONTAINERS.get(suffix.lower())
-        return output is not None and output.accepts(video_stream(container, video))
+        return output is not None and output.accepts(video_stream(container, video, video_track))

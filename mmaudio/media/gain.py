@@ -12,29 +12,49 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from mmaudio.media.audio import PEAK, SILENT_PEAK, AudioChunk
 
+CANCELLED = 10 ** (-20 / 10)
+"""Energy of the sum of all channels over that of the loudest, below which they cancel each other."""
+ABOUT_AS_LOUD = 10 ** (-1 / 10)
+"""Energy of a channel over that of the loudest, from which it is as good."""
 MAX_BOOST_DB = 12.0
 """Decibels by which the loudest second may exceed PEAK; a window that does is scaled down to PEAK."""
 
 
-class PeakMeter:
-    """The peaks of consecutive seconds of audio."""
+class LevelMeter:
+    """The peaks of consecutive seconds of audio, and whether its channels cancel each other."""
 
     def __init__(self, sample_rate: int) -> None:
         self.peaks: list[float] = []
-        self.channel_peak = 0.0
-        """The peak of the loudest channel."""
+        self._energies, self._sum_energy = torch.zeros(0), 0.0
+        """Of every channel, and of the sum of all."""
         self._block_length, self._position = sample_rate, 0
 
     def watch(self, chunks: Iterable[AudioChunk]) -> Iterator[AudioChunk]:
         """Measure `chunks` while they are read."""
         for chunk in chunks:
             self._add(chunk.waveform)
-            self.channel_peak = max(self.channel_peak, chunk.channel_peak)
+            self._add_energies(chunk)
             yield chunk
+
+    def channel_instead_of_mean(self) -> int | None:
+        """Where the channels cancel each other, the first that is about as loud as the loudest; else None."""
+        loudest = float(self._energies.max()) if len(self._energies) > 1 else 0.0
+        if self._sum_energy >= CANCELLED * loudest:
+            return None
+        return int((self._energies >= ABOUT_AS_LOUD * loudest).nonzero()[0])
+
+    def _add_energies(self, chunk: AudioChunk) -> None:
+        count = max(len(self._energies), len(chunk.channel_energies))
+        pad = torch.nn.functional.pad
+        self._energies = pad(self._energies, (0, count - len(self._energies))) + pad(
+            chunk.channel_energies, (0, count - len(chunk.channel_energies))
+        )
+        self._sum_energy += float(chunk.waveform.square().sum()) * len(chunk.channel_energies) ** 2
 
     def _add(self, waveform: Tensor) -> None:
         """Measure the samples (T,) that follow."""

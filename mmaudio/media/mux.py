@@ -20,7 +20,8 @@ from mmaudio.errors import DataError
 from mmaudio.media.containers import CONTAINERS
 from mmaudio.media.frame_times import DECODING, stamp_of
 from mmaudio.media.local_files import create_media
-from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, read_packets, video_stream
+from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice, video_stream
+from mmaudio.media.video import VideoInfo, decode_frames, open_container, probe, read_packets
 from mmaudio.utils.files import atomic_write
 
 Frame = npt.NDArray[np.uint8]
@@ -42,11 +43,12 @@ def write_video(
     waveform: npt.ArrayLike | None = None,
     sample_rate: int = 44_100,
     crf: int = 18,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Encode frames and audio into an MP4 (H.264, AAC) at `path`.
 
     `frames`: RGB, each (H, W, 3) uint8 with even sides, at `fps`. `waveform`: (samples,) or (channels, samples)
-    within [-1, 1] at `sample_rate` Hz; None: no audio. `crf`: x264's quality, lower is better.
+    within [-1, 1] at `sample_rate` Hz; None: no audio. `crf`: x264's quality, lower is better. `tags` are metadata.
     Raises DataError where there is no frame or a side is odd, MMAudioError where nothing can be written there.
     """
     target = Path(path)
@@ -59,6 +61,7 @@ def write_video(
     if height % 2 or width % 2:
         raise DataError(f"{target.name}: frames of {width} x {height}; H.264 needs even sides")
     with atomic_write(target) as partial, create_media(partial, "mp4") as container:
+        container.metadata.update(tags or {})
         video = container.add_stream("libx264", rate=frame_rate, options={"crf": str(crf), **_X264_OPTIONS})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.thread_count = 1
@@ -80,8 +83,9 @@ def mux_audio(
     sample_rate: int,
     output: Path | str,
     tags: Mapping[str, str] | None = None,
+    streams: StreamChoice = DEFAULT_STREAMS,
 ) -> None:
-    """Mux the video stream of `video_path`, copied without encoding, with `waveform` as the only audio into `output`.
+    """Mux the picture of `video_path`, copied without encoding, with `waveform` as the only audio into `output`.
 
     `waveform`: (samples,) or (channels, samples) at `sample_rate` Hz. The suffix of `output` is one of CONTAINERS.
 
@@ -90,7 +94,7 @@ def mux_audio(
     in sync. Rotation and the file's tags are copied; `tags` are added. Raises DataError where the video cannot be read
     or `output` cannot hold its stream, MMAudioError where nothing can be written there.
     """
-    info, target = probe(video_path), Path(output)
+    info, target = probe(video_path, streams), Path(output)
     output_format = CONTAINERS.get(target.suffix.lower())
     if output_format is None:
         raise DataError(f"{target.name}: a video file ends in {', '.join(CONTAINERS)}")
@@ -100,7 +104,7 @@ def mux_audio(
             atomic_write(target) as partial,
             create_media(partial, output_format.muxer) as container,
         ):
-            stream = video_stream(source, info.path)
+            stream = video_stream(source, info.path, info.video_track)
             container.metadata.update(_copied_tags(source) | dict(tags or {}))
             output_stream = container.add_stream_from_template(stream, opaque=True)
             audio = _AudioEncoder(container, waveform, sample_rate, output_format.audio_codec)
@@ -138,7 +142,7 @@ def _presentation_stamps(info: VideoInfo) -> dict[int, int]:
     """The presentation stamp of every packet of a file without right ones, by the one that it has; all is decoded."""
     stamps: dict[int, int] = {}
     with open_container(info.path) as container:
-        frames = decode_frames(container, video_stream(container, info.path), deinterlace=False)
+        frames = decode_frames(container, video_stream(container, info.path, info.video_track), deinterlace=False)
         last, interval = 0, 1
         for frame in frames:
             stamp = stamp_of(frame, info.timing)

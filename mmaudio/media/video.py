@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.stream import Disposition
 
 from mmaudio.errors import DataError
 from mmaudio.media.frame_times import (
@@ -30,13 +29,20 @@ from mmaudio.media.frame_times import (
 )
 from mmaudio.media.frames import SQUARE_PIXEL, deinterlace_frames
 from mmaudio.media.local_files import PLAYLIST_MARKS, open_media
+from mmaudio.media.streams import (
+    DEFAULT_STREAMS,
+    AudioTrack,
+    StreamChoice,
+    describe_tracks,
+    picture_streams,
+    select_track,
+    video_stream,
+)
 
 TIME_TOLERANCE = 1e-6
 """Seconds by which a frame may precede its instant: time stamps are rounded to the stream's time base."""
 SUFFIXES_WITHOUT_ORDER = (".avi", ".divx", ".wmv", ".asf")
 """Files that often have no presentation stamps in the order of their frames."""
-STILL_SECONDS = 0.2
-"""A video stream that is no longer than this by the header is a still."""
 FALLBACK_FPS = 25
 """Frame rate of a stream whose header has none."""
 MAX_MISSING_SECONDS = 0.5
@@ -45,18 +51,6 @@ EMPTY_FILE = "an empty file"
 """Why a file without bytes cannot be opened."""
 FORMATS_STATING_LENGTH = ("mov", "matroska", "avi", "flv")
 """Formats whose header states the length, so that a file that ends earlier is truncated."""
-
-
-@dataclass(frozen=True)
-class AudioTrack:
-    """One audio track by the file's header."""
-
-    sample_rate: int
-    """In hertz; 0 where the header has none or the codec is unknown."""
-    channels: int
-    codec: str
-    language: str
-    title: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,8 @@ class VideoInfo:
     """Number of the selected audio track, from 0 on."""
     audio_tracks: tuple[AudioTrack, ...] = ()
     """All audio tracks."""
+    channel: int | None = None
+    """The only channel of the audio that is used; None: the mean of all."""
     rotation: int = 0
     """Degrees by which the frames have to be rotated counterclockwise."""
     pixel_aspect: Fraction = SQUARE_PIXEL
@@ -95,11 +91,17 @@ class VideoInfo:
     color_transfer: int = 2
     """Transfer function by its number in H.273: 16 and 18 are HDR, 2 is unknown."""
     video_track: int = 0
-    """Number of the video stream that is used, from 0 on."""
+    """Number of the video stream that is used, from 0 on, without covers."""
     video_track_count: int = 1
     """Video streams, without covers."""
     timing: Timing = field(default_factory=Timing)
     """What gives the frames' times."""
+
+    def describe_pictures(self) -> str:
+        """A note on the choice among several pictures; empty where there is one."""
+        if self.video_track_count < 2:
+            return ""
+        return f"{self.video_track_count} pictures: number {self.video_track} is used (--video-track)"
 
 
 @contextmanager
@@ -127,22 +129,23 @@ def _describe_kind(path: Path) -> str:
     return EMPTY_FILE if path.is_file() and not path.stat().st_size else ""  # reading one of those in /proc may wait
 
 
-def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
-    """Open `path`, decode its first frame, and select an audio track by its number.
+def probe(path: Path | str, streams: StreamChoice = DEFAULT_STREAMS) -> VideoInfo:
+    """Open `path`, select its streams, and decode its first frame.
 
-    Raises DataError where it is no video, its frames cannot be decoded, or it has audio but no such track.
+    Raises DataError where it is no video, its frames cannot be decoded, or it has no such picture, or audio but no such
+    track.
     """
     video_path = Path(path)
     with open_container(video_path) as container:
-        stream = video_stream(container, video_path)
+        stream = video_stream(container, video_path, streams.video_track)
         frame_rate = stream.average_rate or stream.guessed_rate or Fraction(FALLBACK_FPS)
-        audio_tracks = tuple(_describe_track(audio_stream) for audio_stream in container.streams.audio)
-        track = _select_track(audio_tracks, audio_track, video_path)
+        audio_tracks, pictures = describe_tracks(container), picture_streams(container)
+        track = select_track(audio_tracks, streams, video_path)
         first_frame, stamps = _read_first_frames(container, stream)
         if first_frame is None:
             raise DataError(f"{video_path.name}: its picture ({stream.codec_context.name}) cannot be decoded")
         frame_ticks = float(1 / (frame_rate * stream.time_base))
-        sound_start = _sound_start(container, audio_track, stream.time_base)
+        sound_start = _sound_start(container, streams.audio_track, stream.time_base)
         timing = detect_timing(stamps, container.format.name == "avi", frame_ticks, sound_start)
         duration, duration_scope = _stated_duration(container, stream)
         return VideoInfo(
@@ -157,20 +160,21 @@ def probe(path: Path | str, audio_track: int = 0) -> VideoInfo:
             audio_sample_rate=track.sample_rate if track is not None else None,
             audio_channels=track.channels if track is not None else 0,
             audio_codec=track.codec if track is not None else "",
-            audio_track=audio_track,
+            audio_track=streams.audio_track,
             audio_tracks=audio_tracks,
+            channel=streams.channel,
             rotation=round(first_frame.rotation / 90) % 4 * 90,
             pixel_aspect=stream.sample_aspect_ratio or SQUARE_PIXEL,
             interlaced=bool(first_frame.interlaced_frame),
             pixel_format=first_frame.format.name,
             color_transfer=int(first_frame.color_trc),
-            video_track=container.streams.video.index(stream),
-            video_track_count=sum(not s.disposition & Disposition.attached_pic for s in container.streams.video),
+            video_track=pictures.index(stream),
+            video_track_count=len(pictures),
             timing=timing,
         )
 
 
-def timing_key(path: Path) -> list[str]:
+def timing_key(path: Path, streams: StreamChoice = DEFAULT_STREAMS) -> list[str]:
     """What gives a file's times where its time stamps are out of order, else nothing: scans and features depend on it.
 
     Only files of the formats in SUFFIXES_WITHOUT_ORDER are opened.
@@ -178,31 +182,16 @@ def timing_key(path: Path) -> list[str]:
     if path.suffix.lower() not in SUFFIXES_WITHOUT_ORDER:
         return []
     try:
-        return list(filter(None, [probe(path).timing.describe()]))
+        return list(filter(None, [probe(path, streams).timing.describe()]))
     except DataError:
         return []
-
-
-def _describe_track(stream: Any) -> AudioTrack:
-    codec_context, tags = stream.codec_context, stream.metadata
-    language, title = tags.get("language", ""), tags.get("title", "")
-    if codec_context is None:
-        return AudioTrack(0, 0, "unknown codec", language, title)
-    return AudioTrack(codec_context.sample_rate or 0, codec_context.channels or 0, codec_context.name, language, title)
-
-
-def _select_track(tracks: tuple[AudioTrack, ...], number: int, path: Path) -> AudioTrack | None:
-    """The track of that number, None where there is no audio; DataError where there is no such track."""
-    if tracks and not 0 <= number < len(tracks):
-        raise DataError(f"{path.name}: no sound track {number}: it has {len(tracks)}, counted from 0")
-    return tracks[number] if tracks else None
 
 
 def find_video_end(info: VideoInfo) -> float:
     """The actual end of the video stream in seconds, one frame after the last packet; nothing is decoded."""
     last_time = info.start_time
     with open_container(info.path) as container:
-        for packet in read_packets(container, video_stream(container, info.path)):
+        for packet in read_packets(container, video_stream(container, info.path, info.video_track)):
             timestamp = packet_stamp(packet, info.timing)
             if timestamp is not None and not packet.is_corrupt and not packet.is_discard:
                 last_time = max(last_time, float(timestamp * packet.time_base))
@@ -230,7 +219,7 @@ def _find_actual_end(info: VideoInfo, end: float) -> float:
             ]
             return max([info.start_time + end, *timestamps])
         last_time = info.start_time + end - 1 / info.fps + TIME_TOLERANCE
-        video_packets = read_packets(container, video_stream(container, info.path))
+        video_packets = read_packets(container, video_stream(container, info.path, info.video_track))
         frame_ends = [  # a screen recording's last frame may be long
             float((packet.pts + (packet.duration or 0)) * packet.time_base) - info.start_time
             for packet in video_packets
@@ -242,38 +231,6 @@ def _find_actual_end(info: VideoInfo, end: float) -> float:
 def has_frame_at(end: float, instant: float) -> bool:
     """Whether a video stream that ends at `end` has a frame for `instant`."""
     return instant < end - TIME_TOLERANCE
-
-
-def video_stream(container: Any, path: Path) -> Any:
-    """The video stream that is used, decoded on all cores; DataError where there is none.
-
-    Of several it is the default one, else the longest one. Covers do not count, nor stills beside a stream that moves.
-    """
-    streams = moving_streams(container)
-    if not streams:
-        raise DataError(f"{path.name}: no picture in it")
-    defaults = [stream for stream in streams if stream.disposition & Disposition.default]
-    stream = defaults[0] if len(defaults) == 1 else max(streams, key=_stated_seconds)
-    if stream.codec_context is None:
-        raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def moving_streams(container: Any) -> list[Any]:
-    """The video streams that are no covers and, where any is longer than STILL_SECONDS, those that are."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    return [stream for stream in streams if _stated_seconds(stream) > STILL_SECONDS] or streams
-
-
-def _stated_seconds(stream: Any) -> float:
-    """Length of a video stream by the header, 0 where it has none."""
-    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska's tag, such as 00:01:02.500000000
-    minutes, _, seconds = rest.partition(":")
-    try:
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    except ValueError:
-        return float((stream.duration or 0) * stream.time_base)
 
 
 def read_packets(container: Any, *streams: Any) -> Iterator[Any]:
@@ -313,7 +270,9 @@ def read_frames(info: VideoInfo, order: FrameOrder | None = None, deinterlace: b
     """
     order = order or FrameOrder(info.timing, info.fps)
     with open_container(info.path) as container:
-        frames = order.sort(decode_frames(container, video_stream(container, info.path), deinterlace=False))
+        frames = order.sort(
+            decode_frames(container, video_stream(container, info.path, info.video_track), deinterlace=False)
+        )
         yield from deinterlace_frames(frames) if deinterlace else frames
 
 

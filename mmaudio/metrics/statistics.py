@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 
 CONFIDENCE_LEVEL = 0.95
 """Coverage of the interval."""
-MIN_VIDEOS = 3
+MIN_VIDEOS = MIN_VERDICT_VIDEOS
 """Below this many held-out videos no verdict is given."""
 BETTER, WORSE, UNSURE, MIXED = "better", "worse", "cannot tell", "mixed"
 
@@ -45,6 +46,8 @@ class Comparison:
     """The original sound's own value: the ceiling; a distance to itself is 0."""
     codec: float | None = None
     """The original's value after the codec's round trip: the best that any model of this codec can reach."""
+    deviations: tuple[float, float] | None = None
+    """Of base and adapted, where a deviation is published beside the value: the inception score's over its splits."""
 
 
 def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:

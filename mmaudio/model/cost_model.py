@@ -6,6 +6,8 @@ A machine reaches a fraction of its matrix-product speed on whole models: see th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmaudio.model.spec import FRAMES_PER_SEGMENT, ClipSpec, ModelSpec, NetworkSpec, SyncSpec, compute_lengths
@@ -81,10 +83,11 @@ def extraction_flops(model: ModelSpec) -> float:
     return lengths.clip_tokens * clip_flops(model.clip) + lengths.sync_segments * sync_flops(model.sync)
 
 
-def evaluation_flops(model: ModelSpec, clips: int, strengths: int, strength_clips: int) -> float:
-    """FLOPs of losses and samples: `clips` with both models, `strength_clips` of them at other strengths."""
+def evaluation_flops(model: ModelSpec, clip_counts: Sequence[int], strengths: int, strength_clips: int) -> float:
+    """FLOPs of losses and samples: all clips with both models, `strength_clips` of each set at other strengths."""
     passes = 2 * model.num_steps + LOSS_TIMES  # guided: two passes a step
-    return (2 * clips + strengths * min(clips, strength_clips)) * passes * network_flops(model.network)
+    samples = sum(2 * clips + strengths * min(clips, strength_clips) for clips in clip_counts)
+    return samples * passes * network_flops(model.network)
 
 
 def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:

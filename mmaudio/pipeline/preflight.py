@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,19 +18,23 @@ from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
-from mmaudio.data.video_files import find_video_below, find_videos
-from mmaudio.errors import ConfigError, DataError, MMAudioError
+from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.evaluation.general_domain import SHIPPED_FOLDER
 from mmaudio.generation.sampler import fast_dtype
-from mmaudio.lora.targets import select_targets
-from mmaudio.media.video import probe
 from mmaudio.model import cost_model
-from mmaudio.model.networks import build_network
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
-from mmaudio.pipeline.job import DEMO_SPLIT, SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.job import SPLIT_KEYS, Job, best_adapter_path, training_overrides
+from mmaudio.pipeline.size_preset import check_training, choose_preset
+from mmaudio.pipeline.video_folder import (
+    find_video_in_subfolder,
+    measure_videos,
+    print_verdict_needs,
+    split_ratios,
+)
 from mmaudio.utils.matmul_speed import measure_matmul_speed
-from mmaudio.utils.progress import Progress, format_bytes
-from mmaudio.utils.terminal import print_lines
+from mmaudio.utils.progress import format_bytes
+from mmaudio.utils.terminal import join_command, print_lines
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
@@ -38,8 +43,6 @@ COMMON_DECODERS = ("h264", "hevc", "vp9", "aac", "opus")
 """Codecs of most users' videos."""
 STRENGTH_SWEEP = 3, 8
 """Strengths that an evaluation tries, and on how many clips: those of `evaluation.strength_sweep`."""
-GENERAL_FOLDER, GENERAL_CLIPS = "general", 16
-"""Clips of the base model's own domain: those of `evaluation.general_domain`."""
 LONG_SECONDS = 2 * 3600.0
 """Estimated duration from which on a job without a GPU needs --yes."""
 CLIP_BYTES = 1.3e6
@@ -66,10 +69,7 @@ def check_settings(job: Job) -> None:
         raise ConfigError(
             f"--gpus {job.gpus}: there is no GPU here, and so many processes are too many for {cores} cores"
         )
-    config = compose(training_overrides(job))
-    with torch.device("meta"):
-        network = build_network(config.model)
-    select_targets(network, config.lora)
+    check_training(job)
 
 
 def read_split_config(job: Job) -> SplitConfig:
@@ -83,9 +83,15 @@ def check_splitting(job: Job) -> None:
     """Raise ConfigError for invalid settings of splitting."""
     split = read_split_config(job)
     flags = dict(zip(job.split_arguments, job.split_arguments[1:], strict=False))
-    track, timeout = int(flags.get("--audio-track", 0)), flags.get("--timeout-per-video")
+    video_track, timeout = flags.get("--video-track"), flags.get("--timeout-per-video")
     scan = ScanSettings(
-        split.seconds, split.stride, split.silence_db, split.max_gap, track, False, split.scene_tolerance
+        split.seconds,
+        split.stride,
+        split.silence_db,
+        split.max_gap,
+        track=int(flags.get("--audio-track", 0)),
+        video_track=None if video_track is None else int(video_track),
+        scene_tolerance=split.scene_tolerance,
     )
     timeout_seconds = None if timeout is None else float(timeout)
     SplitSettings(scan, split.rules, split.val_ratio, split.test_ratio, timeout=timeout_seconds)
@@ -97,6 +103,8 @@ class Plan:
 
     stage_seconds: dict[str, float]
     is_accepted: bool
+    job: Job
+    """The job with the preset for its number of videos."""
 
 
 def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan:
@@ -106,33 +114,32 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     Raises ConfigError for invalid settings, DataError without videos, WeightsError for absent weights with --offline.
     """
     model = model_spec(job.model)
-    config = compose(training_overrides(job))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print_lines("== plan", f"model:    {model.name} ({model.licence})", f"machine:  {describe_machine(device)}")
     print_lines(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
-    seconds, videos = measure_videos(job)
-    split = read_split_config(job)
-    clips = round(max(0.0, seconds - videos * (split.seconds - split.stride)) / split.stride)
+    seconds, names = measure_videos(job)
+    job, preset_reason = choose_preset(job, len(names), device.type == "cuda")
+    config, split = compose(training_overrides(job)), read_split_config(job)
+    ratios = split_ratios(job, split)
+    clips = round(max(0.0, seconds - len(names) * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
     step = find_step(job)
     stage_seconds = {
         "split": seconds / cost_model.SCAN_SPEED,
         **estimate_seconds(job, config, clips, device, split.seconds, step),
-        "evaluate": estimate_evaluation(job, round(clips * held_out_ratio(job, split)), device, split.seconds),
+        "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds),
     }
-    val_clips = round(clips * split.val_ratio)
+    val_clips = round(clips * ratios.val)
     stage_seconds["train"] += estimate_checks(job, config, val_clips, config.total_steps - step, device)
     for name, share in cost_model.START_SHARES.items():
         stage_seconds[name] += share * load_seconds
     print_lines(
-        f"videos:   {videos} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
+        f"videos:   {len(names)} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
     )
     if (example := find_video_in_subfolder(job)) is not None:
         print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
-    print_lines(
-        f"training: at most {config.total_steps} steps of {config.effective_batch_size} clips, rank {config.lora.rank}"
-        + (f"; {step} are done" if step else "")
-    )
+    print_verdict_needs(job, names, ratios)
+    print_training(config, step, preset_reason)
     durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
     print_lines(f"time:     about {durations}")
     print_lines(f"weights:  {describe_weights(job)}")
@@ -140,15 +147,27 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     must_begin_anew = report_data_changes(job)
     total = sum(stage_seconds.values())
     if device.type == "cpu" and total > LONG_SECONDS and not accept_long:
-        print_lines(
-            "", f"This takes about {cost_model.format_duration(total)} here: {model.name} wants a GPU. Two ways on:"
-        )
-        print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
-        print_lines("  --yes              start all the same", flush=True)
-        return Plan(stage_seconds, is_accepted=False)
+        print_ways_on(model.name, total)
+        return Plan(stage_seconds, is_accepted=False, job=job)
     if job.offline:
         weights.require_files(model.name, job.weights)
-    return Plan(stage_seconds, accept_long or not must_begin_anew)
+    return Plan(stage_seconds, accept_long or not must_begin_anew, job)
+
+
+def print_training(config: TrainConfig, step: int, preset_reason: str) -> None:
+    """Print the size of the training, the steps that are done, and why it has these settings."""
+    done = f"; {step} are done" if step else ""
+    batch = f"{config.effective_batch_size} clips, rank {config.lora.rank}"
+    print_lines(f"training: at most {config.total_steps} steps of {batch}{done}")
+    if preset_reason:
+        print_lines(f"settings: {preset_reason}")
+
+
+def print_ways_on(model: str, seconds: float) -> None:
+    """Print what to do about a job that takes long without a GPU."""
+    print_lines("", f"This takes about {cost_model.format_duration(seconds)} here: {model} wants a GPU. Two ways on:")
+    print_lines("  --model tiny_16k   the small model that ships here, to try the whole job in minutes")
+    print_lines("  --yes              start all the same", flush=True)
 
 
 def report_data_changes(job: Job) -> bool:
@@ -160,10 +179,25 @@ def report_data_changes(job: Job) -> bool:
     if not changes:
         return False
     print_lines("", f"Videos changed since the training in {job.experiment} began: {describe_data_changes(changes)}.")
-    print_lines("Training goes on only with the clips that it began with. Two ways on, unless you put them back:")
+    adapter = best_adapter_path(job)
+    number = "Three" if adapter.is_file() else "Two"
+    print_lines(f"Training goes on only with the clips that it began with. {number} ways on, unless you put them back:")
     print_lines("  --from train       begin training anew; the experiment is kept under another name")
     print_lines("  -- exp_id=NAME     train another experiment", flush=True)
-    return "new" in changes or "gone" in changes
+    if adapter.is_file():
+        command = join_command(["--init-from", str(adapter), "--", f"exp_id={free_exp_id(job)}"])
+        print_lines(
+            f"  {command}",
+            "                     train on from its adapter, with the videos as they are now",
+            flush=True,
+        )
+    return not changes.keys() <= {"changed"}
+
+
+def free_exp_id(job: Job) -> str:
+    """A name for another experiment beside the job's."""
+    names = (f"{job.exp_id}-{number}" for number in itertools.count(2))
+    return next(name for name in names if not job.experiment.with_name(name).exists())
 
 
 def describe_weights(job: Job) -> str:
@@ -196,29 +230,6 @@ def describe_missing_decoders() -> str:
     """Name the common codecs that this PyAV cannot decode; empty if there are none."""
     absent = [name for name in COMMON_DECODERS if name not in av.codecs_available]
     return f"cannot decode {', '.join(absent)}" if absent else ""
-
-
-def measure_videos(job: Job) -> tuple[float, int]:
-    """Total duration in seconds and count of the readable videos; a dry run of the demo has none yet."""
-    if job.demo and not job.videos.is_dir():
-        return 0.0, 0
-    seconds, count = 0.0, 0
-    paths = find_videos(job.videos, recursive="--recursive" in job.split_arguments)
-    with Progress(len(paths), "looking at the videos", inner=True) as counter:
-        for path in counter.count(paths):
-            try:
-                seconds += probe(path).duration
-            except DataError:
-                continue  # splitting reports it with the reason
-            count += 1
-    return seconds, count
-
-
-def find_video_in_subfolder(job: Job) -> str | None:
-    """A video in a sub-folder that the job leaves out without --recursive."""
-    if "--recursive" in job.split_arguments or not job.videos.is_dir():
-        return None
-    return find_video_below(job.videos, (job.clips.parent,))
 
 
 def check_disk(root: Path, clips: float) -> None:
@@ -291,18 +302,9 @@ def find_step(job: Job) -> int:
         return 0
 
 
-def held_out_ratio(job: Job, split: SplitConfig) -> float:
-    """The share of the clips that the evaluation gets."""
-    is_default = job.demo and DEMO_SPLIT[0] not in job.split_arguments
-    return float(DEMO_SPLIT[1]) if is_default else split.test_ratio
-
-
 def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
-    """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the base model's own clips."""
+    """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
     model, speed = model_spec(job.model), _network_speed(device)
-    flops = cost_model.evaluation_flops(model, clips, *STRENGTH_SWEEP)
-    general = min(GENERAL_CLIPS, len(list((weights.ASSETS / model.name / GENERAL_FOLDER).glob("*.mp4"))))
-    general_flops = cost_model.evaluation_flops(model, general, 0, 0) + general * cost_model.extraction_flops(model)
-    return (flops / speed + clips * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS + (
-        general_flops / speed + general * cost_model.MEASURE_SECONDS
-    )
+    counts = [clips, len(list((weights.ASSETS / model.name / SHIPPED_FOLDER).glob("*.mp4")))]
+    flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
+    return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -149,14 +148,25 @@ def print_times(planned: Mapping[str, float], times: Mapping[str, float]) -> Non
         print_lines(f"{name:10}{planned[name]:8.0f} s{seconds:8.0f} s")
 
 
-def print_summary(job: Job, start: float) -> None:
-    """Print duration, memory, report, adapter, and the command that applies the adapter to a held-out video."""
-    from mmaudio.data.clip_table import read_clips
-
+def peak_memory() -> float | None:
+    """GB of the largest process that has ended, None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+
+
+def print_summary(job: Job, start: float) -> None:
+    """Print duration, memory, verdict, report, adapter, and the command that applies it to a held-out video."""
+    from mmaudio.data.clip_table import read_clips
+    from mmaudio.report.summary import read_summary
+
+    peak = peak_memory()
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     clips = read_clips(job.clips)
+    summary = read_summary(job.experiment / "metrics.json")
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
     command = [
         python_command(),
@@ -168,13 +178,15 @@ def print_summary(job: Job, start: float) -> None:
         job.model,
         "--adapter",
         str(best_adapter_path(job)),
+        *([] if summary is None else summary.strength_flags),
         "--output",
         "sound",
         *weights,
     ]
-    print_lines(
-        "", f"Done in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory."
-    )
+    memory = "" if peak is None else f"; the largest process took {peak:.1f} GB of memory"
+    print_lines("", f"Done in {(time.monotonic() - start) / 60:.1f} min{memory}.")
+    for label, text in ({} if summary is None else summary.lines()).items():
+        print_lines(f"{label + ':':10}{text}")
     print_lines(f"Report:   {job.experiment / 'report' / 'index.html'}")
     print_lines(f"Adapter:  {best_adapter_path(job)}")
     print_lines(f"Generate: {join_command(command)}", flush=True)
@@ -218,7 +230,7 @@ def main(arguments: list[str]) -> int:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)
     reset_stages(job)
-    stages = stage_commands(job)
+    stages = stage_commands(plan.job)
     times = {name: run_stage(name, stages[name]) for name in STAGES}
     print_times(plan.stage_seconds, times)
     print_summary(job, start)

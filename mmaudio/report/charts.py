@@ -25,6 +25,8 @@ class Line:
     points: Sequence[tuple[float, float]]
     intervals: Sequence[tuple[float, float] | None] = field(default=())
     """Lowest and highest y of each point, or None."""
+    labels: Sequence[str] = ()
+    """Text beside each point."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,14 @@ def _draw_curve(axes: Axes, line: Line) -> str:
     shapes.append(f'<polyline class="{line.style}" points="{path}"/>')
     if len(positions) <= MAX_DOTS:
         shapes += [f'<circle class="{line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in positions]
+    shapes += [_draw_label(axes, *place, text) for place, text in zip(positions, line.labels, strict=False)]
     return "".join(shapes)
+
+
+def _draw_label(axes: Axes, x: float, y: float, text: str) -> str:
+    """A point's label, to its right, or to its left in the right half of the chart."""
+    anchor, shift = ("end", -8) if x > axes.size[0] / 2 else ("start", 8)
+    return f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _draw_mark(axes: Axes, value: float, label: str) -> str:

@@ -79,7 +79,7 @@ def write_videos(
     video_root: Path, clips: Sequence[Clip], waveforms: Sequence[Tensor], sample_rate: int, paths: Sequence[Path]
 ) -> list[str]:
     """Write each clip of one video with an audio track (T,) as a small MP4; the first frames as data URIs."""
-    info = probe(video_root / clips[0].video)
+    info = probe(video_root / clips[0].video, clips[0].streams)
     grid = FrameGrid(FPS, round((clips[0].end - clips[0].start) * FPS), _shrink)
     order = sorted(range(len(clips)), key=lambda index: clips[index].start)
     windows = read_frame_windows(info, [clips[index].start for index in order], [grid])

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from mmaudio.config import TrainConfig
 from mmaudio.evaluation.config import EvaluationConfig
+from mmaudio.evaluation.strength_sweep import FULL
 from mmaudio.lora.checkpoint import AdapterFile
+from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.model.spec import ModelSpec
 from mmaudio.utils.hydra_quote import quote_value
+from mmaudio.utils.terminal import join_command
 
 
-def build_commands(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile) -> list[tuple[str, str]]:
-    """Titles and command lines; that of training only where the adapter's file has its settings."""
+def build_commands(
+    config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile, strength: float | None = None
+) -> list[tuple[str, str]]:
+    """Titles and command lines; that of training only where the adapter's file has its settings.
+
+    `strength` is the recommended one, with which audio is generated.
+    """
     commands = {
         "Make this report again": _evaluation_command(config),
         "Extract the features again": _extraction_command(config, spec),
-        "Train again": _training_command(config, spec, adapter) if adapter.config else [],
-        "Make a sound for a video with the adapter": _generation_command(config, spec),
+        "Train again": _training_command(config, spec, adapter) if adapter.config and not config.other_adapters else [],
+        "Make a sound for a video with the adapter": _generation_command(config, spec, strength),
     }
-    return [(title, shlex.join(arguments)) for title, arguments in commands.items() if arguments]
+    return [(title, join_command(arguments)) for title, arguments in commands.items() if arguments]
 
 
 def _evaluation_command(config: EvaluationConfig) -> list[str]:
@@ -45,7 +52,8 @@ def _evaluation_command(config: EvaluationConfig) -> list[str]:
     return [
         "python",
         "evaluate_lora.py",
-        *_format_flags({"--lora_checkpoint": config.checkpoint, "--test_videos": config.video_root}),
+        *_adapter_flags(config, "--lora_checkpoint"),
+        *_format_flags({"--test_videos": config.video_root}),
         "--compare_original",
         *_format_flags(flags),
         *(["--include-training"] if config.include_training else []),
@@ -64,16 +72,22 @@ def _extraction_command(config: EvaluationConfig, spec: ModelSpec) -> list[str]:
     return ["python", "training/extract_features_finetuning.py", *_format_flags(flags)]
 
 
-def _generation_command(config: EvaluationConfig, spec: ModelSpec) -> list[str]:
-    flags = {
-        "--video": "VIDEO.mp4",
-        "--prompt": "what is heard",
-        "--model": spec.name,
-        "--adapter": config.checkpoint,
+def _generation_command(config: EvaluationConfig, spec: ModelSpec, recommended: float | None) -> list[str]:
+    request = {"--video": "VIDEO.mp4", "--prompt": "what is heard", "--model": spec.name}
+    files = {
+        "--strength": None if recommended in (None, FULL) else f"{recommended:g}",
         "--output": "sound",
         "--weights": config.weights,
     }
-    return ["python", "-m", "mmaudio.generation", *_format_flags(flags)]
+    adapters = _adapter_flags(config, "--adapter")
+    return ["python", "-m", "mmaudio.generation", *_format_flags(request), *adapters, *_format_flags(files)]
+
+
+def _adapter_flags(config: EvaluationConfig, flag: str) -> list[str]:
+    """The adapters, and their strengths where one is not as trained."""
+    with_strength = any(strength != AS_TRAINED for _, strength in config.adapters)
+    flags = [{flag: path, "--strength": str(s.plain()) if with_strength else None} for path, s in config.adapters]
+    return [text for pair in flags for text in _format_flags(pair)]
 
 
 def _training_command(config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile) -> list[str]:

@@ -11,10 +11,12 @@ from mmaudio.config import flatten
 from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.data.feature_store import read_left_out_videos
+from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.sync_report import SyncReport
 from mmaudio.lora.checkpoint import AdapterFile
+from mmaudio.lora.stack import AdapterStack, StackedAdapter
 from mmaudio.model.spec import ModelSpec
 from mmaudio.report.commands import build_commands
 from mmaudio.report.sections import read_history
@@ -52,7 +54,8 @@ class Provenance:
 def collect_provenance(evaluation: Evaluation) -> Provenance:
     """Read the provenance from the files of the adapter, its training and its data."""
     inputs = evaluation.inputs
-    config, adapter, spec, general = inputs.config, inputs.adapter, inputs.spec, inputs.general
+    config, stack, spec, general = inputs.config, inputs.stack, inputs.spec, inputs.general
+    adapter = stack.adapters[0].file
     left_out = read_left_out(left_out_path(config.clips_tsv))
     return Provenance(
         model=spec.name,
@@ -63,12 +66,11 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
         left_out=left_out + read_left_out_videos(config.clips_tsv, config.features_dir),
         settings=[
             ("This evaluation", _evaluation_settings(config, spec)),
-            ("The adapter", _adapter_settings(config, adapter)),
-            ("Its training", flatten(dict(adapter.config))),
+            *(setting for number in range(len(stack.adapters)) for setting in _describe_adapter(stack, number)),
             ("Versions", collect_versions()),
             ("Times", {phase: f"{seconds:.0f} s" for phase, seconds in evaluation.times.items()}),
         ],
-        commands=build_commands(config, spec, adapter),
+        commands=build_commands(config, spec, adapter, evaluation.results[HELD_OUT].recommended),
         no_general_reason=inputs.no_general_reason,
         general_description="" if general is None else general.description,
         sync_report=evaluation.sync_report,
@@ -90,14 +92,24 @@ def _evaluation_settings(config: EvaluationConfig, spec: ModelSpec) -> dict[str,
     }
 
 
-def _adapter_settings(config: EvaluationConfig, adapter: AdapterFile) -> dict[str, object]:
+def _describe_adapter(stack: AdapterStack, index: int) -> list[tuple[str, Mapping[str, object]]]:
+    """Titled settings of one of the adapters and of its training."""
+    adapter, number = stack.adapters[index], f" {index + 1}" if len(stack.adapters) > 1 else ""
+    training = f"Training of adapter{number}" if number else "Its training"
+    title = f"Adapter{number}" if number else "The adapter"
+    return [(title, _adapter_settings(adapter)), (training, flatten(dict(adapter.file.config)))]
+
+
+def _adapter_settings(stacked: StackedAdapter) -> dict[str, object]:
+    adapter = stacked.file
     targets, training_data = adapter.targets, adapter.data.get("train")
     remaining = f" and {len(targets) - MAX_TARGETS} more" if len(targets) > MAX_TARGETS else ""
     trained_on = "not in the file"
     if training_data:
         trained_on = f"{training_data['clips']} clips of {len(training_data['videos'])} videos"
     return {
-        "file": config.checkpoint,
+        "file": stacked.path,
+        "strength": stacked.strength.plain(),
         "base model": adapter.base_model,
         "base's SHA-256": adapter.base_sha256,
         "step": adapter.step,
@@ -106,7 +118,17 @@ def _adapter_settings(config: EvaluationConfig, adapter: AdapterFile) -> dict[st
         "dropout": adapter.lora.dropout,
         "adapted layers": ", ".join(targets[:MAX_TARGETS]) + remaining,
         "trained on": trained_on,
+        **({"trained on from": _describe_lineage(adapter)} if adapter.lineage else {}),
     }
+
+
+def _describe_lineage(adapter: AdapterFile) -> str:
+    """The adapters that this one was trained on from, newest first."""
+    return "; ".join(
+        f"{ancestor['exp_id']} {ancestor['file']}, step {ancestor['step']}, SHA-256 {ancestor['sha256'][:12]}..., "
+        f"{len(ancestor['train'].get('videos', []))} videos"
+        for ancestor in adapter.lineage
+    )
 
 
 def collect_versions() -> dict[str, object]:

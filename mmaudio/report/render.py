@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mmaudio.evaluation.results import Results
 from mmaudio.metrics.registry import METRICS
 from mmaudio.model.spec import model_spec
@@ -28,18 +26,13 @@ from mmaudio.report.provenance import Provenance
 from mmaudio.report.sections import data_section, strength_section, training_section, validation_doubles_as_test
 from mmaudio.report.verdict import METHOD, verdict_section
 from mmaudio.utils.files import atomic_write
+from mmaudio.utils.templates import load_templates
 
 
 def write_report(path: Path, held_out: Results, general: Results | None, provenance: Provenance) -> None:
     """Render the report and write it atomically."""
-    environment = Environment(
-        loader=PackageLoader("mmaudio.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(build_context(held_out, general, provenance))
+    template = load_templates("mmaudio.report").get_template("report.html.j2")
+    html = template.render(build_context(held_out, general, provenance))
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
@@ -70,7 +63,7 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
             {"title": METRICS[name].title if name in METRICS else name, "reason": reason}
             for name, reason in held_out.not_computed.items()
         ],
-        "strengths": strength_section(held_out),
+        "strengths": strength_section(held_out, general),
         "training": training_section(provenance.history, provenance.step),
         "sync_report": provenance.sync_report,
         "data": data_section(provenance.clips, provenance.left_out),

@@ -64,8 +64,11 @@ def _training_note(history: Sequence[Mapping[str, float]], step: int | None) -> 
     )
 
 
-def strength_section(results: Results) -> dict[str, Any]:
-    """The metrics of the verdict over the adapter's strength: charts and a table; empty where none was tried."""
+def strength_section(results: Results, general: Results | None = None) -> dict[str, Any]:
+    """The metrics of the verdict over the adapter's strength, and what each strength forgets: charts and a table.
+
+    Empty where no strength was tried.
+    """
     if not results.strengths:
         return {}
     comparisons = results.strengths.values()
@@ -73,20 +76,39 @@ def strength_section(results: Results) -> dict[str, Any]:
     recommended = results.recommended
     mark = None if recommended is None else (recommended, f"recommended: {recommended:g}")
     charts = [
-        {"title": METRICS[name].title, "better": METRICS[name].better}
+        {"title": METRICS[name].title, "better": f"{METRICS[name].better} is better"}
         | line_charts([_strength_line(results, name)], "strength", METRICS[name].title.lower(), mark)
         for name in sorted(names, key=lambda name: name != PRIMARY)
     ]
+    forgetting = {} if general is None else general.strengths
+    columns = [(results.strengths, name) for name in names] + [(forgetting, PRIMARY)] * bool(forgetting)
     rows = [
         {
             "strength": f"{strength:g}",
             "recommended": strength == recommended,
-            "cells": [_strength_cell(results.strengths[strength].get(name)) for name in names],
+            "cells": [_strength_cell(by_metric[strength].get(name)) for by_metric, name in columns],
         }
         for strength in sorted(results.strengths)
     ]
-    titles = [METRICS[name].title for name in names]
+    titles = [METRICS[name].title for name in names] + [f"{METRICS[PRIMARY].title}, other audio"] * bool(forgetting)
+    charts = [*_gain_charts(results, forgetting), *charts]
     return {"charts": charts, "titles": titles, "rows": rows, "recommendation": results.recommendation}
+
+
+def _gain_charts(results: Results, forgetting: Mapping[float, Mapping[str, Comparison]]) -> list[dict[str, str]]:
+    """The chart of what is gained on held-out videos against what is forgotten, a point by strength; none without."""
+    points, labels = [], []
+    for strength in sorted(results.strengths):
+        gain, loss = (strengths.get(strength, {}).get(PRIMARY) for strengths in (results.strengths, forgetting))
+        if gain is None or loss is None or not gain.base or not loss.base:
+            continue
+        points.append((100 * loss.difference / loss.base, -100 * gain.difference / gain.base))
+        labels.append(f"{strength:g}" + ", recommended" * (strength == results.recommended))
+    if not points:
+        return []
+    line = Line("gain against forgetting, by strength", "validation", points, labels=labels)
+    chart = line_charts([line], "further away on other audio, %", "closer on your videos, %")
+    return [{"title": "Gain against forgetting", "better": "upper left is better"} | chart]
 
 
 def _strength_line(results: Results, name: str) -> Line:

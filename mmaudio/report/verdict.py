@@ -49,7 +49,7 @@ def verdict_section(
     answers = [
         _answer_better(comparisons),
         _answer_certainty(comparisons),
-        _answer_forgetting(general, no_general_reason),
+        answer_forgetting({} if general is None else general.comparisons(), no_general_reason),
         _answer_strength(held_out),
     ]
     return {
@@ -63,7 +63,7 @@ def verdict_section(
 
 def terminal_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
     """The verdict and every metric as lines for a terminal."""
-    lines = [_headline(comparisons) + (f": at least {MIN_VIDEOS} are needed" if _too_few(comparisons) else "")]
+    lines = [describe_verdict(comparisons)]
     for name, comparison in comparisons.items():
         ends = [format_signed(end) for end in comparison.interval or ()]
         interval = f", 95 % interval {' to '.join(ends)}" if ends else ""
@@ -72,6 +72,11 @@ def terminal_lines(comparisons: Mapping[str, Comparison]) -> list[str]:
             f"({format_signed(comparison.difference)}{interval}): {comparison.verdict}"
         )
     return lines
+
+
+def describe_verdict(comparisons: Mapping[str, Comparison]) -> str:
+    """The verdict as a line."""
+    return _headline(comparisons) + (f": at least {MIN_VIDEOS} are needed" if _too_few(comparisons) else "")
 
 
 def _reservations(held_out: Results, comparisons: Mapping[str, Comparison]) -> list[str]:
@@ -146,9 +151,9 @@ def _answer_certainty(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
     return {"question": "How sure is that?", "style": "plain", "answer": answer, "text": text, "chart": ""}
 
 
-def _answer_forgetting(general: Results | None, no_general_reason: str) -> dict[str, str]:
+def answer_forgetting(comparisons: Mapping[str, Comparison], no_general_reason: str) -> dict[str, str]:
+    """What training made worse, by the comparisons on clips of the base's own domain."""
     question = {"question": "What did it forget?", "style": "plain", "chart": ""}
-    comparisons = {} if general is None else general.comparisons()
     if PRIMARY not in comparisons:
         reason = no_general_reason or "these clips give no value"
         return question | {"answer": "Not measured", "text": f"What the model forgot was not measured: {reason}."}

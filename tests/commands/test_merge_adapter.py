@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mmaudio.api import load_pretrained_with_lora
 from mmaudio.commands.__main__ import COMMANDS, main
 from mmaudio.commands.merge_adapter import COMFYUI_MODELS, default_output, describe_comfyui
 from mmaudio.errors import ConfigError
+from mmaudio.lora.checkpoint import read_adapter, write_adapter
 from mmaudio.lora.merge import velocity_at_random_input
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
@@ -47,6 +49,20 @@ def test_the_merged_file_computes_what_the_adapter_does_at_that_strength(
 
 
 @pytest.mark.slow
+def test_several_adapters_are_merged_as_they_are_used(folder, tmp_path):
+    adapter, first, second = read_adapter(folder / "best_lora.pt"), folder / "best_lora.pt", tmp_path / "second.pt"
+    write_adapter(second, replace(adapter, lora=replace(adapter.lora, alpha=2.0)))
+    flags = [str(first), "--strength", "0.7", str(second), "--strength", "joint=0.5", "--weights", str(folder)]
+    assert main(["merge", *flags, "--output", str(tmp_path / "merged.pt")]) == 0
+    pairs = [(str(second), "joint=0.5"), (first, 0.7)]
+    both = load_pretrained_with_lora(lora_checkpoint=pairs, weights=folder, device="cpu")
+    stored = torch.load(tmp_path / "merged.pt", weights_only=True)
+    assert all(torch.equal(stored[key], value) for key, value in both.network.state_dict().items())
+    info = both.parameter_info()
+    assert info.startswith("tiny_16k with LoRA and LoRA:") and info.endswith(f"in {second}, {first}")
+
+
+@pytest.mark.slow
 def test_an_existing_file_is_replaced_only_where_that_is_said(folder, tmp_path):
     target = tmp_path / "merged.pt"
     target.write_bytes(b"precious")
@@ -59,10 +75,12 @@ def test_an_existing_file_is_replaced_only_where_that_is_said(folder, tmp_path):
 
 def test_the_default_name_has_the_experiment_and_the_model():
     adapter = Path("output/dogs/lora_checkpoints/best_lora.pt")
-    assert default_output(adapter, "small_44k") == Path("dogs_small_44k.safetensors")
+    assert default_output([adapter], "small_44k") == Path("dogs_small_44k.safetensors")
     adapter = Path("output/dogs_small_44k/lora_checkpoints/best_lora.pt")
-    assert default_output(adapter, "small_44k") == Path("dogs_small_44k.safetensors")
-    assert default_output(Path("bell.safetensors"), "tiny_16k") == Path("bell_tiny_16k.safetensors")
+    assert default_output([adapter], "small_44k") == Path("dogs_small_44k.safetensors")
+    assert default_output([Path("bell.safetensors")], "tiny_16k") == Path("bell_tiny_16k.safetensors")
+    several = default_output([adapter, Path("bell.safetensors")], "small_44k")
+    assert several == Path("dogs_bell_small_44k.safetensors")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -12,6 +12,7 @@ from video_corpus import Sound, write
 from mmaudio.data.audio_stats import FLOOR_LUFS, integrated_loudness, measure_levels
 from mmaudio.media.audio import AudioChunk, decode_audio, read_audio
 from mmaudio.media.audio_windows import read_native_windows
+from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import probe
 
 
@@ -46,7 +47,7 @@ def test_windows_do_not_depend_on_the_size_of_the_chunks():
     ramp = torch.arange(100, dtype=torch.float32)
     full_scale = ramp == 41
     chunks = [
-        AudioChunk(a, b, is_audio=index != 1)
+        AudioChunk(a, b, index != 1, torch.ones(1))
         for index, (a, b) in enumerate(zip(ramp.split(7), full_scale.split(7), strict=True))
     ]
     windows = list(read_native_windows(chunks, 10, [(0.0, 2.0), (1.0, 3.0), (4.0, 6.0), (9.0, 11.0)]))
@@ -83,5 +84,5 @@ def test_eight_channels_and_the_second_track_are_measured(tmp_path):
         tmp_path / "a.mkv", seconds=2, sounds=[Sound("flac", 48_000, 8, seconds=2), Sound(seconds=2, rate=8_000)]
     )
     assert len(read_audio(path)[0]) == pytest.approx(96_000, abs=100)
-    waveform, rate = read_audio(path, probe(path, audio_track=1))
+    waveform, rate = read_audio(path, probe(path, StreamChoice(audio_track=1)))
     assert rate == 8_000 and len(waveform) == pytest.approx(16_000, abs=1100)

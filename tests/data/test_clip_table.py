@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from helpers import split_command
 from video_files import write_tone_video
@@ -67,3 +69,17 @@ def test_an_overlong_cell_is_refused(tmp_path):
     )
     with pytest.raises(DataError, match=r"clips\.tsv, line 2: field larger"):
         read_clips(tmp_path / "clips.tsv")
+
+
+def test_tables_without_the_newer_columns_stay_valid(tmp_path):
+    table, clip = tmp_path / "clips.tsv", Clip("a_0", "a.mp4", 0.0, 8.0, "", "train", -1.0, -9.0, 0.0)
+    table.write_text(
+        "id\tvideo\tstart\tend\tcaption\tsplit\tpeak_db\trms_db\tsilence\na_0\ta.mp4\t0\t8\t\ttrain\t-1\t-9\t0\n"
+    )
+    assert read_clips(table) == [clip]
+    chosen = replace(clip, track=1, video_track=0, channel=1, notes="time stamps out of order")
+    write_clips(table, [chosen])
+    assert read_clips(table) == [chosen]
+    table.write_text(table.read_text().replace("\t0\t1\ttime", "\t0\t-1\ttime"))
+    with pytest.raises(DataError, match=r"line 2: tracks and channels are counted from 0"):
+        read_clips(table)

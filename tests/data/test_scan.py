@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from video_files import RATE, grey_frames, tone
 
+from mmaudio.data.clips import Clip
 from mmaudio.data.scan import ScanSettings, scan_video
+from mmaudio.evaluation.original_audio import read_original_audio
 from mmaudio.media.mux import write_video
 
 
@@ -38,10 +40,17 @@ def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
 
 
 @pytest.mark.slow
-def test_channels_that_cancel_each_other_are_named(tmp_path):
-    left = tone(2)
-    write_video(tmp_path / "inverted.mp4", grey_frames(50), 25, np.stack([left, -left]), RATE)
-    write_video(tmp_path / "one.mp4", grey_frames(50), 25, np.stack([left, 0 * left]), RATE)
-    assert scan_video(tmp_path / "inverted.mp4", ScanSettings(1.0, 1.0)).reason.startswith("its channels cancel")
-    one = scan_video(tmp_path / "one.mp4", ScanSettings(1.0, 1.0))
-    assert not one.reason and one.windows[0].peak_db > -15
+@pytest.mark.parametrize(("left", "right", "channel"), [(0.5, -0.5, 0), (0.25, -0.255, 0), (0.0, 0.5, None)])
+def test_of_channels_that_cancel_each_other_one_is_used(tmp_path, left, right, channel):
+    path, wave = tmp_path / "a.mp4", tone(4, amplitude=1.0)
+    write_video(path, grey_frames(40, side=16), 10, np.stack([left * wave, right * wave]), RATE)
+    scan = scan_video(path, ScanSettings(1.0, 1.0))
+    assert (scan.reason, scan.channel) == ("", channel)
+    level = abs(left) if channel == 0 else 0.25  # of the mean where one channel is silent
+    assert scan.windows[0].peak_db == pytest.approx(20 * np.log10(level), abs=0.5)
+    assert scan.gain_db == pytest.approx(20 * np.log10(0.95 / level), abs=0.5)
+    note = "its channels cancel each other (one is inverted): channel 0 alone is used"
+    assert scan.note == ("" if channel is None else note)
+    clip = Clip("a_0", "a.mp4", 0.0, 1.0, "", "test", -3, -9, 0, gain_db=scan.gain_db, channel=scan.channel)
+    (original,) = read_original_audio(tmp_path, [clip], RATE, RATE)
+    assert float(original.abs().max()) == pytest.approx(0.95, abs=0.05), "evaluation hears the same channel"

@@ -12,6 +12,10 @@ SPREAD = (-0.02, 0.0, 0.02, 0.01, -0.01)
 """How the videos differ from their mean."""
 
 
+FORGETTING = {0.0: 1.0, 0.5: 1.02, 0.75: 1.08, 1.0: 1.5, 1.25: 1.9}
+"""Distances on other audio."""
+
+
 def make_results(means, spread=SPREAD):
     """A clip of each of five videos whose primary metric is `means` by strength; the videos move together."""
     return compare_values(
@@ -21,15 +25,33 @@ def make_results(means, spread=SPREAD):
 
 def compare_values(values):
     """A clip of each video whose primary metric is `values` by strength."""
-    clips = []
-    for number in range(len(values[0.0])):
-        clip = Clip(f"{number}", f"{number}.mp4", 0.0, 8.0, "", "test", 0.0, 0.0, 0.0)
-        sounds = {strength: ClipMeasurement({PRIMARY: by_video[number]}) for strength, by_video in values.items()}
-        strengths = {strength: sound for strength, sound in sounds.items() if strength not in (0.0, 1.0)}
-        clips.append(ClipResult(clip, {"base": sounds[0.0], "adapted": sounds[1.0]}, strengths=strengths))
-    results = Results(clips)
+    results = build_results({PRIMARY: values})
     compare_strengths(results)
     return results
+
+
+def build_results(values_by_metric):
+    """A clip of each video with values by metric and strength."""
+    clips, first = [], next(iter(values_by_metric.values()))
+    for number in range(len(first[0.0])):
+        clip = Clip(f"{number}", f"{number}.mp4", 0.0, 8.0, "", "test", 0.0, 0.0, 0.0)
+        sounds = {
+            strength: ClipMeasurement({name: values[strength][number] for name, values in values_by_metric.items()})
+            for strength in first
+        }
+        strengths = {strength: sound for strength, sound in sounds.items() if strength not in (0.0, 1.0)}
+        clips.append(ClipResult(clip, {"base": sounds[0.0], "adapted": sounds[1.0]}, strengths=strengths))
+    return Results(clips)
+
+
+def around(means):
+    """Values of five videos around their means by strength."""
+    return {strength: [mean + offset for offset in SPREAD] for strength, mean in means.items()}
+
+
+DISTANCES = {0.0: 1.0, 0.5: 0.8, 0.75: 0.602, 1.0: 0.6, 1.25: 0.599}
+ONSETS = {0.0: 0.7, 0.5: 0.6, 0.75: 0.65, 1.0: 0.8, 1.25: 0.8}
+"""The onsets of the adapter at 0.75 are clearly worse than as trained, by the same in every video."""
 
 
 def test_the_best_strength_is_recommended_where_less_is_clearly_worse():
@@ -59,6 +81,52 @@ def test_no_strength_is_recommended_where_none_beats_the_base():
     assert outcome.recommended is None and "At no strength" in outcome.recommendation
     unsure = make_results({0.0: 1.0, 0.5: 0.99, 1.0: 0.99}, (-0.3, 0.3, 0.2, -0.2, 0.1))
     assert unsure.recommended is None
+
+
+def values_that_vary(means):
+    """Values whose distances vary from strength to strength, so that small differences are chance."""
+    return {
+        s: [m + o * (1 if n % 2 else -1) for n, o in enumerate(SPREAD)] if s == 0.75 else [m + o for o in SPREAD]
+        for s, m in means.items()
+    }
+
+
+def test_a_strength_that_is_clearly_worse_in_onsets_is_not_recommended():
+    by_distance = build_results({PRIMARY: values_that_vary(DISTANCES)})
+    compare_strengths(by_distance)
+    assert by_distance.recommended == 0.75
+    results = build_results({PRIMARY: values_that_vary(DISTANCES), "onset_f1": around(ONSETS)})
+    compare_strengths(results)
+    assert results.recommended in (1.0, 1.25)
+    assert results.recommendation.endswith(
+        "Clearly worse than the adapter as trained: 0.5 (mel distance, loud cells and onset F1), 0.75 (onset F1)."
+    )
+
+
+def test_where_every_strength_that_helps_loses_onsets_none_is_recommended():
+    distances = {0.0: (1.0,) * 5, 0.5: (0.5,) * 5, 1.0: (0.1, 1.9, 0.2, 1.8, 1.0)}
+    onsets = {0.0: (0.9,) * 5, 0.5: (0.4,) * 5, 1.0: (0.8, 0.81, 0.82, 0.8, 0.8)}
+    results = build_results({PRIMARY: distances, "onset_f1": onsets})
+    compare_strengths(results)
+    assert results.recommended is None
+    assert results.recommendation.startswith(
+        "No strength can be recommended. Clearly worse than the adapter as trained: 0.5"
+    )
+
+
+def test_the_recommendation_says_what_is_forgotten_at_every_strength_that_counts():
+    results, general = (
+        build_results({PRIMARY: values_that_vary(means)}) for means in (DISTANCES, {**DISTANCES, **FORGETTING})
+    )
+    compare_strengths(results, general)
+    assert list(general.strengths) == list(results.strengths)
+    assert general.strengths[0.5][PRIMARY].difference == pytest.approx(0.02)
+    assert results.recommendation.endswith(" Distance on other audio, against the base's: +8 % at 0.75, +50 % at 1.")
+    trained = build_results({PRIMARY: around({0.0: 1.0, 0.5: 0.9, 1.0: 0.6})})
+    compare_strengths(trained, build_results({PRIMARY: around({0.0: 1.0, 0.5: 1.1, 1.0: 1.5})}))
+    assert trained.recommended == 1.0 and trained.recommendation.endswith(
+        " Distance on other audio, against the base's: +50 % at 1."
+    )
 
 
 def test_without_a_sweep_nothing_is_recommended():

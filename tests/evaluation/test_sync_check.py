@@ -7,6 +7,7 @@ import pytest
 import torch
 from evaluation_inputs import ENCODERS, evaluate_arguments, random_features, write_random_adapter
 from random_model import MODEL, add_sync_classifier, write_random_weights
+from video_files import write_jumps
 
 import evaluate_lora
 from mmaudio.data.clip_table import write_clips
@@ -35,21 +36,6 @@ from mmaudio.synthetic.scenes import build_scene, random_actor
 VIDEOS = ("held.mp4", "a.mp4", "b.mp4", "late.mp4", "c.mp4", "d.mp4")
 LATE = 1.0
 CPU = torch.device("cpu")
-
-
-def write_jumps(path, seed: int, late: float = 0.0) -> None:
-    """A square that jumps at irregular times, with a click at each, `late` seconds after it; 8.2 s."""
-    rng, count = np.random.default_rng(seed), round((CLIP_SECONDS + 0.2) * FPS)
-    times = np.cumsum(rng.uniform(0.3, 1.4, 20))
-    sound = 0.002 * rng.normal(size=count * 16_000 // FPS)
-    for time in times + late:
-        sound[round(time * 16_000) :][:800] += 0.5 * rng.normal(size=len(sound[round(time * 16_000) :][:800]))
-    corners = rng.integers(0, 40, (len(times) + 1, 2))
-    frames = np.full((count, 64, 64, 3), 60, np.uint8)
-    for index, frame in enumerate(frames):
-        x, y = corners[(times <= index / FPS).sum()]
-        frame[y : y + 20, x : x + 20] = 220
-    write_video(path, iter(frames), FPS, sound.clip(-1, 1), 16_000)
 
 
 @pytest.fixture(scope="module")

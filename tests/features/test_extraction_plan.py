@@ -17,6 +17,7 @@ from video_files import put_nan, random_encoders, write_tone_video
 from mmaudio.data.clip_table import read_clips, write_clips
 from mmaudio.data.feature_store import open_features, read_header, shard_path
 from mmaudio.errors import DataError
+from mmaudio.features.extraction_plan import plan_extraction
 from mmaudio.utils.locks import FileLocks
 
 
@@ -145,8 +146,11 @@ def test_videos_that_change_names_keep_their_features_apart(folder, weights):
     assert run_extraction(folder, weights).valid == 3
 
 
-@pytest.mark.parametrize("change", [{"start": 0.25, "end": 1.25}, {"track": 1}, {"gain_db": 3.0}])
-def test_features_of_another_window_audio_track_or_gain_are_stale(folder, change):
+@pytest.mark.parametrize(
+    "change",
+    [{"start": 0.25, "end": 1.25}, {"track": 1}, {"gain_db": 3.0}, {"video_track": 0}, {"channel": 1}],
+)
+def test_features_of_another_window_stream_or_gain_are_stale(folder, change):
     clips = read_clips(folder / "clips.tsv")
     assert len(open_features(folder / "clips.tsv", folder / "features", "train", MODEL)) == 4
     write_clips(folder / "clips.tsv", [*clips[:3], replace(clips[3], **change)])
@@ -154,10 +158,21 @@ def test_features_of_another_window_audio_track_or_gain_are_stale(folder, change
         open_features(folder / "clips.tsv", folder / "features", "train", MODEL)
 
 
+@pytest.mark.parametrize("change", [{"video_track": 0}, {"channel": 1}])
+def test_another_picture_or_channel_is_extracted_anew_and_notes_are_not(folder, weights, change):
+    clips = [replace(clip, notes="a note") for clip in read_clips(folder / "clips.tsv")]
+    plans = plan_extraction([*clips[:3], replace(clips[3], **change)], folder, folder / "features", MODEL, weights)
+    assert {plan.header.video: plan.reason for plan in plans} == {
+        "a.mp4": "",
+        "b.mp4": "",
+        "c.mp4": "stale: other clips",
+    }
+
+
 def test_one_video_has_one_audio_track(folder, weights):
     clips = read_clips(folder / "clips.tsv")
     write_clips(folder / "clips.tsv", [clips[0], replace(clips[1], track=1), *clips[2:]])
-    with pytest.raises(DataError, match=r"a\.mp4: the table names several audio tracks"):
+    with pytest.raises(DataError, match=r"a\.mp4: the table names several tracks"):
         run_extraction(folder, weights)
 
 
@@ -244,6 +259,7 @@ def test_the_lock_of_a_killed_process_is_released(folder, weights):
             "-c",
             f"""
 import pathlib, time
+from mmaudio.features.extraction_plan import plan_extraction
 from mmaudio.utils.locks import FileLocks
 locks = FileLocks(pathlib.Path({str(folder / "features")!r}))
 locks.acquire({shard_path(folder / "features", "a.mp4").name!r})

@@ -154,9 +154,7 @@ def test_runs_of_replays_equal_eager_runs_bit_for_bit(tmp_path, monkeypatch, pha
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "settings", [{"cuda_graph": False}, {"gradient_checkpointing": True}, {"preserve_base": 0.5}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"cuda_graph": False}, {"gradient_checkpointing": True}], ids=str)
 def test_passes_that_vary_are_not_captured(tmp_path, settings):
     _, clips, config = prepare(tmp_path, lora=NO_DROPOUT, **settings)
     assert build_accumulator(clips, config) is accumulate_gradients

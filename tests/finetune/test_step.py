@@ -6,7 +6,7 @@ import mini_training
 import pytest
 import torch
 from helpers import assert_close, filled, golden, mini, mini_inputs
-from mini_adapters import adapted_mini
+from mini_adapters import KINDS, adapted_mini
 
 from mmaudio.data.feature_set import Features, build_feature_set
 from mmaudio.errors import ConfigError, TrainingError
@@ -159,7 +159,7 @@ def assert_same_gradients(gradients, expected, tolerance=1e-5):
 def test_accumulated_gradients_equal_the_large_batchs(tmp_path):
     lora = LoRAConfig(rank=4, alpha=8.0, dropout=0.0)  # one mask per pass: dropout differs between the two
     settings = [{"batch_size": size, "gradient_accumulation_steps": 4 // size, "lora": lora} for size in (4, 2, 1)]
-    large, *smaller = [gradients(tmp_path, preserve_base=0.5, latent_noise=0.1, **each) for each in settings]
+    large, *smaller = [gradients(tmp_path, latent_noise=0.1, **each) for each in settings]
     for small in smaller:
         assert_same_gradients(small, large, 1e-4)
 
@@ -195,15 +195,23 @@ def test_latent_noise_widens_the_posterior():
     assert torch.equal(step.sample_latents(network, clips, draws), step.sample_latents(network, clips, draws, 0.0))
 
 
+def base_samples(network, count=6):
+    """Samples of text alone, as training holds the adapter to the base at them."""
+    clips = mini_training.mini_clips(count, seed=7)
+    return build_dataset(network, dataclasses.replace(clips, std=torch.zeros_like(clips.std)), CPU)
+
+
 def drift_after_training(tmp_path, steps=8, **settings):
     config, network = mini_training.build_config(tmp_path, max_steps=steps, warmup_steps=0, **settings), mini()
-    state = new_state(network, config, 5)
-    clips = build_dataset(network, mini_training.mini_clips(5), CPU)
+    state, clips, samples = new_state(network, config, 5, 6), mini_training.mini_clips(5), base_samples(network)
+    dataset = build_dataset(network, clips, CPU)
     for _ in range(steps):
-        last = step.train_step(state, clips, config, Distributed())
-    draws = state.draws.draw(16, 0.0, 0.0)
+        last = step.train_step(
+            state, dataset, config, Distributed(), base_samples=(config.preserve_base and samples) or None
+        )
+    draws = state.base_draws.draw(16, 1.0, 0.0)
     with torch.no_grad():
-        return float(step.compute_velocity_drift(state, clips, draws, torch.float32).mean()), last.loss, state
+        return float(step.compute_velocity_drift(state, samples, draws, torch.float32).mean()), last.loss, state
 
 
 @pytest.mark.slow
@@ -218,7 +226,7 @@ def test_velocity_drift_in_bfloat16_is_measured_against_the_base(tmp_path, lora)
     state = new_state(mini(), config, 5)
     for name, weight in state.trainable_parameters().items():
         weight.data += 0.05 * filled(name, *weight.shape)
-    clips, draws = build_dataset(state.network, mini_training.mini_clips(5), CPU), state.draws.draw(4, 0.0, 0.0)
+    clips, draws = build_dataset(state.network, mini_training.mini_clips(5), CPU), state.draws.draw(4, 1.0, 1.0)
     exact, rounded = (
         step.compute_velocity_drift(state, clips, draws, dtype).mean() for dtype in (torch.float32, torch.bfloat16)
     )
@@ -227,14 +235,55 @@ def test_velocity_drift_in_bfloat16_is_measured_against_the_base(tmp_path, lora)
     assert all(weight.grad.any() for weight in state.trainable_parameters().values() if weight.grad is not None)
 
 
+def preservation_gradients(tmp_path, lora, **settings):
+    """Gradients of the drift at four samples of the base, of an adapter that is not fresh, and those expected."""
+    config = mini_training.build_config(
+        tmp_path, lora=lora, preserve_base=2.0, preserve_share=1.0, weight_decay=0, **settings
+    )
+    network = mini()
+    state, samples = new_state(network, config, 5, 6), base_samples(network)
+    for name, weight in state.trainable_parameters().items():
+        weight.data += 0.05 * filled(name, *weight.shape)
+    draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
+    drift = step.compute_velocity_drift(state, samples, draws, torch.float32).mean()
+    (2.0 * drift).backward()
+    expected = take_gradients(state)
+    step.preserve_base(state, samples, draws, config, Distributed())
+    return take_gradients(state), expected
+
+
+def take_gradients(state):
+    """The gradients by name, which are cleared."""
+    gradients = {name: weight.grad for name, weight in state.trainable_parameters().items() if weight.grad is not None}
+    state.optimizer.zero_grad()
+    return gradients
+
+
 @pytest.mark.slow
-def test_preserving_the_base_keeps_the_unconditional_velocity(tmp_path):
+@pytest.mark.parametrize("kind", ["rslora", "dora", "pissa", "all biases"])
+def test_the_base_is_preserved_in_micro_batches(tmp_path, kind):
+    gradients, expected = preservation_gradients(tmp_path, KINDS[kind], batch_size=2, gradient_accumulation_steps=2)
+    assert_same_gradients(gradients, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_preserving_the_base_keeps_the_velocity_at_its_samples(tmp_path):
     (free_drift, free_loss, _), (drift, loss, state) = (
         drift_after_training(tmp_path),
         drift_after_training(tmp_path, preserve_base=10.0),
     )
-    assert 0 < drift < 0.5 * free_drift, "the velocity without conditions stays nearer to the base model's"
+    assert 0 < drift < 0.5 * free_drift, "the velocity at the base's samples stays nearer to the base model's"
     assert all(weight.requires_grad for weight in state.trainable_parameters().values()) and loss != free_loss
+
+
+def test_the_clips_draws_are_the_same_with_and_without_samples_of_the_base(tmp_path):
+    config = mini_training.build_config(tmp_path)
+    plain, preserving = new_state(mini(), config, 5), new_state(mini(), config, 5, 6)
+    preserving.base_draws.draw(2, 1.0, 0.0)
+    for one, other in zip(
+        plain.draws.draw(4, 0.1, 0.1).tensors(), preserving.draws.draw(4, 0.1, 0.1).tensors(), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.slow

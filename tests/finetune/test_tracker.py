@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmaudio.config import EarlyStoppingConfig, LoggingConfig
+from mmaudio.config import EarlyStoppingConfig, LoggingConfig, TrainConfig
 from mmaudio.errors import MMAudioError
 from mmaudio.finetune import loop, step
 from mmaudio.finetune.dataset import build_dataset
@@ -26,7 +26,7 @@ from mmaudio.finetune.draws import build_fixed_draws
 from mmaudio.finetune.early_stopping import Evaluation
 from mmaudio.finetune.metrics_log import truncate_after
 from mmaudio.finetune.optimizers import learning_rate_at
-from mmaudio.finetune.samples import SampleGenerator, draw_mels
+from mmaudio.finetune.samples import SampleGenerator, draw_mels, find_video_folder
 from mmaudio.finetune.state import new_state
 from mmaudio.finetune.step import NonFiniteError
 from mmaudio.finetune.tracker import Tracker
@@ -306,3 +306,14 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
     tracker = Tracker(tmp_path / "run", config, 0)
     with pytest.raises(MMAudioError, match=r"run: cannot be written \(No space left"), tracker:
         monkeypatch.setattr(tracker._log.writer, "close", lambda: Path("/dev/full").write_text("x"))
+
+
+@pytest.mark.parametrize("video", ["../outside.mp4", "{folder}/outside.mp4"])
+def test_samples_open_no_video_outside_of_the_folder(tmp_path, video):
+    (tmp_path / "outside.mp4").touch()
+    (tmp_path / "videos").mkdir()
+    clips = mini_training.mini_clips(1, "val")
+    clips.clips[0] = dataclasses.replace(clips.clips[0], video=video.format(folder=tmp_path))
+    config, lines = TrainConfig(video_root=str(tmp_path / "videos")), []
+    assert find_video_folder(config, clips, lines.append) is None
+    assert len(lines) == 1 and "is outside of" in lines[0]

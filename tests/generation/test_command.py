@@ -1,24 +1,24 @@
 """`python -m mmaudio.generation`: what it writes, says and refuses, for a video, a folder and a prompt."""
 
-import json
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 import torch
 from random_model import MODEL, write_noise_video, write_random_weights
-from video_files import write_encoded_video
+from video_files import read_audio, read_comment, write_encoded_video
 
 from mmaudio import cli
 from mmaudio.data.clip_table import read_left_out
 from mmaudio.errors import ConfigError, DataError, MMAudioError
-from mmaudio.generation import __main__ as command
+from mmaudio.generation import job_generator as command
 from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.jobs import plan_folder
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, expand_targets
-from mmaudio.lora.checkpoint import AdapterFile, write_adapter
+from mmaudio.lora.checkpoint import AdapterFile, read_adapter, write_adapter
 from mmaudio.model.networks import build_network
 
 
@@ -47,21 +47,10 @@ def run_command(base, output, *flags):
     return main([*arguments, *map(str, flags)])
 
 
-def read_audio(path):
-    with av.open(str(path)) as container:
-        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
-
-
 def read_duration(path, kind):
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return float(stream.duration * stream.time_base)
-
-
-def read_comment(path):
-    with av.open(str(path)) as container:
-        tags = {key.lower(): value for key, value in container.metadata.items()}  # WebM writes them large
-    return json.loads(tags["comment"])
 
 
 @pytest.mark.slow
@@ -134,6 +123,24 @@ def test_an_adapter_acts_with_its_strength(base, adapter, tmp_path):
 
 
 @pytest.mark.slow
+def test_several_adapters_add_up_in_any_order_and_parts_have_their_strength(base, adapter, tmp_path):
+    other, text = tmp_path / "y.pt", ["--prompt", "a dog barks", "--seconds", "1"]
+    adapter_file = read_adapter(adapter)
+    write_adapter(other, replace(adapter_file, state={key: -value for key, value in adapter_file.state.items()}))
+    pairs = {"a": ["--adapter", adapter, "--strength", "0.5"], "b": ["--adapter", other, "--strength", "joint=0"]}
+    takes = {"ab": [*pairs["a"], *pairs["b"]], "ba": [*pairs["b"], *pairs["a"]], "a": pairs["a"], "b": pairs["b"]}
+    for name, flags in takes.items():
+        assert run_command(base, tmp_path / f"{name}.flac", *text, *flags) == 0
+    audio = {name: read_audio(tmp_path / f"{name}.flac").tobytes() for name in takes}
+    assert audio["ab"] == audio["ba"] and len(set(audio.values())) == 3
+    strengths = [("x.pt", 0.5), ("y.pt", "joint=0,fused=1,rest=1")]
+    assert read_comment(tmp_path / "ab.flac")["adapters"] == [{"adapter": n, "strength": s} for n, s in strengths]
+    write_adapter(other, replace(adapter_file, base_model="small_16k"))
+    with pytest.raises(MMAudioError, match=r"y\.pt: it was trained on small_16k, and .*x\.pt on tiny_16k"):
+        run_command(tmp_path / "no_weights", tmp_path / "c.flac", *text, *takes["ab"])
+
+
+@pytest.mark.slow
 def test_the_caption_beside_a_video_is_its_prompt(base, tmp_path, capsys):
     write_noise_video(tmp_path / "dog.mp4", 0, 1.5)
     (tmp_path / "dog.txt").write_text("a dog\nbarks\n")
@@ -166,7 +173,8 @@ def test_a_folder_loads_its_encoders_once(base, tmp_path, capsys, monkeypatch):
     assert run_command(base, out, "--folder", folder, "--prompt", "a dog") == 1
     printed = capsys.readouterr().out
     assert loads == ["load_sampler", "load_encoders"]
-    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4", "generation.left_out.tsv"]
+    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4"]
+    names += ["generation.left_out.tsv", "generation.tsv"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "left out: broken.mp4: no video\n" in printed
     assert "left out: short.mp4: 0.48 s of picture from 0 s on; generation takes at least 1 s\n" in printed
@@ -197,13 +205,15 @@ def test_a_folder_continues_where_it_stopped(base, tmp_path, capsys):
     mtimes = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     for name in ("b.flac", "b.mp4", "c.mp4"):
         (out / name).unlink()
+    assert run_command(*arguments) == 0
+    assert capsys.readouterr().out.endswith("found 3 files = 2 made + 1 already there + 0 left out\n")
+    assert all((out / name).stat().st_mtime_ns == mtimes[name] for name in ("a.flac", "a.mp4"))
+    (out / "c.mp4").unlink()
+    (out / "generation.tsv").unlink()
     assert run_command(*arguments) == 1
     printed = capsys.readouterr().out
     assert "left out: c.mp4: " in printed and "c.flac is there already, others are not; take --overwrite" in printed
-    assert printed.endswith("found 3 files = 1 made + 1 already there + 1 left out\n")
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("[ac]*")} == {
-        name: mtimes[name] for name in ("a.flac", "a.mp4", "c.flac")
-    }
+    assert printed.endswith("found 3 files = 0 made + 2 already there + 1 left out\n")
     assert run_command(*arguments, "--overwrite") == 0
     assert capsys.readouterr().out.endswith("found 3 files = 3 made + 0 already there + 0 left out\n")
     assert (out / "a.flac").stat().st_mtime_ns != mtimes["a.flac"]
@@ -224,7 +234,8 @@ def test_a_video_that_was_named_before_is_no_new_failure(base, tmp_path, capsys,
     assert run_command(*arguments) == 0
     (folder / "new_broken.mp4").write_bytes(b"no video either")
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
-    (out / "b.flac").unlink()
+    for name in ("b.flac", "generation.tsv"):
+        (out / name).unlink()
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
     for name in ("broken.mp4", "new_broken.mp4", "short.mp4", "notes.pdf"):
         (folder / name).unlink()
@@ -322,6 +333,7 @@ def test_a_whole_video_gets_audio_that_follows_prompts_over_time(base, tmp_path,
         (["--prompt", "rain", "--samples", "0"], ConfigError, "--samples 0"),
         (["--prompt", "rain", "--samples", "1000001"], ConfigError, "--samples 1000001: at most 1000000"),
         (["--prompt", "rain", "--strength", "1"], ConfigError, "no --adapter"),
+        (["--prompt", "rain", "--adapter", "ADAPTER", "--adapter", "ADAPTER"], ConfigError, "named twice"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "1.6"], ConfigError, "--strength 1.6: from 0"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--strength", "-0.1"], ConfigError, "--strength -0.1: from 0"),
         (["--prompt", "rain", "--adapter", "ADAPTER", "--model", "small_16k"], MMAudioError, "tiny_16k"),
@@ -340,7 +352,7 @@ def test_invalid_requests_are_refused(base, adapter, tmp_path, flags, error, wor
     ("arguments", "status", "words"),
     [
         (["--video", "a.mp4", "--folder", "b"], 2, "not allowed with argument"),
-        (["--prompt", "rain", "--solver", "heun"], 2, "invalid choice: 'heun'"),
+        (["--prompt", "rain", "--solver", "rk4"], 2, "invalid choice: 'rk4'"),
         (["--prompt", "rain", "--seconds", "9999"], 2, "1 to 3600 s"),
         (["--video", "nowhere.mp4"], 1, "nowhere.mp4: not there"),
     ],

@@ -128,7 +128,7 @@ def test_strength_scales_the_adapter_and_survives_merging():
 def test_strength_outside_its_range_is_refused(strength):
     network, model = adapted_mini()
     before = mini_velocity(network)
-    with pytest.raises(ConfigError, match=r"strength=.*from 0 .* to 1\.5"):
+    with pytest.raises(ConfigError, match=r"strength=.*from 0, the base model, to 1\.5"):
         set_strength(model, strength)
     assert torch.equal(mini_velocity(network), before)
     set_strength(model, 1.5)

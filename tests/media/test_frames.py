@@ -14,7 +14,8 @@ from video_files import rotated_video
 
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.frames import HLG, PQ, display_size, to_rgb, tone_map
-from mmaudio.media.video import decode_frames, open_container, probe, video_stream
+from mmaudio.media.streams import video_stream
+from mmaudio.media.video import decode_frames, open_container, probe
 
 
 def read_frames(path, count=3):

@@ -11,7 +11,7 @@ from video_files import RATE, grey_frames, tone
 
 from mmaudio.media.audio import AudioChunk, pad_and_normalize
 from mmaudio.media.audio_windows import read_audio_windows
-from mmaudio.media.gain import MAX_BOOST_DB, PeakMeter, video_gain_db
+from mmaudio.media.gain import MAX_BOOST_DB, LevelMeter, video_gain_db
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 
@@ -46,10 +46,38 @@ def test_silence_is_not_amplified(peaks):
 @pytest.mark.parametrize("length", [1, 99, 100, 250, 1000])
 def test_peaks_are_those_of_whole_seconds_however_the_audio_is_cut(length):
     waveform = torch.rand(1234, generator=torch.Generator().manual_seed(0)) - 0.5
-    meter = PeakMeter(100)
-    chunks = [AudioChunk(piece, torch.zeros(len(piece), dtype=torch.bool), True) for piece in waveform.split(length)]
+    meter = LevelMeter(100)
+    chunks = [
+        AudioChunk(piece, torch.zeros(len(piece), dtype=torch.bool), True, torch.ones(1))
+        for piece in waveform.split(length)
+    ]
     assert list(meter.watch(chunks)) == chunks
     assert meter.peaks == [float(block.abs().max()) for block in waveform.split(100)]
+
+
+@pytest.mark.parametrize(
+    ("gains", "channel"),
+    [
+        ([1.0, -1.0], 0),
+        ([0.5, -0.51], 0),
+        ([0.0, 0.9, -0.92], 1),
+        ([0.001, -0.1, 0.1, 0.0, 0.0, 0.0], 1),
+        ([1.0], None),
+        ([1.0, 0.0], None),
+        ([0.0, 0.0], None),
+        ([1.0, *[0.0] * 31], None),
+        ([1.0, 1.0], None),
+        ([1.0, -0.5], None),
+    ],
+)
+def test_a_channel_is_used_alone_where_the_channels_cancel_each_other(gains, channel):
+    noise = torch.rand(1000, generator=torch.Generator().manual_seed(0)) - 0.5
+    channels = torch.tensor(gains)[:, None] * noise
+    meter = LevelMeter(100)
+    for piece in channels.split(300, dim=1):
+        silence = torch.zeros(piece.shape[1], dtype=torch.bool)
+        list(meter.watch([AudioChunk(piece.mean(0), silence, True, piece.square().sum(1))]))
+    assert meter.channel_instead_of_mean() == channel
 
 
 def test_a_window_with_a_gain_is_at_most_as_loud_as_the_peak():

@@ -5,7 +5,7 @@ import torch
 from helpers import mini
 
 from mmaudio.config import compose
-from mmaudio.evaluation import general_domain, strength_sweep
+from mmaudio.evaluation import strength_sweep
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.lora.peft_layers import lora_layers
@@ -45,13 +45,6 @@ def test_the_plan_knows_the_sweep_of_strengths():
     assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
 
 
-def test_the_plan_knows_the_clips_of_the_general_domain():
-    assert (general_domain.SHIPPED_FOLDER, general_domain.MAX_CLIPS) == (
-        preflight.GENERAL_FOLDER,
-        preflight.GENERAL_CLIPS,
-    )
-
-
 def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
     plan, slow = (preflight.confirm_plan(build(tmp_path), True, seconds).stage_seconds for seconds in (0.0, 10.0))
     assert [slow[name] - plan[name] for name in STAGES] == pytest.approx([10.0, 15.0, 27.5, 28.5])
@@ -63,8 +56,14 @@ def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
 
 
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
-    few, many = (preflight.estimate_evaluation(build(tmp_path), clips, CPU, 8.0) for clips in (10, 20))
+    job = build(tmp_path, "--model", "small_16k")
+    few, many = (preflight.estimate_evaluation(job, clips, CPU, 8.0) for clips in (10, 20))
     assert 1.3 * few < many < 2 * few, "the other strengths are tried on as many clips"
+
+
+def test_the_videos_that_ship_with_a_model_count(tmp_path):
+    assert preflight.estimate_evaluation(build(tmp_path), 0, CPU, 8.0) > 0
+    assert preflight.estimate_evaluation(build(tmp_path, "--model", "small_16k"), 0, CPU, 8.0) == 0
 
 
 def test_the_plan_has_every_stage_and_its_times_stand_beside_the_real_ones(tmp_path, capsys):

@@ -40,3 +40,11 @@ def test_the_report_command_parses_to_the_same_settings():
     assert all(
         text.endswith("--weights w") for title, text in commands.items() if title.startswith(("Extract", "Make a"))
     )
+
+
+def test_audio_is_generated_at_the_recommended_strength():
+    config = EvaluationConfig(Path("a.pt"), Path("v"), Path("c.tsv"), Path("f"), Path("o"))
+    for strength, flags in ((0.75, ["--strength", "0.75"]), (1.0, []), (None, [])):
+        commands = dict(build_commands(config, model_spec(MODEL), AdapterFile(LoRAConfig(), {}, MODEL, ""), strength))
+        arguments = shlex.split(commands["Make a sound for a video with the adapter"])
+        assert arguments[arguments.index("a.pt") + 1 : arguments.index("--output")] == flags

@@ -1,0 +1,85 @@
+"""The base's own samples of generic captions: made once, remade where they are damaged, none of a measured clip."""
+
+import dataclasses
+
+import pytest
+import torch
+from mini_training import build_config, mini_clips, train_mini
+
+from mmaudio.errors import TrainingError
+from mmaudio.finetune.base_samples import (
+    hash_samples,
+    make_base_samples,
+    read_base_samples,
+    read_captions,
+    samples_path,
+)
+from mmaudio.finetune.trainer import load_network
+from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.weights.store import ASSETS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("model", "count"), [("tiny_16k", 110), ("small_16k", 50), ("large_44k_v2", 50)])
+def test_captions_are_distinct_and_the_released_models_have_the_same(model, count):
+    captions = read_captions(model)
+    assert len(captions) == len(set(captions)) == count and all(
+        caption == caption.strip() != "" for caption in captions
+    )
+
+
+def test_no_measured_clip_of_the_base_s_domain_has_one_of_the_captions():
+    measured = {path.read_text().strip() for path in (ASSETS / "tiny_16k" / "general").glob("*.txt")}
+    assert measured and not measured & set(read_captions("tiny_16k"))
+
+
+@pytest.mark.slow
+def test_samples_are_made_once_by_the_base_from_text_alone(tmp_path, monkeypatch):
+    two_captions = ["a red ring bouncing", "a gray box"]
+    monkeypatch.setattr("mmaudio.finetune.base_samples.read_captions", lambda model: two_captions)
+    config = build_config(tmp_path, features_dir=str(tmp_path))
+    network, sha256 = load_network(config, CPU)
+    network.set_duration(2.0)
+    make_base_samples(network, config, sha256, 2.0)
+    path = samples_path(config, sha256, 2.0)
+    written = path.stat().st_mtime_ns
+    samples = read_base_samples(network, config, sha256, 2.0)
+    assert samples.captions == two_captions and not samples.std.any()
+    assert samples.mean.shape == (2, network.lengths.latent_tokens, network.spec.latent_dim)
+    assert torch.equal(samples.clip_features[0], network.empty_clip(1)[0])
+    assert 0.3 < network.normalize(samples.mean).std() < 2, "latents on the codec's scale"
+    make_base_samples(network, config, sha256, 2.0)
+    assert path.stat().st_mtime_ns == written, "not made again"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    make_base_samples(network, config, sha256, 2.0)
+    assert torch.equal(read_base_samples(network, config, sha256, 2.0).mean, samples.mean), "remade where damaged"
+
+
+def test_the_file_follows_the_base_the_captions_and_the_duration(tmp_path):
+    config = build_config(tmp_path)
+    other = dataclasses.replace(config, model="small_16k")
+    hashes = {
+        hash_samples(*each) for each in [(config, "a", 8.0), (config, "b", 8.0), (config, "a", 4.0), (other, "a", 8.0)]
+    }
+    assert len(hashes) == 4
+    reference = dataclasses.replace(config, custom_finetune=False, features_dir="elsewhere")
+    assert samples_path(reference, "a", 8.0).parent.parent == tmp_path, "nothing is written among another's features"
+
+
+@pytest.mark.slow
+def test_a_run_that_preserves_the_base_resumes_bit_for_bit(tmp_path):
+    settings = {"preserve_base": 1.0, "schedule": "constant"}
+    straight = train_mini(tmp_path / "straight", max_steps=6, **settings)
+    train_mini(tmp_path / "parts", max_steps=3, **settings)
+    parts = train_mini(tmp_path / "parts", max_steps=6, **settings)
+    one, other = (read_adapter(run.folder / "lora_checkpoints/last_lora.pt").state for run in (straight, parts))
+    assert parts.new_steps == 3 and all(torch.equal(one[name], other[name]) for name in one)
+    free = read_adapter(
+        train_mini(tmp_path / "free", schedule="constant").folder / "lora_checkpoints/last_lora.pt"
+    ).state
+    assert any(not torch.equal(one[name], free[name]) for name in one)
+    with pytest.raises(TrainingError, match="base samples"):
+        train_mini(tmp_path / "parts", max_steps=8, train=mini_clips(5), schedule="constant")
