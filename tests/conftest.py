@@ -11,8 +11,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from mmaudio.evaluation import general_domain as general
 from mmaudio.utils import heartbeat
+from mmaudio.weights import store
 
 LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 """Files that begin first, so that no worker is left alone with one of them at the end."""
@@ -90,5 +90,5 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_ships() -> Iterator[None]:
     """Evaluation finds no clips that ship with the model: they would take longer than a test of anything else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(general, "SHIPPED_FOLDER", "none")
+        patch.setattr(store, "GENERAL_VIDEOS_FOLDER", "none")
         yield

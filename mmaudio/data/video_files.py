@@ -75,7 +75,7 @@ def _list_files(root: Path, recursive: bool) -> list[Path]:
         if _skip_experiment(root, folder, subfolders, names):
             continue
         visited.add(Path(folder).resolve())
-        files += [path for name in names if (path := Path(folder, name)).is_file() or _is_broken_link(path)]
+        files += [path for name in names if _is_file(path := Path(folder, name)) or _is_broken_link(path)]
         subfolders[:] = [
             name for name in sorted(subfolders) if recursive and Path(folder, name).resolve() not in visited
         ]
@@ -103,6 +103,14 @@ def find_video_below(root: Path, ignored_paths: tuple[Path, ...] = ()) -> str | 
         if Path(folder) != root and videos:
             return Path(folder, min(videos)).relative_to(root).as_posix()
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file, or in a folder without access, where one cannot know: it is named as left out."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def _is_broken_link(path: Path) -> bool:

@@ -107,17 +107,26 @@ class VideoInfo:
 @contextmanager
 def open_container(path: Path) -> Iterator[Any]:
     """Open the container of a video file; DataError with the reason where that fails."""
-    if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():  # opening one may wait
-        kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
-        raise DataError(f"{path.name}: {kind}, not a video file; name a regular file")
-    if path.is_file() and not path.stat().st_size:  # reading one of those in /proc may wait
-        raise DataError(f"{path.name}: {EMPTY_FILE}")
+    try:
+        kind = _describe_kind(path)
+    except OSError as error:  # a folder without access
+        raise DataError(f"{path.name}: cannot be read ({error.strerror})") from error
+    if kind:
+        raise DataError(f"{path.name}: {kind}")
     try:
         container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DataError(f"{path.name}: {_unopenable_reason(path)}") from error
     with container:
         yield container
+
+
+def _describe_kind(path: Path) -> str:
+    """What stands in place of a video; empty for a file with content, and for what is not there."""
+    if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():  # opening one may wait
+        kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
+        return f"{kind}, not a video file; name a regular file"
+    return EMPTY_FILE if path.is_file() and not path.stat().st_size else ""  # reading one of those in /proc may wait
 
 
 def probe(path: Path | str, streams: StreamChoice = DEFAULT_STREAMS) -> VideoInfo:

@@ -39,6 +39,8 @@ SCAN_SPEED = 20.0
 """Seconds of video that splitting scans in a second, on one of two cores."""
 MEASURE_SECONDS = 5.0
 """Seconds to decode, measure and draw a clip of an evaluation, on a CPU."""
+START_SHARES = {"split": 1.0, "extract": 1.5, "train": 2.75, "evaluate": 2.85}
+"""Time that a stage's imports take, relative to those of the plan: 2.4, 4.0, 7.1 and 7.4 s of CPU against 2.6 s."""
 
 
 def transformer_flops(tokens: int, width: int, layers: int, matrices: int = 12) -> float:
@@ -86,6 +88,11 @@ def evaluation_flops(model: ModelSpec, clip_counts: Sequence[int], strengths: in
     passes = 2 * model.num_steps + LOSS_TIMES  # guided: two passes a step
     samples = sum(2 * clips + strengths * min(clips, strength_clips) for clips in clip_counts)
     return samples * passes * network_flops(model.network)
+
+
+def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:
+    """FLOPs of what training does beside its steps: passes for `losses` of clips, and `samples` with both models."""
+    return (losses + 2 * samples * 2 * model.num_steps) * network_flops(model.network)
 
 
 def training_flops(model: ModelSpec, samples: int) -> float:

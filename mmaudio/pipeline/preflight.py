@@ -106,9 +106,10 @@ class Plan:
     """The job with the preset for its number of videos."""
 
 
-def confirm_plan(job: Job, accept_long: bool) -> Plan:
+def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan:
     """Print the plan with time estimates; not accepted if the job takes long and `accept_long` is not set.
 
+    `load_seconds`: what the imports of this module took, a measure of the machine.
     Raises ConfigError for invalid settings, DataError without videos, WeightsError for absent weights with --offline.
     """
     model = model_spec(job.model)
@@ -127,6 +128,10 @@ def confirm_plan(job: Job, accept_long: bool) -> Plan:
         **estimate_seconds(job, config, clips, device, split.seconds, step),
         "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds),
     }
+    val_clips = round(clips * ratios.val)
+    stage_seconds["train"] += estimate_checks(job, config, val_clips, config.total_steps - step, device)
+    for name, share in cost_model.START_SHARES.items():
+        stage_seconds[name] += share * load_seconds
     print_lines(
         f"videos:   {len(names)} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
     )
@@ -266,6 +271,23 @@ def estimate_seconds(
     }
 
 
+def estimate_checks(job: Job, config: TrainConfig, val_clips: int, num_steps: int, device: torch.device) -> float:
+    """Estimate the seconds of the validation losses and the samples of a training of `num_steps` steps."""
+    if num_steps <= 0:
+        return 0.0
+    model, logging = model_spec(job.model), config.logging
+    losses = (1 + num_steps // config.eval_every) * val_clips * config.validation.levels * (1 + bool(config.ema_decay))
+    times = 1 + num_steps // logging.sample_every if logging.sample_every else 0
+    samples = times * min(val_clips, logging.sample_clips)
+    flops = cost_model.training_check_flops(model, losses, samples)
+    return flops / _network_speed(device) + samples * cost_model.MEASURE_SECONDS
+
+
+def _network_speed(device: torch.device) -> float:
+    dtype = fast_dtype(device)
+    return measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
+
+
 def find_step(job: Job) -> int:
     """The step from which a training that has begun continues; 0 where it starts."""
     adapter = job.experiment / "lora_checkpoints" / "last_lora.pt"
@@ -281,8 +303,7 @@ def find_step(job: Job) -> int:
 
 def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
     """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
-    model, dtype = model_spec(job.model), fast_dtype(device)
-    speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
+    model, speed = model_spec(job.model), _network_speed(device)
     counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
     flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
     return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

@@ -219,12 +219,13 @@ def main(arguments: list[str]) -> int:
     with Heartbeat("loading the program"):
         from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
 
+        load_seconds = time.monotonic() - start
         check_settings(job)
     if parsed.setup_only:
         return report_ready()
     if job.demo and not parsed.dry_run:
         make_demo_videos(job)
-    plan = confirm_plan(job, accept_long=parsed.yes)
+    plan = confirm_plan(job, parsed.yes, load_seconds)
     if not plan.is_accepted or parsed.dry_run:
         return 0 if parsed.dry_run else 1
     fetch_weights(job)

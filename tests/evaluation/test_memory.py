@@ -26,9 +26,9 @@ SCRIPT = """
 import resource, sys
 import torch
 import evaluate_lora
-from mmaudio.evaluation import general_domain
+from mmaudio.weights import store
 torch.set_num_threads(1)
-general_domain.SHIPPED_FOLDER = "none"
+store.GENERAL_VIDEOS_FOLDER = "none"
 evaluate_lora.main(sys.argv[1:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 """

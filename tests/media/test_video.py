@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -14,6 +17,7 @@ from torchvision.transforms.v2 import functional as vision
 from video_files import RATE, grey_level, tone, truncate_mp4, write_tone_video, write_variable_rate_video
 
 from mmaudio.data.fingerprint import fingerprint
+from mmaudio.data.video_files import find_videos
 from mmaudio.errors import DataError
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer
@@ -193,3 +197,33 @@ def test_a_file_of_the_system_that_states_no_bytes_is_not_read(tmp_path):
         with pytest.raises(DataError, match=rf"{number}\.mp4: an empty file"):
             probe(link)
         assert fingerprint(link), "not even its beginning was read"
+
+
+def without_root_rights(call):
+    """The result of `call` in a thread to which the modes of files apply, also where the tests run as root."""
+
+    def run():
+        if os.geteuid() == 0:
+            status = Path("/proc/thread-self/status").read_text()
+            rights = int(status.split("CapEff:")[1].split()[0], 16)
+            rights &= ~0b110  # DAC_OVERRIDE, DAC_READ_SEARCH
+            halves = (rights & 0xFFFFFFFF, rights >> 32)
+            data = struct.pack("IIIIII", halves[0], halves[0], 0, halves[1], halves[1], 0)
+            assert ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), data) == 0
+        return call()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self").exists(), reason="rights of Linux")
+def test_files_in_a_folder_without_access_are_named_as_such(tmp_path):
+    (tmp_path / "sub").mkdir()
+    write_tone_video(tmp_path / "sub" / "a.mp4", 1)
+    (tmp_path / "sub").chmod(0o644)
+    try:
+        (path,) = without_root_rights(lambda: find_videos(tmp_path, recursive=True))
+        with pytest.raises(DataError, match=r"a\.mp4: cannot be read \(Permission denied\)"):
+            without_root_rights(lambda: probe(path))
+    finally:
+        (tmp_path / "sub").chmod(0o755)

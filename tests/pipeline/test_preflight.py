@@ -45,6 +45,16 @@ def test_the_plan_knows_the_sweep_of_strengths():
     assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
 
 
+def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
+    plan, slow = (preflight.confirm_plan(build(tmp_path), True, seconds).stage_seconds for seconds in (0.0, 10.0))
+    assert [slow[name] - plan[name] for name in STAGES] == pytest.approx([10.0, 15.0, 27.5, 28.5])
+    job = build(tmp_path)
+    assert preflight.estimate_evaluation(job, 0, CPU, 8.0) > 60, "12 clips of the base model's own domain"
+    config = compose(training_overrides(job))
+    few, many = (preflight.estimate_checks(job, config, 2, steps, CPU) for steps in (100, 400))
+    assert 10 < few < many and preflight.estimate_checks(job, config, 2, 0, CPU) == 0
+
+
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
     job = build(tmp_path, "--model", "small_16k")
     few, many = (preflight.estimate_evaluation(job, clips, CPU, 8.0) for clips in (10, 20))
