@@ -87,7 +87,9 @@ def _read_config(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     else:
         settings = {"peft_type": "LORA"} | {peft: header["lora"][ours] for ours, peft in _SETTINGS.items()}
         if settings["alpha_pattern"]:
-            raise AdapterError(f"its layers have different alphas: copy {CONFIG_NAME} with it, both into one folder")
+            raise AdapterError(
+                f"its layers have different alphas: copy {CONFIG_NAME} with it, both with their names into one folder"
+            )
     if settings.get("peft_type") != "LORA" or settings.get("init_lora_weights") not in _PLAIN_INITIALIZATIONS:
         kind = f"peft_type {settings.get('peft_type')}, init_lora_weights {settings.get('init_lora_weights')}"
         raise AdapterError(f"{kind}: adapters of type LORA that leave the base weights as they are can be read")

@@ -19,7 +19,7 @@ from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import interrupts
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat
-from mmaudio.utils.terminal import print_lines
+from mmaudio.utils.terminal import print_lines, print_traceback
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +149,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
     """
     end_start()
+    sys.excepthook = print_traceback
     with interrupts.raise_interrupts():
         _run_once(main, sys.argv[1:])
 

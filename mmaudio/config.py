@@ -30,10 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mmaudio.errors import ConfigError
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
+from mmaudio.utils.setting_checks import check_at_least, check_between
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
-"""Folder of the YAML files in the checkout."""
+CONFIG_FOLDER = ROOT / "config"
 PRIMARY_CONFIG = "lora_config"
 SCHEMA_NAME = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
@@ -59,9 +60,9 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         if self.split_ratio is not None:
-            _check_between("validation.split_ratio", self.split_ratio, 0.0, 0.9, low_open=True)
-        _check_at_least("validation.levels", self.levels, 8)
-        _check_at_least("validation.average_every", self.average_every, 1)
+            check_between("validation.split_ratio", self.split_ratio, 0.0, 0.9, low_open=True)
+        check_at_least("validation.levels", self.levels, 8)
+        check_at_least("validation.average_every", self.average_every, 1)
 
 
 @dataclass
@@ -76,8 +77,8 @@ class EarlyStoppingConfig:
     """how far the loss has to fall; more where tiny gains are not worth the time"""
 
     def __post_init__(self) -> None:
-        _check_at_least("early_stopping.patience", self.patience, 1)
-        _check_between("early_stopping.min_delta", self.min_delta, 0.0, math.inf)
+        check_at_least("early_stopping.patience", self.patience, 1)
+        check_between("early_stopping.min_delta", self.min_delta, 0.0, math.inf)
 
 
 @dataclass
@@ -90,11 +91,15 @@ class LoggingConfig:
     """audio, pictures and videos, also at the last step; fewer to listen earlier, 0: none"""
     sample_clips: int = 3
     """held-out clips per sample; each takes two generations"""
+    sample_prompts: list[str] = field(default_factory=list)
+    """texts to hear beside them: for every one of sample_videos, else alone"""
+    sample_videos: list[str] = field(default_factory=list)
+    """videos to hear from their beginning; without sample_prompts by the text beside each"""
 
     def __post_init__(self) -> None:
-        _check_at_least("logging.log_every", self.log_every, 1)
-        _check_at_least("logging.sample_every", self.sample_every, 0)
-        _check_at_least("logging.sample_clips", self.sample_clips, 1)
+        check_at_least("logging.log_every", self.log_every, 1)
+        check_at_least("logging.sample_every", self.sample_every, 0)
+        check_at_least("logging.sample_clips", self.sample_clips, 1)
 
 
 @dataclass
@@ -112,7 +117,6 @@ class TrainConfig:
     """false: features_dir is what the public reference's extraction wrote
 
     A memory map with its table, or a folder of several; `clips_tsv` is not read then."""
-
     clips_tsv: str = "lora_data/clips.tsv"
     """the table that splitting wrote"""
     features_dir: str = "lora_data/features"
@@ -129,6 +133,8 @@ class TrainConfig:
     """auto: a GPU if there is one; cpu; cuda; cuda:1: one of several GPUs"""
     resume: bool = True
     """false: start over in a new folder"""
+    init_from: str | None = None
+    """an adapter of the same base to train on from; null: a new one"""
     seed: int = 42
     """another one shows how much of a difference is chance"""
 
@@ -167,8 +173,7 @@ class TrainConfig:
     preserve_base: float = 0.0
     """1 to 4 against forgetting the base model
 
-    Weight of a loss that keeps the adapted velocity near the base's, on audio that the base makes of generic captions:
-    the mean squared distance of the two."""
+    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
     preserve_share: float = 0.25
     """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99
@@ -225,21 +230,21 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: unknown{_suggest(getattr(self, name), known)}")
         self._check_combinations()
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device={self.device!r}: unknown; it is auto, cpu, cuda or cuda:N")
-        _check_at_least("warmup_steps", self.warmup_steps, 0)
-        _check_between("seed", self.seed, 0, 2**63 - 1)
-        _check_between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)
-        _check_between("weight_decay", self.weight_decay, 0.0, 1.0)
-        _check_between("max_grad_norm", self.max_grad_norm, 0.0, math.inf, low_open=True)
-        _check_between("lora_plus_ratio", self.lora_plus_ratio, 0.0, 1000.0, low_open=True)
-        _check_between("drop_conditions", self.drop_conditions, 0.0, 0.9)
-        _check_between("drop_captions", self.caption_dropout_prob, 0.0, 1.0)
-        _check_between("latent_noise", self.latent_noise, 0.0, 1.0)
-        _check_between("preserve_base", self.preserve_base, 0.0, 100.0)
-        _check_between("preserve_share", self.preserve_share, 0.0, 4.0, low_open=True)
-        _check_between("ema_decay", self.ema_decay, 0.0, 0.99999)
+        check_at_least("warmup_steps", self.warmup_steps, 0)
+        check_between("seed", self.seed, 0, 2**63 - 1)
+        check_between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)
+        check_between("weight_decay", self.weight_decay, 0.0, 1.0)
+        check_between("max_grad_norm", self.max_grad_norm, 0.0, math.inf, low_open=True)
+        check_between("lora_plus_ratio", self.lora_plus_ratio, 0.0, 1000.0, low_open=True)
+        check_between("drop_conditions", self.drop_conditions, 0.0, 0.9)
+        check_between("drop_captions", self.caption_dropout_prob, 0.0, 1.0)
+        check_between("latent_noise", self.latent_noise, 0.0, 1.0)
+        check_between("preserve_base", self.preserve_base, 0.0, 100.0)
+        check_between("preserve_share", self.preserve_share, 0.0, 4.0, low_open=True)
+        check_between("ema_decay", self.ema_decay, 0.0, 0.99999)
 
     def _check_combinations(self) -> None:
         """Raise ConfigError for settings that exclude each other."""
@@ -386,15 +391,3 @@ def _one_line(error: Exception) -> str:
     key = re.search(r"full_key: (\S+)", text)
     problem = " ".join(text.split("\n    full_key:")[0].split())
     return f"{key.group(1)}: {problem}" if key else problem
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value}: at least {least}")
-
-
-def _check_between(name: str, value: float, low: float, high: float, low_open: bool = False) -> None:
-    if not math.isfinite(value) or not low <= value <= high or (low_open and value == low):
-        above = "above" if low_open else "at least"
-        upper = "" if math.isinf(high) else f" and at most {high:g}"
-        raise ConfigError(f"{name}={value:g}: expected {above} {low:g}{upper}")

@@ -1,5 +1,6 @@
 """The shared command line: suggestions, exit statuses, one-line errors."""
 
+import json
 import os
 import resource
 import shlex
@@ -76,6 +77,17 @@ def test_in_a_log_file_the_error_comes_last(error):
 def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise errors.DataError('x')", "--debug").stderr
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr
+
+
+def test_a_traceback_shows_control_characters_escaped_and_the_causes():
+    body = r"raise errors.DataError('n\nerror: all is lost \x1b[2J') from ValueError('a\u202eb')"
+    lines = run(body, "--debug").stderr.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "Traceback (most recent call last):",
+        r"ValueError: a\u202eb",
+        "which led to:",
+        r"DataError: n\nerror: all is lost \x1b[2J",
+    ]
 
 
 def test_out_of_memory_is_one_line():
@@ -224,6 +236,14 @@ def test_the_last_lines_include_the_flag_for_weights(tmp_path, capsys):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     assert sys.platform != "linux" or f"the largest process took {peak:.1f} GB" in summary
     assert generation.build_parser().parse_args(shlex.split(command)[3:]).weights == job.weights
+    assert "--strength" not in command and "Verdict:" not in summary
+    metrics = {"metrics": {}, "forgetting": {}, "recommended_strength": 0.75, "recommendation": "About as close."}
+    job.experiment.mkdir(parents=True)
+    (job.experiment / "metrics.json").write_text(json.dumps(metrics))
+    pipeline.print_summary(job, 0.0)
+    summary, command = capsys.readouterr().out.split("Generate: ")
+    assert "--strength 0.75" in command and "Strength: 0.75. About as close.\n" in summary
+    assert "Verdict:  Too few held-out videos for a verdict" in summary and "Forgot:   Not measured. " in summary
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from video_corpus import Sound, decoding_time, write
+from av.stream import Disposition
+from video_corpus import Sound, add_audio_streams, decoding_time, write
 
 from mmaudio.media.audio import resample_audio
 from mmaudio.media.audio_windows import read_audio_windows
@@ -116,6 +119,28 @@ class TimedVideo:
         return read_back(path, self.shown, rustle(self.seconds, self.rate), self.rate, self.seconds)
 
 
+def several(path, lengths, default=None, first=0, sound=None):
+    """A video whose streams have so many pictures at 10 a second, from `first`, 100 more, ... on."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10) for _ in lengths]
+        for number, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            if default is not None:
+                stream.disposition = Disposition.default if number == default else Disposition(0)
+        sound = sound or Sound(seconds=3)
+        (audio,) = add_audio_streams(container, [sound], None)
+        packets = []
+        for number, (stream, length) in enumerate(zip(streams, lengths, strict=True)):
+            for index in range(length):
+                frame = av.VideoFrame.from_ndarray(numbered(first + 100 * number + index), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+        for packet in [*packets, *sound.packets(container, audio)]:
+            container.mux(packet)
+    return path
+
+
 def copied(source: Path, path: Path) -> Path:
     """The packets of a file in another container."""
     with av.open(str(source)) as read, av.open(str(path), "w") as written:
@@ -163,6 +188,61 @@ def _with_user_data(content: bytes, text: bytes) -> bytes:
     """The first packet of MPEG-4 with another name of its encoder."""
     start = content.index(USER_DATA)
     return content[:start] + USER_DATA + text + content[content.index(GROUP_OF_VOP) :]
+
+
+def from_key_picture(source: Path, path: Path, number: int) -> Path:
+    """The packets of a file from key picture `number` on, with the sound from there, in another container."""
+    with av.open(str(source)) as read:
+        packets = [packet for packet in read.demux() if packet.size]
+        keys = [packet for packet in packets if packet.stream.type == "video" and packet.is_keyframe]
+        start = keys[number].pts * keys[number].time_base
+        with av.open(str(path), "w") as written:
+            streams = {stream.index: written.add_stream_from_template(stream) for stream in read.streams}
+            pictures = [packet for packet in packets if packet.stream.type == "video"]
+            after = pictures[pictures.index(keys[number]) :]
+            for packet in packets:
+                is_sound = packet.stream.type == "audio" and packet.pts * packet.time_base >= start
+                if is_sound or packet in after:
+                    packet.stream = streams[packet.stream_index]
+                    written.mux(packet)
+    return path
+
+
+def with_edits(path: Path, edits: list[tuple[float, float | None]]) -> Path:
+    """An MP4 whose tracks all have another edit list: seconds of each edit, and where it begins in the track."""
+    content = path.read_bytes()
+    start, end = next((start, end) for kind, start, end in _boxes(content) if kind == b"moov")
+    assert end == len(content), "the offsets of the packets stay as they are"
+    header = content[start:end]
+    scale = int.from_bytes(header[header.index(b"mvhd") + 16 :][:4], "big")
+    parts = [_edited_track(header[a:b], scale, edits) if k == b"trak" else header[a:b] for k, a, b in _boxes(header, 8)]
+    path.write_bytes(content[:start] + _box(b"moov", b"".join(parts)))
+    return path
+
+
+def _boxes(content: bytes, start: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the boxes of an MP4 from `start` on."""
+    while start < len(content):
+        end = start + int.from_bytes(content[start : start + 4], "big")
+        yield content[start + 4 : start + 8], start, end
+        start = end
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return (len(content) + 8).to_bytes(4, "big") + kind + content
+
+
+def _edited_track(track: bytes, movie_scale: int, edits: list[tuple[float, float | None]]) -> bytes:
+    """A track's box with another edit list; its own says where its first packet begins."""
+    scale = int.from_bytes(track[track.index(b"mdhd") + 16 :][:4], "big")
+    first = int.from_bytes(track[track.index(b"elst") + 16 :][:4], "big")
+    entries = b"".join(
+        struct.pack(">IiHH", round(s * movie_scale), -1 if at is None else first + round(at * scale), 1, 0)
+        for s, at in edits
+    )
+    edit_list = _box(b"edts", _box(b"elst", struct.pack(">II", 0, len(edits)) + entries))
+    parts = [edit_list if kind == b"edts" else track[a:b] for kind, a, b in _boxes(track, 8)]
+    return _box(b"trak", b"".join(parts))
 
 
 def read_back(path: Path, shown: list[float], wave: np.ndarray, rate: int, seconds: float) -> Reading:

@@ -36,7 +36,8 @@ defaults:
 """
 TRAIN_SECTIONS = (
     ("exp_id", "model", "custom_finetune"),
-    ("clips_tsv", "features_dir", "output_dir", "weights", "video_root", "offline", "device", "resume", "seed"),
+    ("clips_tsv", "features_dir", "output_dir", "weights", "video_root", "offline", "device", "resume"),
+    ("init_from", "seed"),
     ("lora",),
     (
         *("batch_size", "gradient_accumulation_steps", "learning_rate", "optimizer", "lora_plus_ratio", "schedule"),

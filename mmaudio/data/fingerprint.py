@@ -15,9 +15,10 @@ def fingerprint(path: Path) -> str:
         status = path.stat()
         digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(EDGE_BYTES))
-            file.seek(max(0, status.st_size - EDGE_BYTES))
-            digest.update(file.read(EDGE_BYTES))
+            if status.st_size:  # else there is nothing to read, or one waits for it, as in /proc
+                digest.update(file.read(EDGE_BYTES))
+                file.seek(max(0, status.st_size - EDGE_BYTES))
+                digest.update(file.read(EDGE_BYTES))
     except OSError:
         return ""
     return digest.hexdigest()

@@ -19,8 +19,6 @@ from mmaudio.features.extraction import ExtractionConfig, extract
 from mmaudio.model.spec import CLIP_SECONDS, ModelSpec
 from mmaudio.weights import store as weights
 
-SHIPPED_FOLDER = "general"
-"""The folder of such videos beside an embedded model's weights: .mp4 files, captions in .txt files of the same name."""
 MAX_CLIPS = 16
 """General-domain clips that are compared, evenly over their videos."""
 
@@ -43,7 +41,7 @@ def load_general_domain(
 
     Raises DataError where `videos` is given and holds nothing that can be used.
     """
-    shipped = weights.ASSETS / spec.name / SHIPPED_FOLDER
+    shipped = weights.ASSETS / spec.name / weights.GENERAL_VIDEOS_FOLDER
     video_root = shipped if videos is None else videos
     if videos is None and not shipped.is_dir():
         return None, "no videos of the base's own domain are at hand (--general_videos names a folder of them)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmaudio.data import trained_clips
 from mmaudio.data.clip_table import check_videos_inside, read_clips
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.data.feature_store import load_features
@@ -27,16 +28,14 @@ def load_held_out(config: EvaluationConfig, model: str, stack: AdapterStack) -> 
 
 
 def find_trained_clips(features: FeatureSet, stack: AdapterStack, config: EvaluationConfig) -> frozenset[str]:
-    """Ids of the clips whose source videos an adapter was trained on.
+    """Ids of the clips whose source videos an adapter, or one that it was trained on from, was trained on.
 
     DataError where there are any and the config does not include them. With one or two videos the table of clips
     itself divides a video by time: such clips are marked, but not refused.
     """
-    training_data = [adapter.file.data.get("train", {}) for adapter in stack.adapters]
-    ids, videos = ({name for data in training_data for name in data.get(key, [])} for key in ("ids", "videos"))
-    trained = [clip for clip in features.clips if clip.id in ids or clip.video in videos]
+    trainings = [data.get("train", {}) for item in stack.adapters for data in (item.file.data, *item.file.lineage)]
     divided_by_time = {clip.video for clip in read_clips(config.clips_tsv) if clip.split == "train"}
-    refused = [clip.id for clip in trained if clip.id in ids or clip.video not in divided_by_time]
+    trained, refused = trained_clips.find_trained_clips(features.clips, trainings, divided_by_time)
     if refused and not config.include_training:
         raise DataError(
             f"{len(refused)} held-out clips are of videos that were trained on ({', '.join(sorted(refused)[:3])} ...): "

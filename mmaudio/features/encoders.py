@@ -82,6 +82,10 @@ class Encoders:
 
         return self.batchers["clip"].run(encode, frames)
 
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """A still, RGB uint8 (3, H, W), of any size -> (1, E), float32 on the CPU."""
+        return self.encode_clip_frames(_require(self.clip, "clip").resize(picture[None]))
+
     def encode_sync_frames(self, frames: Tensor) -> Tensor:
         """Synchformer's resized frames of one clip, uint8 (T, 3, H, W) -> (S, D), float32 on the CPU."""
         return self.encode_sync_clips([frames])[0]

@@ -4,13 +4,13 @@ output/<exp_id>/config.yaml
 output/<exp_id>/lora_checkpoints/state.pt, state.previous.pt     the trainer's own
 output/<exp_id>/lora_checkpoints/best_lora.pt, last_lora.pt      and a PEFT folder beside each
 output/<exp_id>/lora_checkpoints/average_lora.pt                 the EMA of the last one
+output/<exp_id>/lora_checkpoints/<exp_id>_lora.safetensors       the best one as a single file, to pass on
 """
 
 from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +26,7 @@ from mmaudio.finetune.run_inputs import LOCATION_KEYS, RunInputs, describe_diffe
 from mmaudio.finetune.state import TrainState
 from mmaudio.lora.adapter import adapter_state, saved_lora_config
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_synced
-from mmaudio.model.state_dict import read_failure
+from mmaudio.model.state_dict import LOAD_ERRORS, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import temporary_path
 
@@ -79,6 +79,11 @@ class Checkpoints:
         """The newest adapter's EMA."""
         return self.folder / "average_lora.pt"
 
+    @property
+    def single(self) -> Path:
+        """The best adapter as a single file, named after the experiment."""
+        return self.folder / f"{self.root.name}_lora.safetensors"
+
     def write_config(self, config: TrainConfig) -> None:
         """The resolved configuration, as YAML."""
         write_synced(self.root / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.to_dict())).encode())
@@ -124,7 +129,7 @@ class Checkpoints:
             reason = find_damage(self.state)
             if not reason:
                 checkpoint = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except LOAD_ERRORS as error:
             reason = read_failure(error)
         if reason:
             raise TrainingError(

@@ -11,12 +11,14 @@ import torch
 from mmaudio.config import TrainConfig, flatten
 from mmaudio.data.feature_set import AnyFeatureSet
 from mmaudio.finetune.base_samples import hash_samples
+from mmaudio.finetune.initial_adapter import InitialAdapter
 
 LOCATION_KEYS = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""
 CHANGEABLE_KEYS = (
     *LOCATION_KEYS,
     "exp_id",
+    "init_from",
     "max_steps",
     "lora.max_steps",
     "eval_every",
@@ -43,6 +45,8 @@ class RunInputs:
     base_sha256: str
     train: AnyFeatureSet
     held_out: AnyFeatureSet | None
+    initial: InitialAdapter | None = None
+    """The adapter from which training starts; None: a new one."""
 
     def fixed_values(self) -> dict[str, Any]:
         """Everything that a resumed run must have in common with the saved one, by name, as plain values."""
@@ -53,6 +57,7 @@ class RunInputs:
             **self._base_samples(),
             "training clips": hash_clips(self.train),
             "validation clips": "none" if self.held_out is None else hash_clips(self.held_out),
+            **({} if self.initial is None else {"initial adapter": self.initial.sha256[:12]}),
         }
 
     def _base_samples(self) -> dict[str, str]:
@@ -62,12 +67,12 @@ class RunInputs:
         )
 
     def data_summary(self) -> dict[str, Any]:
-        """The `data` entry of an adapter file: clip length, ids and source videos."""
+        """The `data` entry of an adapter file: clip length, ids and source videos, lineage."""
         summary: dict[str, Any] = {"seconds": self.train.seconds}
         for name, clips in (("train", self.train), ("validation", self.held_out)):
             ids, videos = ([], []) if clips is None else (clips.ids, sorted(set(clips.videos)))
             summary[name] = {"clips": len(ids), "videos": videos, "ids": ids}
-        return summary
+        return summary if self.initial is None else summary | {"lineage": self.initial.lineage}
 
 
 def describe_differences(saved: dict[str, Any], current: dict[str, Any]) -> str:

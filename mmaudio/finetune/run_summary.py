@@ -11,6 +11,7 @@ from mmaudio.config import TrainConfig
 from mmaudio.data.feature_set import AnyFeatureSet
 from mmaudio.finetune.early_stopping import Change
 from mmaudio.finetune.feature_memory import FeatureMemory
+from mmaudio.finetune.initial_adapter import InitialAdapter
 from mmaudio.finetune.loop import TrainingResult, TrainingRun
 from mmaudio.finetune.memory_estimate import format_memory_line
 from mmaudio.finetune.precision import compute_dtype
@@ -26,6 +27,7 @@ def format_start_lines(run: TrainingRun, memory: FeatureMemory) -> list[str]:
     validation_dataset = None if run.validation_set is None else run.validation_set.dataset
     lines = [
         *_format_adapter_lines(run.state, config),
+        *_format_initial_lines(run.inputs.initial),
         *_format_data_lines(run.inputs.train, run.inputs.held_out, config),
     ]
     if not run.dataset.resident:
@@ -65,6 +67,13 @@ def _format_adapter_kind_lines(lora: LoRAConfig, num_layers: int) -> list[str]:
     return [*lines, f"phases:     {phases}"] if phases else lines
 
 
+def _format_initial_lines(initial: InitialAdapter | None) -> list[str]:
+    """The adapter that training starts from."""
+    if initial is None:
+        return []
+    return [f"init_from:  {initial.path}, step {initial.adapter.step}, rank {initial.adapter.lora.rank}"]
+
+
 def _format_data_lines(train: AnyFeatureSet, held_out: AnyFeatureSet | None, config: TrainConfig) -> list[str]:
     """Clips, videos and hours of training and validation."""
     lines = [f"training:   {_format_amount(train)}; a step takes {config.effective_batch_size} clips"]
@@ -74,8 +83,11 @@ def _format_data_lines(train: AnyFeatureSet, held_out: AnyFeatureSet | None, con
     return [*lines, f"validation: {_format_amount(held_out)}, {config.validation.levels} flow times each{note}"]
 
 
-def format_result_lines(result: TrainingResult, best_adapter: Path) -> list[str]:
-    """How training ended: the reason, the change of the validation loss, the file of the best adapter."""
+def format_result_lines(result: TrainingResult, best_adapter: Path, start: str = "base model") -> list[str]:
+    """How training ended: the reason, the change of the validation loss, the file of the best adapter.
+
+    `start` is what the loss at step 0 is of.
+    """
     if result.reason == "interrupted":
         return [f"interrupted at step {result.step}, saved; the same command continues from here"]
     ending = f"finished at step {result.step} ({result.reason})"
@@ -83,10 +95,11 @@ def format_result_lines(result: TrainingResult, best_adapter: Path) -> list[str]
     lines = [ending if result.new_steps else f"nothing to do: this run {ending}; a higher {limit} would continue it"]
     if result.best_step == 0:
         lines.append(
-            "no evaluation was better than the base model: best_lora.pt changes nothing. Try preset=more_capacity"
+            f"no evaluation was better than the {start}: best_lora.pt changes nothing. Try preset=more_capacity"
         )
     elif result.change is not None:
-        losses = f"{result.base_loss:.4f} for the base, {result.best_loss:.4f} at step {result.best_step}, the best"
+        name, best = start.removesuffix(" model"), f"{result.best_loss:.4f} at step {result.best_step}, the best"
+        losses = f"{result.base_loss:.4f} for the {name}, {best}"
         lines += [f"validation: {losses}", f"            change {result.change}: {describe_change(result.change)}"]
     return [*lines, f"adapter:    {best_adapter}"]
 

@@ -51,9 +51,9 @@ class SampleClip:
 
     clip: Clip
     spectrograms: npt.NDArray[np.uint8]
-    """Three mel spectrograms, one above the other (H, W, 3)."""
+    """Mel spectrograms of the waveforms, one above the other (H, W, 3)."""
     waveforms: dict[str, Tensor]
-    """`truth` (decoded from the codec's latents), `base`, `adapted`: (samples,)."""
+    """`truth` (decoded from the codec's latents) where there is one, `base`, `adapted`: (samples,)."""
 
     @property
     def name(self) -> str:
@@ -69,6 +69,8 @@ class SampleGenerator:
     clips: FeatureSet
     videos: Path | None = None
     """The folder of source videos; None: audio and spectrograms alone."""
+    has_truth: bool = True
+    """Whether the clips have latents of their own sound."""
 
     @property
     def sample_rate(self) -> int:
@@ -86,7 +88,7 @@ class SampleGenerator:
         The solver's steps pass through `progress`.
         """
         state.model.eval()
-        latents = {"truth": self.clips.mean}
+        latents = {"truth": self.clips.mean} if self.has_truth else {}
         with state.without_adapter():
             latents["base"] = self._generate_latents(progress)
         with state.use_ema():
@@ -104,7 +106,7 @@ class SampleGenerator:
         return self.sampler.sample_latents(*conditions, noise, progress=progress)
 
     def write(self, sample: SampleClip, folder: Path, step: int) -> None:
-        """Write `folder/CLIP/`: truth and base (once) and step-NNNNNN, as .flac and .mp4, and spectrograms as .png.
+        """Write `folder/CLIP/`: truth (if any) and base (once), step-NNNNNN: .flac, .mp4, spectrograms as .png.
 
         Raises DataError where the source video cannot be read.
         """
@@ -117,19 +119,20 @@ class SampleGenerator:
         for name, waveform in audio.items():
             if name == step_name or not (clip_folder / f"{name}.flac").exists():
                 write_audio(clip_folder / f"{name}.flac", waveform.numpy(), self.sample_rate)
-        if self.videos is not None:
+        if self.videos is not None and sample.clip.video:
             self._write_videos(self.videos, sample.clip, audio, clip_folder, step_name)
 
     def _write_videos(
         self, videos: Path, clip: Clip, audio: dict[str, Tensor], clip_folder: Path, step_name: str
     ) -> None:
         """Write the clip's video with every waveform; the frames are encoded once, then copied."""
-        truth = clip_folder / "truth.mp4"
-        if not truth.exists():
-            write_sample_video(videos, clip, audio["truth"], self.sample_rate, truth)
+        first = next(iter(audio))
+        source = clip_folder / f"{first}.mp4"
+        if not source.exists():
+            write_sample_video(videos, clip, audio[first], self.sample_rate, source)
         for name, waveform in audio.items():
             if name == step_name or not (clip_folder / f"{name}.mp4").exists():
-                mux_audio(truth, waveform.numpy(), self.sample_rate, clip_folder / f"{name}.mp4")
+                mux_audio(source, waveform.numpy(), self.sample_rate, clip_folder / f"{name}.mp4")
 
 
 def build_sample_generator(

@@ -18,6 +18,8 @@ from mmaudio.finetune.ema import copy_values, swap_values, update_ema
 from mmaudio.finetune.optimizers import build_optimizer
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.adapter import adapted_network, add_lora
+from mmaudio.lora.adapter_start import load_start
+from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.lora.peft_layers import lora_layers
 from mmaudio.lora.rank_growth import RankGrowth, grow_rank
@@ -156,10 +158,21 @@ def _grow_moments(moments: dict[str, Any], growth: RankGrowth) -> dict[str, Any]
     }
 
 
-def new_state(network: MMAudio, config: TrainConfig, num_clips: int, num_base_samples: int = 0) -> TrainState:
-    """The state at step 0: a fresh adapter on the loaded network. ConfigError as `add_lora` raises it."""
+def new_state(
+    network: MMAudio,
+    config: TrainConfig,
+    num_clips: int,
+    num_base_samples: int = 0,
+    initial: AdapterFile | None = None,
+) -> TrainState:
+    """The state at step 0: a fresh adapter on the loaded network, or one that computes what `initial` does.
+
+    ConfigError as `add_lora` raises it.
+    """
     adapter_generator, *generators = (torch.Generator().manual_seed(config.seed + offset) for offset in range(5))
     model = add_lora(network, config.lora, adapter_generator)
+    if initial is not None:
+        load_start(model, initial)
     inner = adapted_network(model)
     inner.gradient_checkpointing = config.gradient_checkpointing
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -19,6 +19,7 @@ from mmaudio.config import TrainConfig, flatten
 from mmaudio.errors import DataError, MMAudioError
 from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, peak_memory_gb
 from mmaudio.finetune.early_stopping import ValidationHistory
+from mmaudio.finetune.initial_adapter import start_name
 from mmaudio.finetune.metrics_log import MetricsLog
 from mmaudio.finetune.samples import SampleClip, SampleGenerator
 from mmaudio.finetune.state import TrainState
@@ -41,6 +42,7 @@ class Tracker:
         self, folder: Path | None, config: TrainConfig, step: int | None, samples: SampleGenerator | None = None
     ) -> None:
         self.folder, self.config, self.samples, self.start_step = folder, config, samples, step or 0
+        self.requested_samples: SampleGenerator | None = None
         self._last_logged_step = -1 if step is None else step
         self.meter: UtilizationMeter | None = None
         """Converts speed to utilisation, on GPUs."""
@@ -156,22 +158,26 @@ class Tracker:
         best = f"best {history.best_loss:.3f} at {history.best_step}"
         self._validation_text = f", validation {evaluation.loss:.3f}, {best}"
         if self._progress_bar is None:
-            self.print_line(f"step {state.step}/{self.config.total_steps}: {describe_evaluation(history)}")
+            self.print_line(
+                f"step {state.step}/{self.config.total_steps}: {describe_evaluation(history, start_name(self.config))}"
+            )
 
     def log_samples(self, state: TrainState) -> None:
-        """Generate samples of the fixed clips, for TensorBoard and as files under `samples`."""
-        if self.samples is None or self._log is None:
+        """Generate samples of the fixed clips and of the user's own, for TensorBoard and as files under `samples`."""
+        generators = [generator for generator in (self.samples, self.requested_samples) if generator is not None]
+        if not generators or self._log is None:
             return
-        total = self.samples.num_solver_steps + 2 * len(self.samples.clips)
+        total = sum(generator.num_solver_steps + 2 * len(generator.clips) for generator in generators)
         with Progress(total, "samples: solver steps and clips", inner=True) as counter:
-            with eager_mode(self.config):
-                samples = list(counter.count(self.samples.generate(state, counter.count)))
-            for sample in counter.count(samples):
-                self._write_sample(self.samples, self._log, sample, state.step)
+            for generator in generators:
+                with eager_mode(self.config):
+                    samples = list(counter.count(generator.generate(state, counter.count)))
+                for sample in counter.count(samples):
+                    self._write_sample(generator, self._log, sample, state.step)
 
     def _write_sample(self, generator: SampleGenerator, log: MetricsLog, sample: SampleClip, step: int) -> None:
         """Write one sample to TensorBoard and as files."""
-        tag = f"{sample.name}/truth, base, adapted"
+        tag = f"{sample.name}/{', '.join(sample.waveforms)}"
         log.writer.add_image(tag, sample.spectrograms, step, dataformats="HWC")
         for kind, waveform in sample.waveforms.items():
             log.writer.add_audio(f"{sample.name}/{kind}", waveform[None], step, generator.sample_rate)
@@ -203,11 +209,11 @@ def round_losses(ids: list[str], losses: list[float]) -> dict[str, float]:
     return {clip_id: round(loss, 6) for clip_id, loss in zip(ids, losses, strict=True)}
 
 
-def describe_evaluation(history: ValidationHistory) -> str:
-    """The last evaluation in words: the loss, its change from the base model's, whether it is the best."""
+def describe_evaluation(history: ValidationHistory, start: str = "base model") -> str:
+    """The last evaluation in words: the loss, its change from that of the `start`, whether it is the best."""
     last = history.evaluations[-1]
     if len(history.evaluations) == 1:
-        return f"validation loss {last.loss:.4f} (the base model)"
+        return f"validation loss {last.loss:.4f} (the {start})"
     ema = "" if last.ema_losses is None else f"; EMA {last.ema_loss:.4f}"
     best = f"best {history.best_loss:.4f} at step {history.best_step}"
     mark = "the best so far" if history.best_step == last.step else best

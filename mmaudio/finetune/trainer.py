@@ -23,16 +23,19 @@ from mmaudio.finetune.dataset import ClipDataset, build_dataset
 from mmaudio.finetune.diagnostics import build_utilization_meter
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.feature_memory import FeatureMemory, estimate_feature_memory
+from mmaudio.finetune.initial_adapter import check_held_out, load_initial_adapter, start_name
 from mmaudio.finetune.loop import TrainingResult, TrainingRun, fit, is_finished
 from mmaudio.finetune.precision import cast_frozen_weights, compute_dtype
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.run_summary import format_result_lines, format_start_lines
+from mmaudio.finetune.sample_requests import build_requested_samples, plan_sample_requests
 from mmaudio.finetune.samples import build_sample_generator
 from mmaudio.finetune.state import TrainState, new_state
 from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
-from mmaudio.lora.checkpoint import restore_folder
+from mmaudio.lora.checkpoint import check_base, read_adapter, restore_folder
+from mmaudio.lora.single_file import write_single_file
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
@@ -45,13 +48,19 @@ SMALLER_BATCH = "take a smaller batch, batch_size=4 gradient_accumulation_steps=
 
 def train(config: TrainConfig, device: torch.device, distributed: Distributed | None = None) -> TrainingResult:
     """Train, or continue, the experiment that `config` names. Raises the errors of what it loads and TrainingError."""
+    initial = load_initial_adapter(config)
     train_set, held_out = load_clip_sets(config)
+    plan_sample_requests(config, train_set.seconds)  # a video that is missing is an error before any work
+    if initial is not None:
+        check_held_out(initial, config, [] if held_out is None else held_out.clips)
     weights.fetch_files(config.model, ("network",), config.weights_folder, config.offline)
     network, sha256 = load_network(config, device)
+    if initial is not None:
+        check_base(initial.adapter, config.model, sha256)
     network.set_duration(train_set.seconds)
     distributed = distributed or Distributed(device=device)
     with lock_experiment(experiment_folder(config)) if distributed.is_main else nullcontext():
-        return train_adapter(network, RunInputs(config, sha256, train_set, held_out), distributed)
+        return train_adapter(network, RunInputs(config, sha256, train_set, held_out, initial), distributed)
 
 
 @contextmanager
@@ -92,7 +101,9 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
     config, is_main = inputs.config, distributed.is_main
     checkpoints = Checkpoints(experiment_folder(config))
     base_samples = load_base_samples(network, inputs, distributed) if config.preserve_base else None
-    state = new_state(network, config, len(inputs.train), 0 if base_samples is None else len(base_samples))
+    initial = None if inputs.initial is None else inputs.initial.adapter
+    num_base_samples = 0 if base_samples is None else len(base_samples)
+    state = new_state(network, config, len(inputs.train), num_base_samples, initial)
     state.history.videos = [] if inputs.held_out is None else inputs.held_out.videos
     resumed = checkpoints.load(state, inputs)
     distributed.barrier()
@@ -159,6 +170,9 @@ def start(run: TrainingRun, resumed: bool, memory: FeatureMemory) -> None:
         tracker.print_line(line)
     shown_clips = run.inputs.held_out or run.inputs.train
     tracker.samples = build_sample_generator(config, shown_clips, state.network, device, tracker.print_line)
+    if tracker.samples is not None:
+        seconds = run.inputs.train.seconds
+        tracker.requested_samples = build_requested_samples(config, tracker.samples.sampler, seconds)
     if device.type == "cuda":
         tracker.meter = build_utilization_meter(state, run.dataset, config)
     if resumed:
@@ -169,8 +183,11 @@ def finish(run: TrainingRun, result: TrainingResult) -> None:
     """Print how training ended, and where the adapters are; TrainingError as `check_adapters`."""
     if result.reason != "interrupted" and not result.new_steps:
         check_adapters(run)
-    for line in format_result_lines(result, run.checkpoints.best):
+    for line in format_result_lines(result, run.checkpoints.best, start_name(run.config)):
         run.tracker.print_line(line)
+    if run.config.lora.enabled and run.checkpoints.best.exists():
+        write_single_file(run.checkpoints.single, read_adapter(run.checkpoints.best))
+        run.tracker.print_line(f"one file:   {run.checkpoints.single}")
 
 
 def check_adapters(run: TrainingRun) -> None:

@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.features.encoders import Encoders, encode_video
-from mmaudio.generation.long_audio import LongRequest, PieceDecoder, Progress, encode_windows, sample_windows
+from mmaudio.features.encoders import Encoders
+from mmaudio.generation.conditions import Progress, VisualInput, WindowFeatures, encode_features
+from mmaudio.generation.long_audio import LongRequest, PieceDecoder, sample_windows
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.prompt_table import TimedPrompt, check_prompts_end
 from mmaudio.generation.sampler import Sampler
-from mmaudio.generation.windows import WindowGrid, plan_rows, plan_windows
+from mmaudio.generation.solver import check_method, progress_label
+from mmaudio.generation.windows import WindowGrid, one_window, plan_rows, plan_windows
+from mmaudio.media.picture import read_picture
 from mmaudio.media.streams import StreamChoice
 from mmaudio.media.video import check_not_truncated, find_video_end, probe
-from mmaudio.model.flow_matching import check_solver
-from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS
+from mmaudio.model.spec import CLIP_SECONDS, SYNC_FPS, CodecSpec
 
 MIN_SECONDS, MAX_SECONDS = 1.0, 3600.0
 """Durations of audio."""
@@ -58,13 +60,17 @@ class GenerationRequest:
     guidance_scale: float | None = None
     """Scale of classifier-free guidance, 1 for none; None: the model's default."""
     method: str = "euler"
-    """Solver: `euler`, or `midpoint`, which is of second order and takes twice the time per step."""
+    """Solver: `euler`; `midpoint` and `heun`, of second order, twice the time per step; `dopri5` chooses its steps."""
     prompts: tuple[TimedPrompt, ...] = ()
     """Prompts that change over time, in place of `prompt`; they follow one another without a gap."""
     one_pass: bool = False
     """Generate more than 8 s in one pass of the network, which it was not trained for: 30 at most, 8 by default."""
     video_track: int | None = None
     """Number of the video's picture, from 0 on; None: the default one, else the longest that moves."""
+    image: Path | None = None
+    """A still in place of the video: what is in it is heard, and nothing moves."""
+    mask_away_clip: bool = False
+    """Take the timing from the video, and the meaning from the text alone."""
 
     @property
     def streams(self) -> StreamChoice:
@@ -73,8 +79,14 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.video is None and not self.prompt and not self.prompts:
+        if self.video is None and self.image is None and not self.prompt and not self.prompts:
             raise ConfigError("neither a video nor a prompt: there is nothing to generate audio for")
+        if self.image is not None and self.video is not None:
+            raise ConfigError(f"both a video, {self.video}, and a picture, {self.image}: one of them is enough")
+        if self.mask_away_clip and self.video is None:
+            raise ConfigError("mask_away_clip takes the timing from a video, and there is none")
+        if self.image is not None and self.start:
+            raise ConfigError(f"start={self.start:g}: a picture has no other beginning than 0")
         if not 0 <= self.start < math.inf:
             raise ConfigError(f"start={self.start}: seconds of the video, from 0 on")
         longest = MAX_ONE_PASS_SECONDS if self.one_pass else MAX_SECONDS
@@ -91,7 +103,12 @@ class GenerationRequest:
             raise ConfigError(
                 f"guidance_scale={self.guidance_scale:g} is no guidance, and a negative prompt works through guidance"
             )
-        check_solver(self.num_steps, self.method)
+        check_method(self.num_steps, self.method)
+
+    @property
+    def visual(self) -> VisualInput:
+        """What is seen."""
+        return VisualInput(self.video, self.start, self.image, self.streams, self.mask_away_clip)
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,11 @@ class ClipRange:
 def find_clip_range(request: GenerationRequest) -> ClipRange:
     """Find the duration of the audio.
 
-    Raises DataError for a video that cannot be read, is truncated, or has less than a second from the start on, and for
-    prompts that end before or after the audio.
+    Raises DataError for a video that cannot be read, is truncated, or has less than a second from the start on, for
+    prompts that end before or after the audio, and for a picture that is none.
     """
+    if request.image is not None:
+        read_picture(request.image)
     clip_range = _find_clip_range(request)
     if request.prompts:
         check_prompts_end(request.prompts, clip_range.seconds)
@@ -168,41 +187,45 @@ def generate_samples(
     text_features: Mapping[str, Tensor] | None = None,
     progress: Progress[Any] = plain,
     store: PartStore | None = None,
+    condition_store: PartStore | None = None,
 ) -> Tensor:
     """Generate `count` waveforms (count, samples) together, at the codec's sample rate, in [-1, 1], on the CPU.
 
-    Waveform i equals that of the seed `request.seed + i` alone, up to rounding. Sets the network's duration.
-    `text_features`: of `encode_prompts`, where they exist already; the solver's steps, and the windows of longer audio,
-    pass through `progress`; `store` holds the finished parts of longer audio. Raises DataError as `find_clip_range`,
-    ConfigError for a count below 1, WeightsError for latents that are not
-    finite.
+    Waveform i equals that of the seed `request.seed + i` alone, up to rounding (with dopri5, up to its tolerance). Sets
+    the network's duration. `text_features`: of `encode_prompts`, where they exist already; the solver's steps, and the
+    windows of longer audio, pass through `progress`; `store` holds the finished parts of longer audio, and
+    `condition_store` a video's features. Raises DataError as `find_clip_range`, ConfigError for a count below 1,
+    WeightsError for latents that are not finite.
     """
     if count < 1:
         raise ConfigError(f"samples={count}: at least 1")
-    seconds = find_clip_range(request).seconds
+    grid = plan_grid(sampler.spec.codec, request, find_clip_range(request).seconds)
     if text_features is None:
         text_features = encode_prompts(encoders, all_prompts(request))
-    grid = plan_windows(sampler.spec.codec, seconds)
-    if request.one_pass or (len(grid.starts) == 1 and len(request.prompts) <= 1):
-        return _generate_in_one_pass(sampler, encoders, request, seconds, count, text_features, progress)
-    return _generate_in_windows(sampler, encoders, request, grid, count, text_features, progress, store or PartStore())
+    store = store or PartStore()
+    features = encode_features(request.visual, grid, encoders, condition_store or store, progress)
+    if len(grid.starts) == 1 and len(request.prompts) <= 1:
+        return _generate_in_one_pass(sampler, request, grid, count, text_features, features, progress)
+    return _generate_in_windows(sampler, request, grid, count, text_features, features, progress, store)
+
+
+def plan_grid(codec: CodecSpec, request: GenerationRequest, seconds: float) -> WindowGrid:
+    """The windows of `seconds` of audio: a single one where the request asks for one pass."""
+    return one_window(codec, seconds) if request.one_pass else plan_windows(codec, seconds)
 
 
 def _generate_in_one_pass(
     sampler: Sampler,
-    encoders: Encoders,
     request: GenerationRequest,
-    seconds: float,
+    grid: WindowGrid,
     count: int,
     text_features: Mapping[str, Tensor],
+    features: WindowFeatures,
     progress: Progress[Any],
 ) -> Tensor:
     network = sampler.network
-    network.set_duration(seconds)
-    if request.video is None:
-        clip_f, sync_f = network.empty_clip(1), network.empty_sync(1)
-    else:
-        clip_f, sync_f = encode_video(request.video, encoders, seconds, request.start, request.streams)
+    network.set_duration(grid.window_seconds)
+    clip_f, sync_f = features.get(0, network)
     prompt = request.prompts[0].text if request.prompts else request.prompt
     latents = sampler.sample_latents(
         clip_f,
@@ -213,7 +236,7 @@ def _generate_in_one_pass(
         request.guidance_scale,
         text_features[request.negative_prompt].to(sampler.device) if request.negative_prompt else None,
         request.method,
-        lambda steps: progress(steps, "solver steps"),
+        lambda steps: progress(steps, progress_label(request.method)),
     )
     _check_finite(latents, sampler, request)
     return torch.cat([sampler.decode(latent[None]).cpu() for latent in latents])  # one by one: decoding takes memory
@@ -221,21 +244,20 @@ def _generate_in_one_pass(
 
 def _generate_in_windows(
     sampler: Sampler,
-    encoders: Encoders,
     request: GenerationRequest,
     grid: WindowGrid,
     count: int,
     text_features: Mapping[str, Tensor],
+    features: WindowFeatures,
     progress: Progress[Any],
     store: PartStore,
 ) -> Tensor:
     sampler.network.set_duration(grid.window_seconds)
-    if request.video is not None:
-        encode_windows(probe(request.video, request.streams), request.start, grid, encoders, store, progress)
     prompts = request.prompts or (TimedPrompt(0.0, math.inf, request.prompt),)
     long_request = LongRequest(
         grid,
         plan_rows(grid, prompts, sampler.spec.codec),
+        features,
         text_features,
         text_features[request.negative_prompt] if request.negative_prompt else None,
         sampler.spec.num_steps if request.num_steps is None else request.num_steps,

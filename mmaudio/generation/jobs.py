@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,9 +29,12 @@ from mmaudio.generation.take_ranking import RankedTakes, check_rankable, write_t
 from mmaudio.media.audio_file import CODECS, write_audio
 from mmaudio.media.containers import CONTAINERS, can_hold_video, choose_suffix
 from mmaudio.media.mux import mux_audio
+from mmaudio.media.still_video import write_still_video
 
 LEFT_OUT_TABLE = "generation.left_out.tsv"
 """File in the output folder that names what the last run for a folder left out, with the reasons."""
+STILL_SUFFIX = ".mp4"
+"""Suffix of a video of a still."""
 SUFFIXES = (*CODECS, *CONTAINERS)
 """Suffixes of the files that can be written."""
 
@@ -92,18 +95,26 @@ class Plan:
     """Unusable files with the reasons."""
     num_files: int = 0
     """Files in all."""
-    num_complete: int = 0
-    """Videos whose output files all exist already."""
+    complete: list[Job] = field(default_factory=list)
+    """Jobs whose output files all exist already."""
+    changes: list[str] = field(default_factory=list)
+    """Videos whose files are replaced, and what is different now."""
 
 
 def plan_folder(
-    folder: Path, defaults: GenerationRequest, output: Path, count: int, overwrite: bool, metric: str = ""
+    folder: Path,
+    defaults: GenerationRequest,
+    output: Path,
+    count: int,
+    overwrite: bool,
+    metric: str = "",
+    find_changes: Callable[[Job], str | None] = lambda job: None,
 ) -> Plan:
     """Plan the jobs of every video in `folder`; `defaults` has the prompt for videos without a caption file.
 
-    Videos whose output files all exist are skipped, unless `overwrite`. With a `metric` the `count` best takes are
-    written. Raises DataError for a missing or empty folder, ConfigError for an output that is a file or the folder
-    itself.
+    Videos whose output files all exist are skipped, unless `overwrite`, or `find_changes` (of GenerationTable) says
+    what would be different now. With a `metric` the `count` best takes are written. Raises DataError for a missing or
+    empty folder, ConfigError for an output that is a file or the folder itself.
     """
     if is_output_file(output) or output.resolve() == folder.resolve():
         raise ConfigError(f"--output {output}: with --folder it is a folder, and not that of the videos")
@@ -111,22 +122,25 @@ def plan_folder(
     if not videos:
         raise DataError(f"{folder}: no file in it; a folder of videos is expected")
     stems = unique_stems(videos)
-    jobs, left_out, num_complete = [], [], 0
+    plan = Plan([], num_files=len(videos))
     for video in videos:
         try:
             job = plan_job(_request_for(video, defaults), output, count, stems[video], metric)
+            existing = job.outputs.existing
+            changes = None if overwrite or not existing else find_changes(job)
         except DataError as error:
-            left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
+            plan.left_out.append(LeftOut(video.name, str(error).removeprefix(f"{video.name}: ")))
             continue
-        existing = job.outputs.existing
-        if overwrite or not existing:
-            jobs.append(job)
-        elif len(existing) == len(job.outputs.paths):
-            num_complete += 1
-        else:
+        is_whole = len(existing) == len(job.outputs.paths)
+        if is_whole and not changes and not overwrite:
+            plan.complete.append(job)
+        elif existing and changes is None and not overwrite:
             reason = f"{existing[0]} is there already, others are not; take --overwrite"
-            left_out.append(LeftOut(video.name, reason))
-    return Plan(jobs, left_out, len(videos), num_complete)
+            plan.left_out.append(LeftOut(video.name, reason))
+        else:
+            plan.jobs.append(job)
+            plan.changes.extend([f"{video.name}: {changes}"] if changes else [])
+    return plan
 
 
 def find_new_failures(output: Path, left_out: Sequence[LeftOut]) -> list[LeftOut]:
@@ -152,13 +166,13 @@ def plan_job(request: GenerationRequest, output: Path, count: int, stem: str | N
     clip_range = find_clip_range(request)
     if metric:
         check_rankable(metric, request, clip_range.seconds)
-    video = request.video
-    folder, stem, suffixes = output, stem or (video.stem if video is not None else "sound"), [".flac"]
+    video, source = request.video, request.video or request.image
+    folder, stem, suffixes = output, stem or (source.stem if source is not None else "sound"), [".flac"]
     if is_output_file(output):
         folder, stem, suffixes = output.parent, output.stem, [output.suffix]
-        _check_output_file(output, video, request.video_track)
-    elif video is not None:
-        suffixes.append(choose_suffix(video, request.video_track))
+        _check_output_file(output, request)
+    elif source is not None:
+        suffixes.append(STILL_SUFFIX if video is None else choose_suffix(video, request.video_track))
     numbers = range(1, count + 1) if metric else range(request.seed, request.seed + count)
     stems = [stem] if count == 1 else [f"{stem}_{'best' if metric else 'seed'}{number}" for number in numbers]
     files = [[folder / f"{name}{suffix}" for suffix in suffixes] for name in stems]
@@ -177,13 +191,17 @@ def is_output_file(output: Path) -> bool:
     return True
 
 
-def _check_output_file(output: Path, video: Path | None, video_track: int | None) -> None:
-    suffix = output.suffix.lower()
+def _check_output_file(output: Path, request: GenerationRequest) -> None:
+    suffix, video = output.suffix.lower(), request.video
     if suffix in CODECS:
+        return
+    if request.image is not None:
+        if suffix != STILL_SUFFIX:
+            raise ConfigError(f"--output {output}: a still with its audio is written as {STILL_SUFFIX}")
         return
     if video is None:
         raise ConfigError(f"--output {output}: there is no --video to take the picture from; choose .flac or .wav")
-    if not can_hold_video(video, suffix, video_track):
+    if not can_hold_video(video, suffix, request.video_track):
         raise ConfigError(f"--output {output}: that kind of file does not take the picture of {video.name}; .mkv does")
 
 
@@ -199,6 +217,25 @@ def unique_stems(videos: Sequence[Path]) -> dict[Path, str]:
     return {video: video.stem if counts[video.stem.lower()] == 1 else video.name for video in videos}
 
 
+def describe_job(job: Job, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's samples are made from, but for their seeds: the `settings` of the run and the request."""
+    request = job.request
+    return {
+        **settings,
+        "video": None if request.video is None else request.video.name,
+        "image": None if request.image is None else request.image.name,
+        "prompt": request.prompt,
+        "prompts": [(prompt.start, prompt.last_time, prompt.text) for prompt in request.prompts],
+        "one_pass": request.one_pass,
+        "negative_prompt": request.negative_prompt,
+        "start": request.start,
+        "seconds": job.clip_range.seconds,
+        "method": request.method,
+        "mask_away_clip": request.mask_away_clip,
+        "video_track": request.video_track,
+    }
+
+
 def write_outputs(
     job: Job, waveforms: Tensor, sample_rate: int, settings: Mapping[str, Any], ranked: RankedTakes | None = None
 ) -> None:
@@ -207,27 +244,21 @@ def write_outputs(
     Of `ranked` takes the best are written, and the table of all. The request, the `settings` and a take's score are
     stored in each file's comment tag, as JSON. Raises DataError and MMAudioError as `mux_audio`.
     """
-    request = job.request
-    indices = [take.index for take in ranked.takes] if ranked is not None else range(len(waveforms))
-    for place, (paths, index) in enumerate(zip(job.outputs.by_sample, indices, strict=False)):
-        provenance = {
-            **settings,
-            "prompt": request.prompt,
-            "prompts": [(prompt.start, prompt.last_time, prompt.text) for prompt in request.prompts],
-            "one_pass": request.one_pass,
-            "negative_prompt": request.negative_prompt,
-            "start": request.start,
-            "seconds": job.clip_range.seconds,
-            "seed": request.seed + index,
-            "method": request.method,
-            "video_track": request.video_track,
-            **({} if ranked is None else {"ranking": ranked.describe(place)}),
-        }
-        tags = {"comment": json.dumps(provenance, ensure_ascii=False, sort_keys=True)}
+    request, description = job.request, describe_job(job, settings)
+    for place, (paths, seed) in enumerate(zip(job.outputs.by_sample, sample_seeds(job, ranked), strict=True)):
+        ranking = {} if ranked is None else {"ranking": ranked.describe(place)}
+        tags = {"comment": json.dumps(description | {"seed": seed} | ranking, ensure_ascii=False, sort_keys=True)}
         for path in paths:
-            _write_audio_or_video(path, request, waveforms[index], sample_rate, tags)
+            _write_audio_or_video(path, request, waveforms[seed - request.seed], sample_rate, tags)
     if ranked is not None and job.outputs.table is not None:
         write_takes(job.outputs.table, ranked, request.seed, [paths[0].name for paths in job.outputs.by_sample])
+
+
+def sample_seeds(job: Job, ranked: RankedTakes | None = None) -> list[int]:
+    """The seeds of the samples that are written: those from the request's on, or of the best takes."""
+    count = len(job.outputs.by_sample)
+    indices = range(count) if ranked is None else [take.index for take in ranked.takes[:count]]
+    return [job.request.seed + index for index in indices]
 
 
 def _write_audio_or_video(
@@ -235,7 +266,10 @@ def _write_audio_or_video(
 ) -> None:
     if path.suffix.lower() in CODECS:
         write_audio(path, waveform.numpy(), sample_rate, tags)
-        return
-    assert request.video is not None
-    silence = torch.zeros(round(request.start * sample_rate))
-    mux_audio(request.video, torch.cat([silence, waveform]).numpy(), sample_rate, path, tags, request.streams)
+    elif request.image is not None:
+        write_still_video(path, request.image, waveform.numpy(), sample_rate, tags)
+    else:
+        assert request.video is not None
+        silence = torch.zeros(round(request.start * sample_rate))
+        samples = torch.cat([silence, waveform]).numpy()
+        mux_audio(request.video, samples, sample_rate, path, tags, request.streams)

@@ -12,27 +12,20 @@ F mel frames, V CLIP tokens, K sync tokens, L text tokens, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from mmaudio.features.encoders import Encoders
-from mmaudio.features.video_features import PREFETCH_WINDOWS, encode_shared_clip_frames
+from mmaudio.generation.conditions import Progress, WindowFeatures
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.sampler import Sampler
+from mmaudio.generation.solver import progress_label, solve
 from mmaudio.generation.windows import WindowGrid, WindowRow
-from mmaudio.media.frame_windows import read_frame_windows
-from mmaudio.media.video import VideoInfo
-from mmaudio.model.flow_matching import Velocity, integrate
+from mmaudio.model.flow_matching import Velocity
 from mmaudio.model.guidance import guided_velocity
-from mmaudio.utils.prefetch import prefetch
 
-T_ = TypeVar("T_")
-Progress = Callable[[Sequence[T_], str], Iterable[T_]]
-"""progress(items, label) yields the items."""
 BATCH_ROWS = {"cuda": 8, "cpu": 2}
 """Windows whose velocity is predicted in one batch."""
 FRAMES_PER_TOKEN = 2
@@ -46,6 +39,7 @@ class LongRequest:
 
     grid: WindowGrid
     rows: Sequence[WindowRow]
+    features: WindowFeatures
     text_features: Mapping[str, Tensor]
     """By prompt, (1, L, D)."""
     negative_features: Tensor | None
@@ -53,28 +47,6 @@ class LongRequest:
     num_steps: int
     guidance_scale: float
     method: str
-
-
-def encode_windows(
-    info: VideoInfo, start: float, grid: WindowGrid, encoders: Encoders, store: PartStore, progress: Progress[float]
-) -> None:
-    """Encode a video's windows, from `start` seconds on, into the parts of `store`, in one decoding pass."""
-    missing = [index for index in range(len(grid.starts)) if conditions_name(index) not in store]
-    starts = [start + grid.start_times[index] for index in missing]
-    if not missing:
-        return
-    grids = encoders.frame_grids(grid.window_seconds)
-    windows = prefetch(read_frame_windows(info, starts, grids), PREFETCH_WINDOWS)
-    cache: dict[float, Tensor] = {}
-    for index, window in zip(progress(missing, "conditions, by window"), windows, strict=True):
-        clip_f = encode_shared_clip_frames([window], encoders, cache)
-        sync_f = encoders.encode_sync_clips([torch.stack(window.frames[1])])
-        store.put(conditions_name(int(index)), {"clip_f": clip_f, "sync_f": sync_f})
-
-
-def conditions_name(window: int) -> str:
-    """The part that holds a window's features."""
-    return f"conditions_{window:05d}"
 
 
 @torch.inference_mode()
@@ -85,24 +57,24 @@ def sample_windows(
 
     The state after every step is a part of `store`, from which a later call goes on.
     """
-    x, first_step = noise, 0
+    x, position = noise, None
     if LATENTS in store:
         state = store.get(LATENTS)
-        x, first_step = state["x"].to(noise), int(state["step"])
+        x, position = state["x"].to(noise), state["position"]
     with sampler.autocast():
-        latents = integrate(
-            blend_velocities(sampler, request, store),
+        latents, sampler.solver_counts = solve(
+            blend_velocities(sampler, request),
             x,
-            request.num_steps,
             request.method,
-            lambda steps: progress(steps, "solver steps"),
-            first_step,
-            lambda step, x: store.put(LATENTS, {"x": x.cpu(), "step": torch.tensor(step)}),
+            request.num_steps,
+            lambda steps: progress(steps, progress_label(request.method)),
+            position,
+            lambda position, x: store.put(LATENTS, {"x": x.cpu(), "position": position}),
         )
     return sampler.network.unnormalize(latents.float())
 
 
-def blend_velocities(sampler: Sampler, request: LongRequest, store: PartStore) -> Velocity:
+def blend_velocities(sampler: Sampler, request: LongRequest) -> Velocity:
     """The velocity of the whole audio, (S, T, C): that of each row's window, weighted and added up."""
     grid, rows = request.grid, request.rows
     size = BATCH_ROWS.get(sampler.device.type, BATCH_ROWS["cpu"])
@@ -114,7 +86,7 @@ def blend_velocities(sampler: Sampler, request: LongRequest, store: PartStore) -
         for number, batch in enumerate(batches):
             spans = [slice(start := grid.starts[row.window], start + grid.window_tokens) for row in batch]
             latents = torch.cat([x[:, span] for span in spans])  # (rows * S, N, C)
-            velocities = predict_rows(sampler, request, batch, len(x), store)(latents, t).to(x.dtype)
+            velocities = predict_rows(sampler, request, batch, len(x))(latents, t).to(x.dtype)
             for index, span in enumerate(spans):
                 total[:, span] += weights[number * size + index] * velocities[index * len(x) : (index + 1) * len(x)]
         return total
@@ -122,12 +94,10 @@ def blend_velocities(sampler: Sampler, request: LongRequest, store: PartStore) -
     return velocity
 
 
-def predict_rows(
-    sampler: Sampler, request: LongRequest, batch: Sequence[WindowRow], num_samples: int, store: PartStore
-) -> Velocity:
+def predict_rows(sampler: Sampler, request: LongRequest, batch: Sequence[WindowRow], num_samples: int) -> Velocity:
     """The guided velocity of a batch of rows, each for `num_samples` latents, one row after the other."""
     network, device = sampler.network, sampler.device
-    features = [window_features(sampler, row.window, store) for row in batch]
+    features = [request.features.get(row.window, network) for row in batch]
     clip_f, sync_f = (torch.cat(tensors).to(device, torch.float32) for tensors in zip(*features, strict=True))
     texts = [request.text_features[row.prompt] if row.prompt else network.empty_text(1) for row in batch]
     text_f = torch.cat([text.to(device, torch.float32) for text in texts])
@@ -138,14 +108,6 @@ def predict_rows(
     has_guidance = request.guidance_scale > 1
     uncond = network.empty_conditions(len(batch) * num_samples, negative_f) if has_guidance else None
     return guided_velocity(network, cond, uncond, request.guidance_scale)
-
-
-def window_features(sampler: Sampler, window: int, store: PartStore) -> tuple[Tensor, Tensor]:
-    """CLIP and sync features of a window, (1, V, D) and (1, K, D): the learned empty ones without a video."""
-    if conditions_name(window) not in store:
-        return sampler.network.empty_clip(1), sampler.network.empty_sync(1)
-    features = store.get(conditions_name(window))
-    return features["clip_f"], features["sync_f"]
 
 
 class PieceDecoder:

@@ -4,7 +4,7 @@
     store.put("latents", {"x": x})
 
 A part is a few named tensors, on disk one safetensors file, written whole. The folder belongs to one request: the parts
-of another `key` are removed.
+of another `key` are removed, unless the store is `shared`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmaudio.errors import MMAudioError
 from mmaudio.utils.files import atomic_write
 
 
 class PartStore:
     """Named parts in memory or, with a folder, on disk."""
 
-    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+    def __init__(self, folder: Path | None = None, key: str = "", shared: bool = False) -> None:
         self.folder = None if folder is None else folder / key
         self._memory: dict[str, dict[str, Tensor]] = {}
         if folder is not None and self.folder is not None:
-            for other in [path for path in folder.glob("*") if path.name != key]:
+            for other in [path for path in folder.glob("*") if path.name != key and not shared]:
                 shutil.rmtree(other, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -37,12 +39,15 @@ class PartStore:
         return name in self._memory if self.folder is None else self._path(name).is_file()
 
     def get(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a part; KeyError where there is none."""
+        """The tensors of a part; KeyError where there is none, MMAudioError where it is damaged."""
         if self.folder is None:
             return self._memory[name]
         if name not in self:
             raise KeyError(name)
-        tensors: dict[str, Tensor] = load_file(self._path(name))
+        try:
+            tensors: dict[str, Tensor] = load_file(self._path(name))
+        except (OSError, SafetensorError) as error:
+            raise MMAudioError(f"{self._path(name)}: damaged ({error}); remove it, it is computed again") from error
         return tensors
 
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:

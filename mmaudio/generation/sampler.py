@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
-from mmaudio.model.flow_matching import integrate
+from mmaudio.generation.solver import SolverCounts, solve
 from mmaudio.model.guidance import guided_velocity
 from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.model.spec import ModelSpec, model_spec
@@ -41,6 +41,8 @@ class Sampler:
     device: torch.device
     dtype: torch.dtype = torch.float32
     """Autocast dtype of the network; the solver's state and the codec stay in float32."""
+    solver_counts: SolverCounts = field(default_factory=SolverCounts)
+    """Of the latest latents."""
 
     def draw_noise(self, seeds: Sequence[int], num_tokens: int | None = None) -> Tensor:
         """Draw standard normal latents (B, N, C), one per seed: a sample's noise depends on its seed alone.
@@ -68,7 +70,7 @@ class Sampler:
 
         Features of one clip serve a whole batch of noise, and are projected once. `num_steps` and `guidance_scale` are
         the model's defaults where they are None; a scale of 1 or less is no guidance. `negative_text_f` replaces the
-        features of the empty text; `method` is one of SOLVERS. The solver's steps pass through `progress`.
+        features of the empty text; `method` is one of METHODS. The solver's steps pass through `progress`.
         """
         num_steps = self.spec.num_steps if num_steps is None else num_steps
         guidance_scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
@@ -79,7 +81,7 @@ class Sampler:
                 cond = cond.repeat(len(noise))
             uncond = self.network.empty_conditions(len(noise), negative_text_f) if guidance_scale > 1 else None
             velocity = guided_velocity(self.network, cond, uncond, guidance_scale)
-            latents = integrate(velocity, noise, num_steps, method, progress)
+            latents, self.solver_counts = solve(velocity, noise, method, num_steps, progress)
         return self.network.unnormalize(latents.float())
 
     @torch.inference_mode()

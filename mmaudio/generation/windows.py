@@ -68,10 +68,10 @@ class WindowRow:
 
 def plan_windows(codec: CodecSpec, seconds: float) -> WindowGrid:
     """Plan the windows of `seconds` of audio: a single one for up to 8 s, else of 8 s, evenly spaced."""
-    num_tokens = compute_lengths(codec, seconds).latent_tokens
     rest = seconds - CLIP_SECONDS
     if rest <= 0:
-        return WindowGrid(num_tokens, num_tokens, (0.0,), (0,), seconds)
+        return one_window(codec, seconds)
+    num_tokens = compute_lengths(codec, seconds).latent_tokens
     window_tokens = compute_lengths(codec).latent_tokens
     count = math.ceil(rest / (CLIP_SECONDS - OVERLAP_SECONDS) - 1e-9)
     times = [*(math.floor(CLIP_FPS * rest * index / count + 1e-9) / CLIP_FPS for index in range(count)), rest]
@@ -79,6 +79,12 @@ def plan_windows(codec: CodecSpec, seconds: float) -> WindowGrid:
     last_start = num_tokens - window_tokens
     starts = [*(min(round(time * tokens_per_second), last_start) for time in times[:-1]), last_start]
     return WindowGrid(num_tokens, window_tokens, tuple(times), tuple(starts), CLIP_SECONDS)
+
+
+def one_window(codec: CodecSpec, seconds: float) -> WindowGrid:
+    """A single window over all of `seconds`."""
+    num_tokens = compute_lengths(codec, seconds).latent_tokens
+    return WindowGrid(num_tokens, num_tokens, (0.0,), (0,), seconds)
 
 
 def plan_rows(grid: WindowGrid, prompts: Sequence[TimedPrompt], codec: CodecSpec) -> list[WindowRow]:

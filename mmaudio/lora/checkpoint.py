@@ -3,7 +3,7 @@
 Every adapter is written twice: as `NAME.pt` with its metadata (settings, base model and its hash, data, step), and as
 the folder `NAME/` in peft's format (`adapter_config.json`, `adapter_model.safetensors`). `read_adapter` reads either,
 the safetensors file itself, and folders that peft alone wrote. Where both are present, peft's configuration decides how
-the adapter computes, and the metadata adds the rest.
+the adapter computes, and the metadata adds the rest. NAME.pt names the clips and videos; the folder has hashes of them.
 
 Full fine-tuning (`lora.enabled=false`) is written as NAME.pt alone, with all weights instead of an adapter's.
 """
@@ -15,12 +15,12 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora.adapter import add_lora, inject_adapter, load_adapter_state, peft_settings
+from mmaudio.lora.clip_names import hash_names
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.lora.peft_compat import (
     adapted_modules,
@@ -44,7 +45,7 @@ from mmaudio.lora.peft_compat import (
 from mmaudio.lora.targets import layer_settings
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.spec import MODELS
-from mmaudio.model.state_dict import check_keys, read_failure
+from mmaudio.model.state_dict import LOAD_ERRORS, check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import atomic_folder, atomic_write
 from mmaudio.utils.tensor_checksum import tensors_sha256
@@ -83,6 +84,11 @@ class AdapterFile:
     possible_models: tuple[str, ...] = ()
     """Base models that its shapes fit, if the file names none."""
 
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """The adapters that training started from, newest first, each with its file, hash, step and training clips."""
+        return list(self.data.get("lineage", []))
+
     def metadata(self) -> dict[str, Any]:
         """Everything but the weights as plain values, as stored in the file."""
         training = {name: getattr(self, name) for name in ("targets", "step", "config", "data")}
@@ -98,7 +104,7 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
     if path.suffix != ".pt":
         raise ConfigError(f"{path}: the file name of an adapter ends in .pt")
     state = {key: value.detach().cpu().contiguous() for key, value in adapter.state.items()}
-    config = _peft_config(adapter) if adapter.lora.enabled else {}
+    config = peft_config(adapter) if adapter.lora.enabled else {}
     buffer = io.BytesIO()
     torch.save({**adapter.metadata(), "peft": config, "adapter": state}, buffer)
     write_synced(path, buffer.getvalue())
@@ -108,12 +114,30 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
 
 def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     settings = json.dumps(config, indent=2, sort_keys=True).encode()
-    metadata = {"format": "pt", _HEADER: json.dumps(adapter.metadata(), sort_keys=True)}
-    checksums = {CONFIG_NAME: hashlib.sha256(settings).hexdigest(), "all else": tensors_sha256(state, metadata)}
-    metadata[_CHECKSUMS] = json.dumps(checksums, sort_keys=True)
+    checksums = {CONFIG_NAME: hashlib.sha256(settings).hexdigest()}
     with atomic_folder(folder) as temporary:
         write_synced(temporary / CONFIG_NAME, settings)
-        write_synced(temporary / WEIGHTS_NAME, _sort_header(save(state, metadata)))
+        write_synced(temporary / WEIGHTS_NAME, pack_weights(state, shared_metadata(adapter), {}, checksums))
+
+
+def shared_metadata(adapter: AdapterFile) -> dict[str, Any]:
+    """The metadata for files that may leave the machine: hashes in place of the names of videos and clips."""
+    return {**adapter.metadata(), "data": hash_names(adapter.data)}
+
+
+def pack_weights(
+    state: dict[str, Tensor],
+    header: Mapping[str, Any],
+    card: Mapping[str, str],
+    checksums: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
+    """A safetensors file with our header, a card for other programs, and checksums, also of the files beside it.
+
+    The same input gives the same bytes.
+    """
+    metadata = {"format": "pt", _HEADER: json.dumps(header, sort_keys=True), **card}
+    metadata[_CHECKSUMS] = json.dumps({**checksums, "all else": tensors_sha256(state, metadata)}, sort_keys=True)
+    return _sort_header(save(state, metadata))
 
 
 def restore_folder(path: Path) -> bool:
@@ -128,11 +152,11 @@ def restore_folder(path: Path) -> bool:
     with suppress(WeightsError):
         read_adapter(folder)
         return False
-    _write_folder(folder, adapter, _peft_config(adapter), adapter.state)
+    _write_folder(folder, adapter, peft_config(adapter), adapter.state)
     return True
 
 
-def _peft_config(adapter: AdapterFile) -> dict[str, Any]:
+def peft_config(adapter: AdapterFile) -> dict[str, Any]:
     """Content of `adapter_config.json`, without a base model name, which peft would look up on the Hugging Face hub."""
     settings = peft_settings(adapter.lora, adapter.targets).to_dict()
     settings |= {"target_modules": sorted(adapter.targets), "inference_mode": True}
@@ -188,7 +212,7 @@ def read_adapter(path: Path) -> AdapterFile:
         return _read_peft(_find_weights(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
     except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as an adapter ({read_failure(error)}); copy it again") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
@@ -221,8 +245,10 @@ def _read_peft(weights: Path) -> AdapterFile:
         raise OSError("its checksum is wrong")
     header = json.loads(metadata[_HEADER]) if _HEADER in metadata else None
     config_path = weights.parent / CONFIG_NAME
+    if header is not None and "peft" in header:  # a file that stands alone: what lies beside it is another's
+        return _build_adapter(state, header, header["peft"])
     adapter = _build_adapter(state, header, _read_config(config_path))
-    if checksums and config_path.is_file():
+    if CONFIG_NAME in checksums and config_path.is_file():
         _report_edits(config_path, checksums[CONFIG_NAME], adapter)
     return adapter
 
@@ -252,7 +278,10 @@ def _load_pickled(path: Path) -> Any:
     """What torch.save wrote, intact."""
     if problem := find_damage(path):
         raise OSError(problem)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        raise OSError(read_failure(error)) from error
 
 
 def _read_pt(path: Path) -> AdapterFile:

@@ -43,11 +43,12 @@ def write_video(
     waveform: npt.ArrayLike | None = None,
     sample_rate: int = 44_100,
     crf: int = 18,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Encode frames and audio into an MP4 (H.264, AAC) at `path`.
 
     `frames`: RGB, each (H, W, 3) uint8 with even sides, at `fps`. `waveform`: (samples,) or (channels, samples)
-    within [-1, 1] at `sample_rate` Hz; None: no audio. `crf`: x264's quality, lower is better.
+    within [-1, 1] at `sample_rate` Hz; None: no audio. `crf`: x264's quality, lower is better. `tags` are metadata.
     Raises DataError where there is no frame or a side is odd, MMAudioError where nothing can be written there.
     """
     target = Path(path)
@@ -60,6 +61,7 @@ def write_video(
     if height % 2 or width % 2:
         raise DataError(f"{target.name}: frames of {width} x {height}; H.264 needs even sides")
     with atomic_write(target) as partial, create_media(partial, "mp4") as container:
+        container.metadata.update(tags or {})
         video = container.add_stream("libx264", rate=frame_rate, options={"crf": str(crf), **_X264_OPTIONS})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.thread_count = 1

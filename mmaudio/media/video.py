@@ -47,6 +47,8 @@ FALLBACK_FPS = 25
 """Frame rate of a stream whose header has none."""
 MAX_MISSING_SECONDS = 0.5
 """Seconds by which a file may be shorter than its header states before it counts as truncated."""
+EMPTY_FILE = "an empty file"
+"""Why a file without bytes cannot be opened."""
 FORMATS_STATING_LENGTH = ("mov", "matroska", "avi", "flv")
 """Formats whose header states the length, so that a file that ends earlier is truncated."""
 
@@ -108,6 +110,8 @@ def open_container(path: Path) -> Iterator[Any]:
     if path.is_fifo() or path.is_char_device() or path.is_block_device() or path.is_socket():  # opening one may wait
         kind = "a named pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
         raise DataError(f"{path.name}: {kind}, not a video file; name a regular file")
+    if path.is_file() and not path.stat().st_size:  # reading one of those in /proc may wait
+        raise DataError(f"{path.name}: {EMPTY_FILE}")
     try:
         container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -161,7 +165,7 @@ def probe(path: Path | str, streams: StreamChoice = DEFAULT_STREAMS) -> VideoInf
         )
 
 
-def timing_key(path: Path, streams: StreamChoice) -> list[str]:
+def timing_key(path: Path, streams: StreamChoice = DEFAULT_STREAMS) -> list[str]:
     """What gives a file's times where its time stamps are out of order, else nothing: scans and features depend on it.
 
     Only files of the formats in SUFFIXES_WITHOUT_ORDER are opened.
@@ -307,7 +311,7 @@ def _unopenable_reason(path: Path) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if not header:
-        return "an empty file"
+        return EMPTY_FILE
     if header.startswith(PLAYLIST_MARKS):
         return "a list of other files or addresses, no video"
     if header[4:8] == b"ftyp":

@@ -18,7 +18,8 @@ from mmaudio.model.networks import Conditions, MMAudio
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """velocity(latent (B, N, C), t of no dimension) -> (B, N, C)."""
 
-SOLVERS = ("euler", "midpoint")
+SOLVERS = ("euler", "midpoint", "heun")
+"""Of fixed steps: the first is of first order; the others, of second, evaluate the velocity twice per step."""
 
 
 def logit_normal_times(n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -89,9 +90,9 @@ def integrate(
 ) -> Tensor:
     """Integrate dx/dt = velocity from x0 (B, N, C) at t = 0 to t = 1 in equal steps, which pass through `progress`.
 
-    `euler` (first order) evaluates the velocity once per step, `midpoint` (second order) twice. `on_step` gets the
-    number of finished steps and x, from which a call with them as `first_step` and x0 goes on. Raises ConfigError as
-    `check_solver` does.
+    `euler` (first order) evaluates the velocity once per step, `midpoint` and `heun` (second order) twice. `on_step`
+    gets the number of finished steps and x, from which a call with them as `first_step` and x0 goes on. Raises
+    ConfigError as `check_solver` does.
     """
     check_solver(num_steps, method)
     x, dt = x0, 1.0 / num_steps
@@ -100,6 +101,8 @@ def integrate(
         slope = velocity(x, t).to(x.dtype)
         if method == "midpoint":
             slope = velocity(x + 0.5 * dt * slope, t + 0.5 * dt).to(x.dtype)
+        elif method == "heun":
+            slope = (slope + velocity(x + dt * slope, t + dt).to(x.dtype)) / 2
         x = x + dt * slope
         on_step(step + 1, x)
     return x

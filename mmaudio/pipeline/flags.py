@@ -50,9 +50,10 @@ RESERVED_KEYS = {
 def build_parser() -> cli.Parser:
     """Parser of the pipeline's command line."""
     parser = cli.Parser("Fine-tune MMAudio on a folder of videos and report whether it helped.")
-    parser.prog = "run_lora_pipeline.sh"
+    if not parser.prog.startswith("mmaudio-lora"):
+        parser.prog = "run_lora_pipeline.sh"
     parser.single_flags = ("--captions",)
-    parser.usage = "run_lora_pipeline.sh [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
+    parser.usage = f"{parser.prog} [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
     parser.add_argument("folder", nargs="?", type=Path, help="the folder of videos")
     parser.add_argument("--demo", action="store_true", help="make sample videos and run the whole job on them")
     parser.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: small_16k or small_44k")
@@ -72,6 +73,12 @@ def build_parser() -> cli.Parser:
     parser.add_weights_flags()
     for flag, options in SPLIT_FLAGS.items():
         parser.add_argument(flag, **options)
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="ADAPTER",
+        help="train on from this adapter, of the same base, not from a new one",
+    )
     parser.add_argument("--from", dest="first", choices=STAGES, help="begin anew at this stage")
     parser.add_argument("--yes", action="store_true", help="go on even where the plan says that it takes long")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -128,6 +135,7 @@ def build_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         weights=arguments.weights,
         offline=cli.is_offline(arguments.offline),
         first_stage=arguments.first,
+        init_from=arguments.init_from,
         overrides=tuple(text for text in overrides if not text.lstrip("+~").startswith("split.")),
         split_arguments=(*split_flags(arguments), *split_settings),
         debug=arguments.debug,

@@ -8,12 +8,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmaudio.errors import ConfigError
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
 
 STAGES = ("split", "extract", "train", "evaluate")
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout with the scripts of the stages."""
 PRECISIONS = ("auto", "bf16", "float32")
 """Precisions of the encoders in extraction."""
 DEMO_SPLIT = ("--test_ratio", "0.3")
@@ -43,6 +41,8 @@ class Job:
     """Hydra overrides for training."""
     split_arguments: tuple[str, ...] = ()
     """Flags and settings for splitting."""
+    init_from: Path | None = None
+    """The adapter that training starts from; None: a new one."""
     preset: str | None = None
     """Preset of training for the number of videos; None: the defaults, or `quick` without a GPU."""
     debug: bool = field(default=False, compare=False)
@@ -154,6 +154,7 @@ def training_overrides(job: Job) -> list[str]:
         "video_root": job.videos,
         **({} if job.weights is None else {"weights": job.weights}),
         **({"offline": True} if job.offline else {}),
+        **({} if job.init_from is None else {"init_from": job.init_from}),
     }
     user_overrides = [text for text in job.overrides if not _sets_exp_id(text)]
     if preset := job.preset or (None if has_gpu() else "quick"):
@@ -181,8 +182,6 @@ def has_gpu() -> bool:
 
 
 def script_path(name: str) -> str:
-    """Path of a stage's script for its command; ConfigError outside of a checkout."""
+    """Path of a stage's script for its command."""
     path = ROOT / name
-    if not path.is_file():
-        raise ConfigError(f"{path}: does not exist; run the pipeline from a checkout of the repository")
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

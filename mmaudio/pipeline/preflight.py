@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,12 +19,11 @@ from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
 from mmaudio.errors import ConfigError, MMAudioError
-from mmaudio.evaluation.general_domain import SHIPPED_FOLDER
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
-from mmaudio.pipeline.job import SPLIT_KEYS, Job, training_overrides
+from mmaudio.pipeline.job import SPLIT_KEYS, Job, best_adapter_path, training_overrides
 from mmaudio.pipeline.size_preset import check_training, choose_preset
 from mmaudio.pipeline.video_folder import (
     find_video_in_subfolder,
@@ -33,7 +33,7 @@ from mmaudio.pipeline.video_folder import (
 )
 from mmaudio.utils.matmul_speed import measure_matmul_speed
 from mmaudio.utils.progress import format_bytes
-from mmaudio.utils.terminal import print_lines
+from mmaudio.utils.terminal import join_command, print_lines
 from mmaudio.weights import hub
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
@@ -173,10 +173,25 @@ def report_data_changes(job: Job) -> bool:
     if not changes:
         return False
     print_lines("", f"Videos changed since the training in {job.experiment} began: {describe_data_changes(changes)}.")
-    print_lines("Training goes on only with the clips that it began with. Two ways on, unless you put them back:")
+    adapter = best_adapter_path(job)
+    number = "Three" if adapter.is_file() else "Two"
+    print_lines(f"Training goes on only with the clips that it began with. {number} ways on, unless you put them back:")
     print_lines("  --from train       begin training anew; the experiment is kept under another name")
     print_lines("  -- exp_id=NAME     train another experiment", flush=True)
+    if adapter.is_file():
+        command = join_command(["--init-from", str(adapter), "--", f"exp_id={free_exp_id(job)}"])
+        print_lines(
+            f"  {command}",
+            "                     train on from its adapter, with the videos as they are now",
+            flush=True,
+        )
     return not changes.keys() <= {"changed"}
+
+
+def free_exp_id(job: Job) -> str:
+    """A name for another experiment beside the job's."""
+    names = (f"{job.exp_id}-{number}" for number in itertools.count(2))
+    return next(name for name in names if not job.experiment.with_name(name).exists())
 
 
 def describe_weights(job: Job) -> str:
@@ -268,6 +283,6 @@ def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: flo
     """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
     model, dtype = model_spec(job.model), fast_dtype(device)
     speed = measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
-    counts = [clips, len(list((weights.ASSETS / model.name / SHIPPED_FOLDER).glob("*.mp4")))]
+    counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
     flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
     return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

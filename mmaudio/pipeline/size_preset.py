@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
 
-from mmaudio.config import compose, flatten
+from mmaudio.config import TrainConfig, compose, flatten
 from mmaudio.errors import ConfigError
 from mmaudio.lora.targets import select_targets
 from mmaudio.model.networks import build_network
@@ -65,11 +66,28 @@ def has_settings_of_experiment(job: Job) -> bool:
 
 
 def check_training(job: Job) -> None:
-    """Raise ConfigError for settings of training that are not valid, or an adapter that does not fit the network."""
+    """Raise ConfigError for settings of training that are not valid, or an adapter that does not fit the network.
+
+    WeightsError for an adapter to start from that cannot be read or is of another base.
+    """
     config = compose(training_overrides(job))
     with torch.device("meta"):
         network = build_network(config.model)
     select_targets(network, config.lora)
+    if config.init_from is not None:
+        check_initial_adapter(job, config)
+
+
+def check_initial_adapter(job: Job, config: TrainConfig) -> None:
+    """Raise the errors that training would raise for the adapter it starts from, or where it would be renamed."""
+    from mmaudio.finetune.initial_adapter import load_initial_adapter  # here, as peft takes seconds to import
+
+    load_initial_adapter(config)
+    if starts_anew(job) and Path(config.init_from or "").resolve().is_relative_to(job.experiment.resolve()):
+        raise ConfigError(
+            f"--from {job.first_stage} renames {job.experiment}, in which {config.init_from} is; leave --from out and "
+            "give the new experiment a name: -- exp_id=NAME"
+        )
 
 
 def fits_network(job: Job) -> bool:

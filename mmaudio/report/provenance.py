@@ -15,6 +15,7 @@ from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.sync_report import SyncReport
+from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.stack import AdapterStack, StackedAdapter
 from mmaudio.model.spec import ModelSpec
 from mmaudio.report.commands import build_commands
@@ -117,7 +118,17 @@ def _adapter_settings(stacked: StackedAdapter) -> dict[str, object]:
         "dropout": adapter.lora.dropout,
         "adapted layers": ", ".join(targets[:MAX_TARGETS]) + remaining,
         "trained on": trained_on,
+        **({"trained on from": _describe_lineage(adapter)} if adapter.lineage else {}),
     }
+
+
+def _describe_lineage(adapter: AdapterFile) -> str:
+    """The adapters that this one was trained on from, newest first."""
+    return "; ".join(
+        f"{ancestor['exp_id']} {ancestor['file']}, step {ancestor['step']}, SHA-256 {ancestor['sha256'][:12]}..., "
+        f"{len(ancestor['train'].get('videos', []))} videos"
+        for ancestor in adapter.lineage
+    )
 
 
 def collect_versions() -> dict[str, object]:

@@ -16,7 +16,7 @@ from mmaudio.errors import MMAudioError, TrainingError
 from mmaudio.finetune import checkpoint, loop, trainer
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.lora.adapter import LoRAConfig
-from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.lora.checkpoint import read_adapter, shared_metadata
 
 
 class Killed(BaseException):
@@ -49,8 +49,9 @@ def test_a_run_learns_and_writes_its_files(whole):
     assert whole.best_loss < 0.98 * whole.base_loss and whole.best_step > 0
     files = {path.name for path in (whole.folder / "lora_checkpoints").iterdir()}
     adapters = {f"{name}_lora{end}" for name in ("best", "last", "average") for end in ("", ".pt")}
-    assert files == adapters | {"state.pt", "state.previous.pt"}
-    best = weights(whole, "best_lora.pt")
+    assert files == adapters | {"state.pt", "state.previous.pt", "exp_lora.safetensors"}
+    best, single = weights(whole, "best_lora.pt"), weights(whole, "exp_lora.safetensors")
+    assert same(best, single) and single.metadata() == shared_metadata(best) != best.metadata()
     assert best.step == whole.best_step and best.base_model == "tiny_16k" and best.base_sha256 == "0" * 64
     assert best.data["train"]["ids"] == mini_training.mini_clips(5).ids and best.config["lora"]["rank"] == 4
     assert not {"output_dir", "clips_tsv", "features_dir"} & set(best.config), "places stay private"
@@ -304,11 +305,12 @@ def test_without_validation_the_last_is_the_best(tmp_path):
     assert same(weights(outcome), weights(outcome, "best_lora.pt")) and outcome.best_step == -1
 
 
-def test_a_truncated_state_is_an_error(two_steps, tmp_path):
+def test_a_state_that_is_truncated_or_none_is_an_error(two_steps, tmp_path):
     path = shutil.copytree(two_steps.folder, tmp_path / "exp") / "lora_checkpoints" / "state.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
-        mini_training.train_mini(tmp_path)
+    for content in (path.read_bytes()[:1000], b"hello\n"):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
+            mini_training.train_mini(tmp_path)
 
 
 def alike(one, other):
@@ -373,6 +375,7 @@ def test_the_folders_of_a_finished_run_are_written_again(tmp_path, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name in ("best_lora", "last_lora", "average_lora"):
         shutil.rmtree(folder / name)
+    (folder / "exp_lora.safetensors").unlink()
     mini_training.train_mini(tmp_path, max_steps=2, ema_decay=0.9)
     assert capsys.readouterr().out.count("was gone or damaged, and is written again") == 3
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

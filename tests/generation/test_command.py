@@ -13,7 +13,7 @@ from video_files import read_audio, read_comment, write_encoded_video
 from mmaudio import cli
 from mmaudio.data.clip_table import read_left_out
 from mmaudio.errors import ConfigError, DataError, MMAudioError
-from mmaudio.generation import __main__ as command
+from mmaudio.generation import job_generator as command
 from mmaudio.generation.__main__ import main
 from mmaudio.generation.generate import GenerationRequest
 from mmaudio.generation.jobs import plan_folder
@@ -173,7 +173,8 @@ def test_a_folder_loads_its_encoders_once(base, tmp_path, capsys, monkeypatch):
     assert run_command(base, out, "--folder", folder, "--prompt", "a dog") == 1
     printed = capsys.readouterr().out
     assert loads == ["load_sampler", "load_encoders"]
-    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4", "generation.left_out.tsv"]
+    names = ["a.mp4.flac", "a.mp4.mp4", "a.webm.flac", "a.webm.webm", "b.flac", "b.mp4"]
+    names += ["generation.left_out.tsv", "generation.tsv"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert "left out: broken.mp4: no video\n" in printed
     assert "left out: short.mp4: 0.48 s of picture from 0 s on; generation takes at least 1 s\n" in printed
@@ -204,13 +205,15 @@ def test_a_folder_continues_where_it_stopped(base, tmp_path, capsys):
     mtimes = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     for name in ("b.flac", "b.mp4", "c.mp4"):
         (out / name).unlink()
+    assert run_command(*arguments) == 0
+    assert capsys.readouterr().out.endswith("found 3 files = 2 made + 1 already there + 0 left out\n")
+    assert all((out / name).stat().st_mtime_ns == mtimes[name] for name in ("a.flac", "a.mp4"))
+    (out / "c.mp4").unlink()
+    (out / "generation.tsv").unlink()
     assert run_command(*arguments) == 1
     printed = capsys.readouterr().out
     assert "left out: c.mp4: " in printed and "c.flac is there already, others are not; take --overwrite" in printed
-    assert printed.endswith("found 3 files = 1 made + 1 already there + 1 left out\n")
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("[ac]*")} == {
-        name: mtimes[name] for name in ("a.flac", "a.mp4", "c.flac")
-    }
+    assert printed.endswith("found 3 files = 0 made + 2 already there + 1 left out\n")
     assert run_command(*arguments, "--overwrite") == 0
     assert capsys.readouterr().out.endswith("found 3 files = 3 made + 0 already there + 0 left out\n")
     assert (out / "a.flac").stat().st_mtime_ns != mtimes["a.flac"]
@@ -231,7 +234,8 @@ def test_a_video_that_was_named_before_is_no_new_failure(base, tmp_path, capsys,
     assert run_command(*arguments) == 0
     (folder / "new_broken.mp4").write_bytes(b"no video either")
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
-    (out / "b.flac").unlink()
+    for name in ("b.flac", "generation.tsv"):
+        (out / name).unlink()
     assert [run_command(*arguments) for _ in range(2)] == [1, 0]
     for name in ("broken.mp4", "new_broken.mp4", "short.mp4", "notes.pdf"):
         (folder / name).unlink()
@@ -348,7 +352,7 @@ def test_invalid_requests_are_refused(base, adapter, tmp_path, flags, error, wor
     ("arguments", "status", "words"),
     [
         (["--video", "a.mp4", "--folder", "b"], 2, "not allowed with argument"),
-        (["--prompt", "rain", "--solver", "heun"], 2, "invalid choice: 'heun'"),
+        (["--prompt", "rain", "--solver", "rk4"], 2, "invalid choice: 'rk4'"),
         (["--prompt", "rain", "--seconds", "9999"], 2, "1 to 3600 s"),
         (["--video", "nowhere.mp4"], 1, "nowhere.mp4: not there"),
     ],

@@ -133,7 +133,7 @@ def test_an_unusable_video_is_an_error_with_its_reason(tmp_path, base):
         ({"start": -1.0}, "start=-1"),
         ({"seed": -1}, "seed=-1"),
         ({"num_steps": 0}, "steps=0"),
-        ({"method": "heun"}, "euler, midpoint"),
+        ({"method": "rk4"}, "euler, midpoint, heun, dopri5"),
         ({"guidance_scale": -2.0}, "guidance_scale=-2"),
         ({"guidance_scale": 1.0, "negative_prompt": "wind"}, "guidance_scale=1 is no guidance"),
     ],

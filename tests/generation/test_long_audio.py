@@ -9,12 +9,12 @@ from mmaudio.errors import ConfigError
 from mmaudio.features.bigvgan import BigVGAN
 from mmaudio.features.encoders import encode_video
 from mmaudio.features.griffin_lim import GriffinLim
+from mmaudio.generation.conditions import VisualInput, encode_windows, window_names
 from mmaudio.generation.generate import GenerationRequest, find_clip_range, generate_samples
-from mmaudio.generation.long_audio import PieceDecoder, conditions_name, encode_windows
+from mmaudio.generation.long_audio import PieceDecoder
 from mmaudio.generation.part_store import PartStore
 from mmaudio.generation.prompt_table import TimedPrompt
 from mmaudio.generation.windows import OVERLAP_SECONDS, plan_rows, plan_windows
-from mmaudio.media.video import probe
 from mmaudio.model.spec import CODECS, compute_lengths
 
 
@@ -78,10 +78,11 @@ def test_a_whole_video_gets_audio_from_windows_of_training_length(base, sampler,
 @pytest.mark.slow
 def test_windows_get_the_features_of_their_part_of_the_video(base, sampler, encoders):
     grid, store = plan_windows(sampler.spec.codec, 14), PartStore()
-    encode_windows(probe(base / "long.mp4"), 0.5, grid, encoders, store, lambda items, label: items)
-    for index, time in enumerate(grid.start_times):
+    visual = VisualInput(base / "long.mp4", 0.5)
+    encode_windows(visual, grid, encoders, store, lambda items, label: items)
+    for name, time in zip(window_names(visual, grid), grid.start_times, strict=True):
         clip_f, sync_f = encode_video(base / "long.mp4", encoders, 8.0, 0.5 + time)
-        features = store.get(conditions_name(index))
+        features = store.get(name)
         torch.testing.assert_close(features["clip_f"], clip_f)
         torch.testing.assert_close(features["sync_f"], sync_f)
 

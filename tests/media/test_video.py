@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 from video_files import RATE, grey_level, tone, truncate_mp4, write_tone_video, write_variable_rate_video
 
+from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import DataError
 from mmaudio.features.mel import build_mel
 from mmaudio.features.synchformer import build_synchformer
@@ -183,3 +184,12 @@ def test_a_named_pipe_and_a_device_are_named_as_what_they_are(tmp_path):
     (tmp_path / "b.mp4").symlink_to("/dev/null")
     with pytest.raises(DataError, match=r"b\.mp4: a device"):
         probe(tmp_path / "b.mp4")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file of Linux")
+def test_a_file_of_the_system_that_states_no_bytes_is_not_read(tmp_path):
+    for number, name in enumerate(("status", "mem")):  # reading /proc/kmsg waits for ever
+        (link := tmp_path / f"{number}.mp4").symlink_to(f"/proc/self/{name}")
+        with pytest.raises(DataError, match=rf"{number}\.mp4: an empty file"):
+            probe(link)
+        assert fingerprint(link), "not even its beginning was read"

@@ -1,5 +1,6 @@
 """A folder of videos that changed since training began is told with the plan, before any work."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -65,7 +66,13 @@ def test_what_changed_is_told_with_two_ways_on(trained_job, capsys):
     assert report_data_changes(trained_job)
     printed = capsys.readouterr().out
     assert "1 new (d.mp4), 1 gone (a.mp4), 1 changed (b.mp4)" in printed
-    assert "--from train" in printed and "-- exp_id=NAME" in printed
+    assert "Two ways on" in printed and "--from train" in printed and "-- exp_id=NAME" in printed
+    best = trained_job.experiment / "lora_checkpoints" / "best_lora.pt"
+    shutil.copyfile(best.with_name("last_lora.pt"), best)
+    (trained_job.experiment.parent / "x-2").mkdir()
+    report_data_changes(trained_job)
+    printed = capsys.readouterr().out
+    assert "Three ways on" in printed and f"  --init-from {best} -- exp_id=x-3\n" in printed
 
 
 def test_other_captions_are_told_and_end_the_training(trained_job, capsys):

@@ -6,7 +6,11 @@ import pytest
 
 from mmaudio.data.clip_table import write_clips
 from mmaudio.data.clips import Clip
-from mmaudio.errors import ConfigError, DataError
+from mmaudio.errors import ConfigError, DataError, WeightsError
+from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
+from mmaudio.lora.checkpoint import AdapterFile, write_adapter
+from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.model.networks import build_network
 from mmaudio.pipeline.flags import build_job, build_parser
 from mmaudio.pipeline.job import stage_commands, training_overrides
 from mmaudio.pipeline.preflight import check_disk, check_settings
@@ -118,3 +122,22 @@ def test_permission_for_videos_outside_of_the_folder_is_passed_on(tmp_path):
     commands = stage_commands(job(tmp_path, ["--allow-outside"]))
     assert [stage for stage, command in commands.items() if "--allow-outside" in command] == ["extract", "evaluate"]
     assert not any("--allow-outside" in command for command in stage_commands(job(tmp_path)).values())
+
+
+@pytest.mark.slow
+def test_an_adapter_to_train_on_from_is_checked_before_any_work(tmp_path):
+    first, lora = tmp_path / "out" / "output" / "x" / "best_lora.pt", LoRAConfig(rank=48)
+    model = add_lora(build_network("tiny_16k"), lora)
+    write_adapter(first, AdapterFile(lora, adapter_state(model), "tiny_16k", "", targets=list(lora_layers(model))))
+    flags = ["--output", str(tmp_path / "out"), "--init-from", str(first)]
+    first_job = job(tmp_path, flags, ["exp_id=y", "lora.rank=48"])
+    assert f"init_from={first}" in training_overrides(first_job)
+    check_settings(first_job)
+    with pytest.raises(ConfigError, match=r"rank is 48 .* set lora\.rank=48 or more"):
+        check_settings(job(tmp_path, flags, ["exp_id=y", "lora.rank=16"]))
+    with pytest.raises(ConfigError, match=r"--from train renames .* -- exp_id=NAME"):
+        check_settings(job(tmp_path, [*flags, "--from", "train"], ["exp_id=x", "lora.rank=48"]))
+    with pytest.raises(WeightsError, match=r"made for tiny_16k, not for small_16k"):
+        check_settings(job(tmp_path, [*flags, "--model", "small_16k"], ["lora.rank=48"]))
+    with pytest.raises(WeightsError, match=r"none\.pt"):
+        check_settings(job(tmp_path, ["--init-from", str(tmp_path / "none.pt")]))
