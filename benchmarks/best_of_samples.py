@@ -86,6 +86,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--videos", type=Path, help="the folder of the table's videos")
     parser.add_argument("--per_video", type=int, help="at most so many of the table's clips, evenly over its videos")
     parser.add_argument("--draw", type=int, default=0, help="further videos to draw, one clip each")
+    parser.add_argument("--first", type=int, default=0, help="number of the first drawn video")
     parser.add_argument("--output", type=Path, default=Path("best_of_samples"), help="where drawn videos are written")
     parser.add_argument("--samples", type=int, default=8, help="takes per clip")
     parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
@@ -101,7 +102,7 @@ def held_out_clips(args: argparse.Namespace) -> Iterator[HeldOutClip]:
         num_clips = None if args.per_video is None else args.per_video * len(set(videos))
         for clip in [test[row] for row in spread_over_videos(videos, num_clips)]:
             yield HeldOutClip(args.videos / clip.video, clip.start, clip.seconds, clip.caption)
-    planned = plan_demo_videos(args.output, args.draw, CLIP_SECONDS + 0.2, DRAW_SEED)
+    planned = plan_demo_videos(args.output, args.first + args.draw, CLIP_SECONDS + 0.2, DRAW_SEED)[args.first :]
     missing = [video for video in planned if not video.path.is_file()]
     for _ in write_demo_videos(missing, os.cpu_count() or 1):
         pass
@@ -163,7 +164,7 @@ def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Measure and print."""
     args = build_parser().parse_args(arguments)
-    cli.check_at_least(args, samples=2, draw=0, steps=1, per_video=1)
+    cli.check_at_least(args, samples=2, draw=0, first=0, steps=1, per_video=1)
     sampler = load_adapted(args)
     encoders = load_encoders(args.model, args.weights, "cpu", CONDITION_ENCODERS)
     clips = list(held_out_clips(args))

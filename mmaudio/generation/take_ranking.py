@@ -38,7 +38,7 @@ from mmaudio.utils.escapes import encode_cell
 from mmaudio.utils.files import atomic_write
 
 MOTION = "motion"
-"""The agreement of onsets with sudden motion: computed without a model."""
+"""The F1 of onsets against sudden motion in the picture: computed without a model."""
 DESYNC, CLAP = "desync", "clap"
 RANKINGS = (
     MOTION,

@@ -19,6 +19,7 @@ from mmaudio.generation.prompt_table import TimedPrompt
 from mmaudio.generation.take_ranking import RANKINGS, Ranking, TakeScorer, plan_ranking, prompt_at, rank_takes
 from mmaudio.media.audio_windows import read_audio_windows
 from mmaudio.media.video import probe
+from mmaudio.metrics.motion_agreement import motion_agreement, motion_times
 from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.model.spec import model_spec
 
@@ -29,7 +30,7 @@ RATE = model_spec(MODEL).codec.sample_rate
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     write_random_weights(folder)
-    write_noise_video(folder / "clip.mp4", 0, 1.5)
+    write_jumps(folder / "clip.mp4", 0, seconds=1.52)
     write_noise_video(folder / "long.mp4", 0, 9)
     return folder
 
@@ -175,3 +176,11 @@ def test_a_video_that_the_metric_cannot_judge_is_refused_before_any_work(weights
     assert command.plan_job(replace(request, prompt="rain"), tmp_path, 1, metric="clap").outputs.table is not None
     with pytest.raises(ConfigError, match="did you mean"):
         plan_ranking("desink", ModelSearch(MODEL))
+
+
+def test_motion_has_its_events_and_none_has_no_score():
+    motion = np.zeros(200)
+    motion[[20, 60, 61, 150]] = [1.0, 0.5, 0.4, 0.05]
+    assert motion_times(motion) == pytest.approx([20.5 / 25, 60.5 / 25]) and len(motion_times(np.zeros(9))) == 0
+    mel = torch.zeros(2, 80, 500)
+    assert np.isnan(motion_agreement(mel, np.zeros(200), model_spec(MODEL).codec)).all()
