@@ -33,6 +33,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mmaudio.commands.train_help import format_help
 from mmaudio.config import (
     CONFIG_FOLDER,
     PRIMARY_CONFIG,
@@ -60,6 +61,9 @@ JobResult = TrainingResult | MMAudioError
 
 def main(arguments: list[str]) -> int:
     """Check the overrides, let Hydra compose them and train; the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print_lines(*format_help(sys.argv[0]))
+        sys.exit(0)
     arguments = ["offline=true" if text == "--offline" else text for text in arguments if text != "--debug"]
     arguments = sorted(arguments, key=lambda text: text not in SWEEP_FLAGS)
     check_overrides(arguments)  # the sweep's flag is first now: Hydra's parser refuses it between overrides

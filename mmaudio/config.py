@@ -30,11 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from mmaudio.errors import ConfigError
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.setting_checks import check_at_least, check_between
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
-"""Folder of the YAML files in the checkout."""
+CONFIG_FOLDER = ROOT / "config"
 PRIMARY_CONFIG = "lora_config"
 SCHEMA_NAME = "train_schema"
 SCHEDULES = ("cosine", "linear", "constant")
@@ -117,7 +117,6 @@ class TrainConfig:
     """false: features_dir is what the public reference's extraction wrote
 
     A memory map with its table, or a folder of several; `clips_tsv` is not read then."""
-
     clips_tsv: str = "lora_data/clips.tsv"
     """the table that splitting wrote"""
     features_dir: str = "lora_data/features"
@@ -135,9 +134,7 @@ class TrainConfig:
     resume: bool = True
     """false: start over in a new folder"""
     init_from: str | None = None
-    """an adapter of the same base to train on from; null: a new one
-
-    Its rank may grow, and does not shrink. Where a run continues, this is the adapter that it began with."""
+    """an adapter of the same base to train on from; null: a new one"""
     seed: int = 42
     """another one shows how much of a difference is chance"""
 
@@ -176,8 +173,7 @@ class TrainConfig:
     preserve_base: float = 0.0
     """1 to 4 against forgetting the base model
 
-    Weight of a loss that keeps the adapted velocity near the base's, on audio that the base makes of generic captions:
-    the mean squared distance of the two."""
+    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
     preserve_share: float = 0.25
     """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99

@@ -170,6 +170,9 @@ def test_invalid_arguments_are_errors(folder, tmp_path):
         load(folder).merge_and_save(tmp_path / "file" / "merged.pt")
     with pytest.raises(ConfigError, match="strength=2"):
         load(folder).set_strength(2)
+    for pairs in ([], [("a.pt", 0.5, 1)], [("a.pt", "joint")]):
+        with pytest.raises(ConfigError, match=r"a list of \(adapter, strength\)|strength=joint: a number"):
+            load_pretrained_with_lora(lora_checkpoint=pairs)
     with pytest.raises(ConfigError, match="'promt'"):
         load(folder).generate("video.mp4", promt="rain")
     other = copy.deepcopy(build_network("tiny_16k").state_dict())

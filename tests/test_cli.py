@@ -1,5 +1,6 @@
 """The shared command line: suggestions, exit statuses, one-line errors."""
 
+import json
 import os
 import resource
 import shlex
@@ -235,6 +236,14 @@ def test_the_last_lines_include_the_flag_for_weights(tmp_path, capsys):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     assert sys.platform != "linux" or f"the largest process took {peak:.1f} GB" in summary
     assert generation.build_parser().parse_args(shlex.split(command)[3:]).weights == job.weights
+    assert "--strength" not in command and "Verdict:" not in summary
+    metrics = {"metrics": {}, "forgetting": {}, "recommended_strength": 0.75, "recommendation": "About as close."}
+    job.experiment.mkdir(parents=True)
+    (job.experiment / "metrics.json").write_text(json.dumps(metrics))
+    pipeline.print_summary(job, 0.0)
+    summary, command = capsys.readouterr().out.split("Generate: ")
+    assert "--strength 0.75" in command and "Strength: 0.75. About as close.\n" in summary
+    assert "Verdict:  Too few held-out videos for a verdict" in summary and "Forgot:   Not measured. " in summary
 
 
 @pytest.mark.slow

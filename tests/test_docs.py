@@ -102,6 +102,14 @@ MODULES = {
 }
 
 
+def check_subcommand(name, *arguments):
+    checks = {"run": check_pipeline, "train": check_training, "split": check_splitting}
+    if name in checks:
+        checks[name](list(arguments))
+    else:
+        SUBCOMMANDS[name].load().build_parser().parse_args(arguments)
+
+
 def check_command(words):
     """Parse a command with the parser that will read it; an error for a command that no page may name."""
     program, *arguments = words
@@ -110,7 +118,7 @@ def check_command(words):
     if program.endswith("run_lora_pipeline.sh"):
         check_pipeline(arguments)
     elif program == "mmaudio-lora":
-        parse(SUBCOMMANDS[arguments[0]].module, arguments[1:])
+        check_subcommand(*arguments)
     elif program == "python" and arguments[0] == "-m":
         parse(MODULES[arguments[1]], arguments[2:])
     elif program == "python":

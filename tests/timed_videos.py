@@ -11,7 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from video_corpus import Sound, decoding_time, write
+from av.stream import Disposition
+from video_corpus import Sound, add_audio_streams, decoding_time, write
 
 from mmaudio.media.audio import resample_audio
 from mmaudio.media.audio_windows import read_audio_windows
@@ -116,6 +117,28 @@ class TimedVideo:
     def read(self, path: Path) -> Reading:
         """Read all windows back."""
         return read_back(path, self.shown, rustle(self.seconds, self.rate), self.rate, self.seconds)
+
+
+def several(path, lengths, default=None, first=0, sound=None):
+    """A video whose streams have so many pictures at 10 a second, from `first`, 100 more, ... on."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=10) for _ in lengths]
+        for number, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            if default is not None:
+                stream.disposition = Disposition.default if number == default else Disposition(0)
+        sound = sound or Sound(seconds=3)
+        (audio,) = add_audio_streams(container, [sound], None)
+        packets = []
+        for number, (stream, length) in enumerate(zip(streams, lengths, strict=True)):
+            for index in range(length):
+                frame = av.VideoFrame.from_ndarray(numbered(first + 100 * number + index), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+        for packet in [*packets, *sound.packets(container, audio)]:
+            container.mux(packet)
+    return path
 
 
 def copied(source: Path, path: Path) -> Path:

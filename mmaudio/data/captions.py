@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from mmaudio.data.caption_table import (
@@ -79,7 +81,7 @@ class Captions:
         candidates = [(path.parent, name) for name in caption_names(path)]
         for folder, name in candidates + [(folder, FOLDER_CAPTION) for folder in folders]:
             file = folder / self._list_folder(folder).get(name, name)
-            if not file.is_file() or file in self.unreadable:
+            if not os.path.isfile(file) or file in self.unreadable:  # noqa: PTH113, Path's own raises for long names
                 continue
             try:
                 yield file, read_text(file)
@@ -89,7 +91,9 @@ class Captions:
     def _list_folder(self, folder: Path) -> dict[str, str]:
         """The files of a folder by their names with a suffix in small letters."""
         if folder not in self._file_names:
-            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            names: list[str] = []
+            with suppress(OSError):  # a folder that cannot be listed may have files that can be read
+                names = sorted(path.name for path in folder.iterdir())
             self._file_names[folder] = {_lower_suffix(name): name for name in names}
         return self._file_names[folder]
 

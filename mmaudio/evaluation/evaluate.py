@@ -9,9 +9,11 @@ and written clip by clip, so that memory does not grow with the number of clips.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT, ClipSet
 from mmaudio.evaluation.clip_writer import ClipWriter
@@ -52,7 +54,7 @@ def evaluate(
     with working("reading the adapter, the clips and their features"):
         inputs = load_inputs(config)
     on_start()
-    if is_valid(config.metrics_path, inputs.key) and config.report_path.is_file():
+    if is_valid(config.metrics_path, inputs.key) and is_report_whole(config.report_path):
         return None
     sync_report = None if inputs.sync_check is None else inputs.sync_check.run()
     clip_sets = build_clip_sets(inputs)
@@ -70,6 +72,14 @@ def evaluate(
         compare_strengths(results[HELD_OUT], results.get(GENERAL))
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
     return Evaluation(inputs, results, sync_report, times)
+
+
+def is_report_whole(page: Path) -> bool:
+    """Whether the report and every file that it plays are there."""
+    if not page.is_file():
+        return False
+    names = set(re.findall(r'"(media/[^"]+)"', page.read_text(encoding="utf-8")))
+    return all((page.parent / name).is_file() for name in names)
 
 
 def build_clip_sets(inputs: EvaluationInputs) -> dict[str, ClipSet]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,17 +64,27 @@ def run_strengths(
 def run_model(
     sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str
 ) -> tuple[list[float], Tensor]:
-    """Losses and latents of the sampler's network on some clips, read from `file` where it exists.
+    """Losses and latents of the sampler's network on some clips, read from `file` where that is possible.
 
     Losses are NaN where they are not among the config's metrics. `label` names the progress bars.
     """
-    if not file.is_file():
+    outputs = _read_outputs(file)
+    if outputs is None:
         sampler.network.set_duration(features.seconds)
         losses = [math.nan] * len(features)
         if "velocity_loss" in select_metrics(config.metrics):
             losses = velocity_losses(sampler, features, config.sampling, f"{label}: loss")
         latents = sample_latents(sampler, features, config.sampling, f"{label}: sampling")
+        outputs = {"losses": torch.tensor(losses), "latents": latents.contiguous()}
         with atomic_write(file) as temporary:
-            save_file({"losses": torch.tensor(losses), "latents": latents.contiguous()}, temporary)
-    outputs = load_file(file)
+            save_file(outputs, temporary)
     return outputs["losses"].tolist(), outputs["latents"]
+
+
+def _read_outputs(file: Path) -> dict[str, Tensor] | None:
+    """The losses and latents of an earlier run; None where there is no file, or a damaged one."""
+    try:
+        outputs: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    return outputs

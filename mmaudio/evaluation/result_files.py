@@ -88,9 +88,9 @@ def _strengths_to_json(results: Results) -> dict[str, Any]:
 
 
 def read_comparisons(metrics: Mapping[str, Any], key: str) -> dict[str, Comparison]:
-    """The comparisons under a key of `metrics.json`, such as `metrics` or `forgetting`."""
+    """The comparisons under a key of `metrics.json`, such as `metrics` or `forgetting`, without deviations."""
     comparisons = {}
     for name, fields in metrics[key].items():
         interval = None if fields["interval"] is None else tuple(fields["interval"])
-        comparisons[name] = Comparison(**fields | {"interval": interval})
+        comparisons[name] = Comparison(**fields | {"interval": interval, "deviations": None})
     return comparisons

@@ -1,6 +1,6 @@
-"""PANNs' Cnn14, an audio tagger: probabilities of AudioSet's 527 classes, and an embedding.
+"""PANNs' Cnn14 at 16 kHz, an audio tagger: logits of AudioSet's 527 classes, and an embedding.
 
-Source: arXiv 1912.10211 (PANNs); keys as in the released checkpoint, trained at 32 kHz.
+Source: arXiv 1912.10211 (PANNs); keys as in the released checkpoint, trained at 16 kHz.
 
 Legend: B waveforms, T frames, M mel bands, C channels, D embedding width.
 """
@@ -19,9 +19,9 @@ from torchaudio.functional import melscale_fbanks
 from mmaudio.errors import DataError
 from mmaudio.model.state_dict import ReleasedModule, load_strict
 
-SAMPLE_RATE = 32_000
-N_FFT, HOP_LENGTH, N_MELS = 1024, 320, 64
-MEL_RANGE = (50.0, 14_000.0)
+SAMPLE_RATE = 16_000
+N_FFT, HOP_LENGTH, N_MELS = 512, 160, 64
+MEL_RANGE = (50.0, 8_000.0)
 """Lowest and highest frequency of the mel bands in hertz."""
 MIN_POWER = 1e-10
 """Floor of the mel power."""
@@ -64,7 +64,7 @@ class Cnn14(ReleasedModule):
         self.fc_audioset = nn.Linear(FEATURE_DIM, N_CLASSES)
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Mono at 32 kHz (B, samples) -> embedding (B, 2048) and class probabilities (B, 527).
+        """Mono at 16 kHz (B, samples) -> embedding (B, 2048) and logits of the classes (B, 527).
 
         Raises DataError for waveforms that are too short.
         """
@@ -78,7 +78,7 @@ class Cnn14(ReleasedModule):
             x = self.get_submodule(f"conv_block{number}")(x)
         x = x.mean(3)  # (B, C, T)
         embedding = F.relu(self.fc1(x.amax(2) + x.mean(2)))  # (B, D)
-        return embedding, self.fc_audioset(embedding).sigmoid()
+        return embedding, self.fc_audioset(embedding)
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load the released file's network; raises WeightsError that names the first keys that do not fit."""
@@ -86,7 +86,7 @@ class Cnn14(ReleasedModule):
 
 
 def log_mel(waveforms: Tensor) -> Tensor:
-    """Waveforms at 32 kHz (B, samples) -> mel power in decibels (B, T, M): centred frames, Slaney's mel filters."""
+    """Waveforms at 16 kHz (B, samples) -> mel power in decibels (B, T, M): centred frames, Slaney's mel filters."""
     window = torch.hann_window(N_FFT, device=waveforms.device)
     stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, N_FFT, window, center=True, pad_mode="reflect", return_complex=True)
     filters = melscale_fbanks(N_FFT // 2 + 1, *MEL_RANGE, N_MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney")

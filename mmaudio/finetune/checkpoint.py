@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 from dataclasses import dataclass
 from itertools import count
@@ -27,7 +26,7 @@ from mmaudio.finetune.run_inputs import LOCATION_KEYS, RunInputs, describe_diffe
 from mmaudio.finetune.state import TrainState
 from mmaudio.lora.adapter import adapter_state, saved_lora_config
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter, write_synced
-from mmaudio.model.state_dict import read_failure
+from mmaudio.model.state_dict import LOAD_ERRORS, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import temporary_path
 
@@ -130,7 +129,7 @@ class Checkpoints:
             reason = find_damage(self.state)
             if not reason:
                 checkpoint = torch.load(self.state, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except LOAD_ERRORS as error:
             reason = read_failure(error)
         if reason:
             raise TrainingError(

@@ -20,7 +20,8 @@ DEFAULT_MODEL = "small_16k"
 def build_parser() -> cli.Parser:
     """Build the command line."""
     parser = cli.Parser("Generate audio for a video, for a folder of videos, or for a prompt alone.")
-    parser.prog = "python -m mmaudio.generation"
+    if not parser.prog.startswith("mmaudio-lora"):
+        parser.prog = "python -m mmaudio.generation"
     parser.single_flags = ("--video", "--image", "--folder")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video", type=Path, help="the video; without one the audio follows the prompt alone")

@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmaudio.errors import MMAudioError
 from mmaudio.utils.files import atomic_write
 
 
@@ -37,12 +39,15 @@ class PartStore:
         return name in self._memory if self.folder is None else self._path(name).is_file()
 
     def get(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a part; KeyError where there is none."""
+        """The tensors of a part; KeyError where there is none, MMAudioError where it is damaged."""
         if self.folder is None:
             return self._memory[name]
         if name not in self:
             raise KeyError(name)
-        tensors: dict[str, Tensor] = load_file(self._path(name))
+        try:
+            tensors: dict[str, Tensor] = load_file(self._path(name))
+        except (OSError, SafetensorError) as error:
+            raise MMAudioError(f"{self._path(name)}: damaged ({error}); remove it, it is computed again") from error
         return tensors
 
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -46,7 +45,7 @@ from mmaudio.lora.peft_compat import (
 from mmaudio.lora.targets import layer_settings
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.spec import MODELS
-from mmaudio.model.state_dict import check_keys, read_failure
+from mmaudio.model.state_dict import LOAD_ERRORS, check_keys, read_failure
 from mmaudio.utils.checksums import find_damage
 from mmaudio.utils.files import atomic_folder, atomic_write
 from mmaudio.utils.tensor_checksum import tensors_sha256
@@ -213,7 +212,7 @@ def read_adapter(path: Path) -> AdapterFile:
         return _read_peft(_find_weights(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
     except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as an adapter ({read_failure(error)}); copy it again") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
@@ -279,7 +278,10 @@ def _load_pickled(path: Path) -> Any:
     """What torch.save wrote, intact."""
     if problem := find_damage(path):
         raise OSError(problem)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        raise OSError(read_failure(error)) from error
 
 
 def _read_pt(path: Path) -> AdapterFile:

@@ -84,10 +84,10 @@ class AdapterStack:
             set_strength(adapted, self.adapters[0].strength)
             return adapted
         self.check(model, base_sha256, network)
-        ordered = sorted(self.adapters, key=StackedAdapter.sort_key)
+        acting = [adapter for adapter in self.adapters if not adapter.strength.is_zero]
         base: dict[str, Tensor] = {}
         total: dict[str, Tensor] = {}
-        for adapter in ordered:
+        for adapter in sorted(acting, key=StackedAdapter.sort_key):
             with self._naming(adapter):
                 for name, (value, change) in _find_changes(network, adapter, model).items():
                     base[name] = value

@@ -165,7 +165,7 @@ def probe(path: Path | str, streams: StreamChoice = DEFAULT_STREAMS) -> VideoInf
         )
 
 
-def timing_key(path: Path, streams: StreamChoice) -> list[str]:
+def timing_key(path: Path, streams: StreamChoice = DEFAULT_STREAMS) -> list[str]:
     """What gives a file's times where its time stamps are out of order, else nothing: scans and features depend on it.
 
     Only files of the formats in SUFFIXES_WITHOUT_ORDER are opened.

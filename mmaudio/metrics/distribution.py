@@ -1,4 +1,4 @@
-"""Distances between sets of sounds, given their features or class probabilities. Pure functions; no models.
+"""Distances between sets of sounds, given their features or class logits. Pure functions; no models.
 
 n and m sounds, D features, K classes; float64 inside.
 """
@@ -10,6 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist, pdist
+from scipy.special import log_softmax, logsumexp
 
 Array = npt.NDArray[np.float64]
 
@@ -21,7 +22,8 @@ MIN_ROWS_FOR_KAD = 2
 Indices = npt.NDArray[np.intp]
 RowMask = slice | npt.NDArray[np.bool_]
 ALL_ROWS = slice(None)
-MIN_PROBABILITY = 1e-12
+SPLITS, SPLIT_SEED = 10, 2020
+"""Splits of the inception score, and the seed that draws them."""
 
 
 def median_distance(reference: Array) -> float:
@@ -102,28 +104,45 @@ def too_few_for_fd(num_clips: int, width: int) -> str:
     return "" if num_clips >= minimum else f"{num_clips} clips: below {minimum} a Frechet distance is mostly bias"
 
 
-def kl_divergence(probabilities: Array, reference: Array) -> Array:
-    """Divergence of the class probabilities (n, K) from the reference's, sound by sound, in nats (n,); lower is better.
+def kl_divergence(logits: Array, reference: Array) -> Array:
+    """Divergence of the classes of logits (n, K) from the reference's, sound by sound, in nats (n,); lower is better.
 
-    sum of r ln(r / p) over the classes, r the reference's. The classes' own probabilities (each 0 to 1, several may be
-    present) are first divided by their sum. Source: Kullback and Leibler, 1951; for sounds arXiv 2209.15352.
+    sum of r ln(r / p) over the classes, p and r the softmax of both, as in arXiv 2209.15352. Source: Kullback and
+    Leibler, 1951.
     """
-    p, r = (_normalize(x) for x in (probabilities, reference))
-    divergence: Array = (r * (np.log(r) - np.log(p))).sum(1)
+    p, r = (log_softmax(np.asarray(x, np.float64), axis=1) for x in (logits, reference))
+    divergence: Array = (np.exp(r) * (r - p)).sum(1)
     return divergence
 
 
-def inception_score(probabilities: Array) -> float:
-    """exp of the mean divergence of each sound's class probabilities (n, K) from the set's mean; 1 to K, higher better.
+def inception_splits(count: int) -> Indices:
+    """The split of each of `count` sounds (count,): SPLITS of equal size, drawn at random with a fixed seed.
 
-    Source: arXiv 1606.03498; one split.
+    Seed and order are those of torch-fidelity.
     """
-    p = _normalize(probabilities)
-    mean = p.mean(0, keepdims=True)
-    return float(np.exp((p * (np.log(p) - np.log(mean))).sum(1).mean()))
+    order = np.random.RandomState(SPLIT_SEED).permutation(count)
+    splits = np.empty(count, np.intp)
+    for number in range(SPLITS):
+        splits[order[number * count // SPLITS : (number + 1) * count // SPLITS]] = number
+    return splits
 
 
-def _normalize(probabilities: Array) -> Array:
-    clipped = np.asarray(probabilities, np.float64).clip(min=MIN_PROBABILITY)
-    normalized: Array = clipped / clipped.sum(1, keepdims=True)
-    return normalized
+def inception_scores(logits: Array, splits: Indices) -> Array:
+    """The inception score of every split that has sounds, of logits (n, K); 1 to K, higher is better.
+
+    exp of the mean divergence of each sound's classes, the softmax of its logits, from the split's mean. Published is
+    the mean over 10 splits. Source: arXiv 1606.03498.
+    """
+    log_p = log_softmax(np.asarray(logits, np.float64), axis=1)
+    scores = []
+    for number in np.unique(splits):
+        rows = log_p[splits == number]
+        log_mean = logsumexp(rows, axis=0, keepdims=True) - math.log(len(rows))
+        scores.append(math.exp((np.exp(rows) * (rows - log_mean)).sum(1).mean()))
+    return np.array(scores)
+
+
+def too_few_for_splits(num_clips: int, width: int) -> str:
+    """Reason why so many clips give no inception score; empty where they give one."""
+    del width
+    return "" if num_clips >= 2 * SPLITS else f"{num_clips} clips: the mean of {SPLITS} splits needs {2 * SPLITS}"

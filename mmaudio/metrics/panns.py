@@ -1,5 +1,7 @@
 """PANNs as metrics: KL divergence of the classes that Cnn14 recognises, and its outputs for the metrics of whole sets.
 
+Audio is prepared as for published values: mono at 16 kHz, the first 8 s, its mean removed.
+
 Source: arXiv 1912.10211; its authors publish the weights.
 """
 
@@ -18,7 +20,7 @@ from mmaudio.metrics.distribution import kl_divergence
 from mmaudio.metrics.metric_inputs import ORIGINAL, ClipAudio
 from mmaudio.metrics.pretrained_metrics import (
     EMBEDDINGS,
-    PROBABILITIES,
+    LOGITS,
     Array,
     ClipScores,
     ModelSearch,
@@ -30,6 +32,8 @@ from mmaudio.weights.registry import CNN14
 
 PUBLISHED = "Zenodo record 3987831"
 """Source in words, for a report: that holds no address on the network."""
+SECONDS = 8.0
+"""Audio after so many seconds is left out."""
 
 
 class PannsMetric:
@@ -41,16 +45,17 @@ class PannsMetric:
     def score(self, clip: ClipAudio) -> ClipScores:
         """Compute each sound's KL divergence from the original, the mean over its samples, and its model outputs."""
         outputs = {name: self.compute_outputs(x, clip.sample_rate) for name, x in clip.waveforms.items()}
-        probabilities = {name: np.asarray(arrays[PROBABILITIES], np.float64) for name, arrays in outputs.items()}
-        reference = probabilities[ORIGINAL]  # (1, classes)
-        divergences = {name: kl_divergence(values, reference) for name, values in probabilities.items()}
+        logits = {name: np.asarray(arrays[LOGITS], np.float64) for name, arrays in outputs.items()}
+        reference = logits[ORIGINAL]  # (1, classes)
+        divergences = {name: kl_divergence(values, reference) for name, values in logits.items()}
         return ClipScores({name: {"kl": float(values.mean())} for name, values in divergences.items()}, outputs)
 
     @torch.inference_mode()
     def compute_outputs(self, waveforms: Tensor, sample_rate: int) -> dict[str, Array]:
-        """Compute embeddings (S, 2048) and class probabilities (S, 527) of sounds (S, T)."""
-        embeddings, probabilities = self.model(resample(waveforms, sample_rate, SAMPLE_RATE))
-        return {EMBEDDINGS: embeddings.cpu().numpy(), PROBABILITIES: probabilities.cpu().numpy()}
+        """Compute embeddings (S, 2048) and logits of the classes (S, 527) of sounds (S, T)."""
+        audio = resample(waveforms, sample_rate, SAMPLE_RATE)[:, : round(SECONDS * SAMPLE_RATE)]
+        embeddings, logits = self.model(audio - audio.mean(1, keepdim=True))
+        return {EMBEDDINGS: embeddings.cpu().numpy(), LOGITS: logits.cpu().numpy()}
 
 
 def find_panns(search: ModelSearch, metrics: tuple[str, ...]) -> PretrainedSource | str:

@@ -24,7 +24,7 @@ from mmaudio.metrics.metric_inputs import ClipAudio
 
 Array = npt.NDArray[np.float32]
 
-EMBEDDINGS, PROBABILITIES = "embeddings", "class probabilities"
+EMBEDDINGS, LOGITS = "embeddings", "class logits"
 """Kinds of rows that a model may give for the metrics of whole sets."""
 
 

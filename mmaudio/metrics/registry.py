@@ -14,14 +14,20 @@ from torch import Tensor
 from mmaudio.errors import ConfigError
 from mmaudio.metrics.clap import find_clap
 from mmaudio.metrics.desync_score import find_desync
-from mmaudio.metrics.distribution import too_few_for_fd
+from mmaudio.metrics.distribution import too_few_for_fd, too_few_for_splits
 from mmaudio.metrics.diversity import diversity, duplicates
 from mmaudio.metrics.loudness import loudness, near_silent
 from mmaudio.metrics.metric_inputs import MetricInputs
 from mmaudio.metrics.onsets import f1_score, onset_lag
 from mmaudio.metrics.panns import find_panns
-from mmaudio.metrics.pretrained_metrics import EMBEDDINGS, PROBABILITIES, FindModel
-from mmaudio.metrics.set_statistics import SetMetric, frechet_statistic, inception_statistic, kad_statistic
+from mmaudio.metrics.pretrained_metrics import EMBEDDINGS, LOGITS, FindModel
+from mmaudio.metrics.set_statistics import (
+    SetMetric,
+    frechet_statistic,
+    inception_deviation,
+    inception_statistic,
+    kad_statistic,
+)
 from mmaudio.metrics.spectral import mel_l1, mel_l1_loud, stft_distance
 from mmaudio.model.spec import lookup
 
@@ -38,6 +44,8 @@ class Metric:
     describes: str
     limits: str
     """What it does not describe."""
+    published: str = ""
+    """Whether its value may be held against published tables; empty for one without a published name."""
     unit: str = ""
     """Empty for a number without one."""
     needs: str = "sounds that can be measured"
@@ -101,6 +109,7 @@ METRICS = {
         LOWER,
         describes="How far the sound is from the picture in time, as Synchformer estimates it (from 0 to 2 s).",
         limits="What the sound is; a steady sound has no right time, and its value is then chance.",
+        published="The same computation as in the release's tables; those are of other videos.",
         unit="s",
         needs="clips whose picture and sound are at least 8 s long",
         reference_free=True,
@@ -189,10 +198,11 @@ METRICS = {
         compare_samples=lambda c: diversity(c.sample_distances),
     ),
     "clap": Metric(
-        "CLAP similarity to the caption",
+        "CLAP similarity to the caption (clap-htsat-unfused)",
         HIGHER,
         describes="How well the sound fits the clip's caption, by CLAP's embeddings (cosine, -1 to 1).",
         limits="When anything happens; captions that say little say little here. Clips without one have no value.",
+        published="Only against values of the same checkpoint, laion/clap-htsat-unfused: most tables take others.",
         needs="clips that have a caption",
         reference_free=True,
         find_model=find_clap,
@@ -202,6 +212,8 @@ METRICS = {
         LOWER,
         describes="How far the sound classes that PANNs recognises in the sound are from those in the original.",
         limits="Time, loudness and quality within a class.",
+        published="The same computation as in tables with PANNs (Cnn14_16k, softmax of the logits, the mean removed), "
+        "for clips of 8 s. Values by PaSST are others.",
         unit="nats",
         find_model=find_panns,
     ),
@@ -210,6 +222,7 @@ METRICS = {
         LOWER,
         describes="How far the generated sounds as a set are from the originals as a set, without bias in small sets.",
         limits="Whether a sound fits its own picture; a small set gives a wide spread, and values below zero.",
+        published="Not: here no sound is compared with its own original, and the bandwidth is that of these originals.",
         find_model=find_panns,
         set_metric=SetMetric(EMBEDDINGS, kad_statistic),
     ),
@@ -218,6 +231,7 @@ METRICS = {
         LOWER,
         describes="How far the Gaussian fitted to the generated sounds is from that of the originals.",
         limits="Whether a sound fits its own picture. Its bias in small sets is larger than most effects.",
+        published="The same computation as FD with PANNs, but only sets of the same size have the same bias.",
         find_model=find_panns,
         set_metric=SetMetric(EMBEDDINGS, frechet_statistic, has_interval=False, too_few=too_few_for_fd),
     ),
@@ -226,9 +240,11 @@ METRICS = {
         HIGHER,
         describes="How clear and how varied the sound classes are that PANNs recognises.",
         limits="The originals: clear sounds of the wrong kind score as well.",
+        published="The same computation as in tables with PANNs (softmax of the logits, mean of 10 shuffled splits), "
+        "but few clips in a split score lower: only sets of the same size compare.",
         reference_free=True,
         find_model=find_panns,
-        set_metric=SetMetric(PROBABILITIES, inception_statistic),
+        set_metric=SetMetric(LOGITS, inception_statistic, too_few=too_few_for_splits, deviation=inception_deviation),
     ),
 }
 """Every metric, in the order in which a report shows them."""

@@ -49,13 +49,14 @@ def _compare(metric: Metric, set_metric: SetMetric, outputs: ModelOutputs, video
     """Base against adapted by one set metric; None where one of them has no value."""
     reference = outputs.get(ORIGINAL, set_metric.kind)
     sounds = SOUNDS if metric.reference_free else (CODEC, BASE, ADAPTED)
-    statistics = {sound: set_metric.statistic(outputs.get(sound, set_metric.kind), reference) for sound in sounds}
+    rows = {sound: outputs.get(sound, set_metric.kind) for sound in sounds}
+    statistics = {sound: set_metric.statistic(rows[sound], reference) for sound in sounds}
     all_clips = np.ones(len(videos), np.bool_)
     values = {sound: statistic(all_clips) for sound, statistic in statistics.items()}
     if not all(math.isfinite(values[model]) for model in (BASE, ADAPTED)):
         return None
     num_videos = len(set(videos))
-    interval = None
+    interval, deviation = None, set_metric.deviation
     if set_metric.has_interval:
         interval = jackknife(lambda mask: statistics[ADAPTED](mask) - statistics[BASE](mask), videos)
     return Comparison(
@@ -70,6 +71,7 @@ def _compare(metric: Metric, set_metric: SetMetric, outputs: ModelOutputs, video
         share_better=None,
         original=values.get(ORIGINAL),
         codec=values[CODEC] if math.isfinite(values[CODEC]) else None,
+        deviations=None if deviation is None else (deviation(rows[BASE]), deviation(rows[ADAPTED])),
     )
 
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mmaudio.metrics.distribution import Array, PairwiseKernels, frechet_distance, inception_score
+from mmaudio.metrics.distribution import (
+    Array,
+    PairwiseKernels,
+    frechet_distance,
+    inception_scores,
+    inception_splits,
+)
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
 
 SOUNDS = (ORIGINAL, CODEC, BASE, ADAPTED)
@@ -68,6 +74,8 @@ class SetMetric:
     """False for a statistic whose bias grows as clips are left out: a jackknife would measure that."""
     too_few: Callable[[int, int], str] = lambda clips, width: ""
     """Why so many clips with rows of such a width have no value; empty where they have one."""
+    deviation: Callable[[OutputRows], float] | None = None
+    """The deviation that is published beside the value, from the rows of a sound."""
 
 
 def kad_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
@@ -84,6 +92,17 @@ def frechet_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
 
 
 def inception_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
-    """Inception score, which has no reference."""
+    """Mean inception score of the splits, which has no reference; a sound stays in its split whatever is left out."""
     del reference
-    return lambda mask: inception_score(rows.values[mask[rows.clip_indices]])
+    splits = inception_splits(len(rows.values))
+
+    def statistic(mask: Mask) -> float:
+        selected = mask[rows.clip_indices]
+        return float(inception_scores(rows.values[selected], splits[selected]).mean())
+
+    return statistic
+
+
+def inception_deviation(rows: OutputRows) -> float:
+    """Standard deviation of the inception score over its splits."""
+    return float(inception_scores(rows.values, inception_splits(len(rows.values))).std())

@@ -46,6 +46,8 @@ class Comparison:
     """The original sound's own value: the ceiling; a distance to itself is 0."""
     codec: float | None = None
     """The original's value after the codec's round trip: the best that any model of this codec can reach."""
+    deviations: tuple[float, float] | None = None
+    """Of base and adapted, where a deviation is published beside the value: the inception score's over its splits."""
 
 
 def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:

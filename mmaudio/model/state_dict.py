@@ -7,6 +7,7 @@ gets copies.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -19,10 +20,15 @@ MAX_KEYS_SHOWN = 3
 MIN_MATCH = 0.5
 """Share of keys that has to match for an error to name a variant."""
 
+PICKLE_ERRORS = (LookupError, TypeError, AttributeError, AssertionError, struct.error)
+"""Errors of torch's own unpickler for bytes that are no pickle, beside UnpicklingError."""
+LOAD_ERRORS = (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, *PICKLE_ERRORS)
+"""Errors of `torch.load` for files that torch.save did not write, or that are damaged."""
+
 
 def read_failure(error: Exception) -> str:
     """Reason why torch or safetensors could not read a file, in one line, without torch's advice on trust."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, (pickle.UnpicklingError, *PICKLE_ERRORS)) or "weights_only" in str(error):
         return "not a file of weights, or one with other objects in it"
     return str(error).split("\n")[0] or type(error).__name__
 

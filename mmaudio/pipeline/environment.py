@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
-from mmaudio.pipeline.job import ROOT
 from mmaudio.pipeline.run import main as run_pipeline
 from mmaudio.pipeline.run import run_command
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.terminal import print_lines

@@ -50,9 +50,10 @@ RESERVED_KEYS = {
 def build_parser() -> cli.Parser:
     """Parser of the pipeline's command line."""
     parser = cli.Parser("Fine-tune MMAudio on a folder of videos and report whether it helped.")
-    parser.prog = "run_lora_pipeline.sh"
+    if not parser.prog.startswith("mmaudio-lora"):
+        parser.prog = "run_lora_pipeline.sh"
     parser.single_flags = ("--captions",)
-    parser.usage = "run_lora_pipeline.sh [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
+    parser.usage = f"{parser.prog} [FOLDER | --demo] [flags] [-- HYDRA_OVERRIDE ...]"
     parser.add_argument("folder", nargs="?", type=Path, help="the folder of videos")
     parser.add_argument("--demo", action="store_true", help="make sample videos and run the whole job on them")
     parser.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: small_16k or small_44k")

@@ -8,12 +8,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmaudio.errors import ConfigError
+from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
 
 STAGES = ("split", "extract", "train", "evaluate")
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout with the scripts of the stages."""
 PRECISIONS = ("auto", "bf16", "float32")
 """Precisions of the encoders in extraction."""
 DEMO_SPLIT = ("--test_ratio", "0.3")
@@ -184,8 +182,6 @@ def has_gpu() -> bool:
 
 
 def script_path(name: str) -> str:
-    """Path of a stage's script for its command; ConfigError outside of a checkout."""
+    """Path of a stage's script for its command."""
     path = ROOT / name
-    if not path.is_file():
-        raise ConfigError(f"{path}: does not exist; run the pipeline from a checkout of the repository")
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

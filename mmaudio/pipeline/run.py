@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -149,13 +148,22 @@ def print_times(planned: Mapping[str, float], times: Mapping[str, float]) -> Non
         print_lines(f"{name:10}{planned[name]:8.0f} s{seconds:8.0f} s")
 
 
+def peak_memory() -> float | None:
+    """GB of the largest process that has ended, None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+
+
 def print_summary(job: Job, start: float) -> None:
     """Print duration, memory, verdict, report, adapter, and the command that applies it to a held-out video."""
     from mmaudio.data.clip_table import read_clips
     from mmaudio.report.summary import read_summary
 
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
+    peak = peak_memory()
     weights = [] if job.weights is None else ["--weights", str(job.weights)]
     clips = read_clips(job.clips)
     summary = read_summary(job.experiment / "metrics.json")
@@ -175,9 +183,8 @@ def print_summary(job: Job, start: float) -> None:
         "sound",
         *weights,
     ]
-    print_lines(
-        "", f"Done in {(time.monotonic() - start) / 60:.1f} min; the largest process took {peak:.1f} GB of memory."
-    )
+    memory = "" if peak is None else f"; the largest process took {peak:.1f} GB of memory"
+    print_lines("", f"Done in {(time.monotonic() - start) / 60:.1f} min{memory}.")
     for label, text in ({} if summary is None else summary.lines()).items():
         print_lines(f"{label + ':':10}{text}")
     print_lines(f"Report:   {job.experiment / 'report' / 'index.html'}")

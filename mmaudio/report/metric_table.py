@@ -43,6 +43,13 @@ def improvement_chart(name: str, comparison: Comparison) -> str:
     return interval_chart(ends[0], mean, ends[1], limit, verdict_style(comparison))
 
 
+def _format_value(value: float | None, deviation: float | None) -> str:
+    """A value with the deviation that is published beside it; empty where there is none."""
+    if value is None:
+        return ""
+    return format_number(value) + ("" if deviation is None else f" ± {format_number(deviation)}")
+
+
 def _metric_row(name: str, comparison: Comparison) -> dict[str, Any]:
     metric, ends = METRICS[name], comparison.interval
     values = {
@@ -51,12 +58,13 @@ def _metric_row(name: str, comparison: Comparison) -> dict[str, Any]:
         "base": comparison.base,
         "adapted": comparison.adapted,
     }
+    deviations = dict(zip(("base", "adapted"), comparison.deviations or (), strict=False))
     return {
         "title": metric.title,
         "unit": metric.unit,
         "better": comparison.better,
         "in_verdict": metric.in_verdict,
-        "text": {sound: "" if value is None else format_number(value) for sound, value in values.items()},
+        "text": {sound: _format_value(value, deviations.get(sound)) for sound, value in values.items()},
         "sort": {sound: format_sortable(value) for sound, value in values.items()},
         "difference": format_signed(comparison.difference),
         "percent": format_percent(comparison.difference, comparison.base),

@@ -46,8 +46,9 @@ def atomic_write(target: Path) -> Iterator[Path]:
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         temporary.replace(target)
-    except OSError as error:
-        raise unwritable_error(target, error) from error
+    except Exception as error:
+        _raise_refusal(target, error)
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -66,8 +67,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield temporary
         while not _replace_folder(temporary, target):
             pass
-    except OSError as error:
-        raise unwritable_error(target, error) from error
+    except Exception as error:
+        _raise_refusal(target, error)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -134,6 +136,19 @@ def remove_abandoned_files(folder: Path, min_age: float = ABANDONED_SECONDS) -> 
 @functools.cache
 def _clean_once(folder: Path) -> None:
     remove_abandoned_files(folder)
+
+
+def _raise_refusal(target: Path, error: Exception) -> None:
+    """Raise MMAudioError where `error`, which ended the writing of `target`, is a refusal of the system.
+
+    Libraries in Rust, such as safetensors, have errors of their own with the system's number in the text.
+    """
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, OSError):
+        raise unwritable_error(target, error) from error
+    if number is not None and not isinstance(error, MMAudioError):
+        code = int(number.group(1))
+        raise unwritable_error(target, OSError(code, os.strerror(code))) from error
 
 
 def unwritable_error(target: Path, error: OSError) -> MMAudioError:

@@ -8,13 +8,12 @@
         ...
 
 A lock covers one byte of a file in the folder. The system releases it when its process ends. On a file system without
-locks every lock is granted: work may be done twice there, without other harm.
+locks, and on Windows, every lock is granted: work may be done twice there, without other harm.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import struct
@@ -24,10 +23,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mmaudio.errors import MMAudioError
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: as on a file system without locks
+    fcntl = None
 
 LOCK_FILE = ".claims"
 LOCKABLE_BYTES = 1 << 40
@@ -53,6 +59,8 @@ class FileLocks:
 
     def acquire(self, name: str) -> bool:
         """Lock `name`: False if another process holds it."""
+        if fcntl is None:
+            return True
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(name))
         except OSError as error:
@@ -70,6 +78,8 @@ class FileLocks:
 
     def describe_holder(self, name: str) -> str:
         """` (process 123)`, the holder of the lock `name`; empty where the system cannot tell, as across a network."""
+        if fcntl is None:
+            return ""
         query = struct.pack(FLOCK, *_flock_fields(_offset(name)))
         try:
             answer = struct.unpack(FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, query))
@@ -80,6 +90,8 @@ class FileLocks:
 
     def release(self, name: str) -> None:
         """Unlock `name`."""
+        if fcntl is None:
+            return
         try:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(name))
         except OSError:  # a file system without locks

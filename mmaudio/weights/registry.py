@@ -68,9 +68,9 @@ RELEASED_FILES = {
 """By component, and by what selects the file: the model (network), the codec (vae, vocoder) or nothing."""
 
 CNN14 = WeightsFile(
-    ("Cnn14_mAP=0.431.pth",),
-    "https://zenodo.org/records/3987831/files/Cnn14_mAP%3D0.431.pth?download=1",
-    327 * 10**6,
+    ("Cnn14_16k_mAP=0.438.pth",),
+    "https://zenodo.org/records/3987831/files/Cnn14_16k_mAP%3D0.438.pth?download=1",
+    324 * 10**6,
     key="model",
 )
 """PANNs' audio tagger, for evaluation; not a component of a model."""

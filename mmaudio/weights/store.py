@@ -10,7 +10,6 @@ the user's folder, in `./weights`, in `./ext_weights` and in the caches. Only `f
 from __future__ import annotations
 
 import hashlib
-import pickle
 import shutil
 import sys
 import zipfile
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from mmaudio.errors import WeightsError
 from mmaudio.model.spec import model_spec
-from mmaudio.model.state_dict import read_failure
+from mmaudio.model.state_dict import LOAD_ERRORS, read_failure
 from mmaudio.utils.checksums import file_digests, find_damage
 from mmaudio.utils.progress import format_bytes
 from mmaudio.utils.terminal import print_lines
@@ -39,16 +38,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 """Folder of the bundled models' files."""
 FOLDERS = ("weights", "ext_weights")
 """Folders below the working directory that are searched after the user's."""
-READ_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    SafetensorError,
-)
+READ_ERRORS = (*LOAD_ERRORS, zipfile.BadZipFile, SafetensorError)
 """Exceptions of torch and safetensors for a broken file."""
 
 

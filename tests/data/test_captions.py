@@ -192,3 +192,13 @@ def test_a_text_file_that_is_not_utf8_leaves_out_that_caption(root):
     )
     with pytest.raises(DataError, match=r"a\.txt: no UTF-8 text"):
         find_caption(root / "a.mp4", "")
+
+
+def test_a_video_with_the_longest_name_has_captions_of_all_sources(tmp_path):
+    video = tmp_path / ("x" * 251 + ".mp4")  # x.mp4.txt would be too long
+    video.touch()
+    assert find_caption(video, "a prompt") == "a prompt"
+    (tmp_path / "caption.txt").write_text("rain")
+    assert find_caption(video, "a prompt") == "rain"
+    video.with_suffix(".txt").write_text("a bell")
+    assert find_caption(video, "a prompt") == "a bell"

@@ -39,9 +39,8 @@ def test_the_gain_is_the_same_however_the_video_is_cut(tmp_path):
         assert scan_video(tmp_path / "a.mp4", settings).gain_db == pytest.approx(20 * np.log10(0.95 / 0.3), abs=0.5)
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "channel"), [(0.5, -0.5, 0), (0.25, -0.255, 0), (0.5, 0.0, None), (0.0, 0.5, None)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("left", "right", "channel"), [(0.5, -0.5, 0), (0.25, -0.255, 0), (0.0, 0.5, None)])
 def test_of_channels_that_cancel_each_other_one_is_used(tmp_path, left, right, channel):
     path, wave = tmp_path / "a.mp4", tone(4, amplitude=1.0)
     write_video(path, grey_frames(40, side=16), 10, np.stack([left * wave, right * wave]), RATE)

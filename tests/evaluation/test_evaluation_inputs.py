@@ -14,6 +14,7 @@ from mmaudio.data.clip_table import read_clips, write_clips
 from mmaudio.data.feature_store import load_features
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.evaluation.config import SamplingConfig
+from mmaudio.evaluation.evaluate import is_report_whole
 from mmaudio.evaluation.general_domain import spread_over_videos
 from mmaudio.evaluation.inference import velocity_losses
 from mmaudio.generation.sampler import load_sampler
@@ -131,3 +132,14 @@ def test_results_of_adapters_with_strengths_have_a_folder_of_their_own():
     assert evaluate_lora.default_output([(dogs, uniform_strength(0.7))]) == Path("output/dogs/dogs_0.7")
     both = [(dogs, AS_TRAINED), (rain, uniform_strength(0.5))]
     assert evaluate_lora.default_output(both) == Path("output/dogs/dogs_1_and_rain_0.5")
+
+
+def test_a_report_is_whole_with_every_file_that_it_plays(tmp_path):
+    page, media = tmp_path / "index.html", tmp_path / "media"
+    assert not is_report_whole(page)
+    page.write_text('<video src="media/0.mp4" poster="data:,"></video><audio src="media/0_base.flac"></audio>')
+    media.mkdir()
+    for name in ("0.mp4", "0_base.flac"):
+        assert not is_report_whole(page)
+        (media / name).write_bytes(b"")
+    assert is_report_whole(page)

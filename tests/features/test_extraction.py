@@ -25,6 +25,8 @@ from extraction_inputs import (
     shard_files,
 )
 from safetensors.torch import load_file, save_file
+from timed_videos import rustle, several
+from video_corpus import Sound
 from video_files import random_encoders, write_tone_video
 
 from mmaudio.data.clip_table import read_clips, write_clips
@@ -310,3 +312,22 @@ def test_a_kill_loses_at_most_the_video_in_progress(folder, weights):
     finally:
         torch.set_num_threads(threads)
     assert shard_contents(folder) == after
+
+
+@pytest.mark.slow
+def test_the_chosen_picture_and_channel_are_encoded(tmp_path, encoders):
+    wave = rustle(1.5, 16_000)
+    inverted = Sound("pcm_s16le", 16_000, 2, wave=np.stack([wave, -wave]))
+    two = several(tmp_path / "two.mkv", [15, 15], 0, sound=inverted)
+    one = several(tmp_path / "one.mkv", [15], first=100, sound=Sound("pcm_s16le", 16_000, wave=wave))
+
+    def encode(path, **streams):
+        rows = {}
+        clip = replace(clip_row(path.name, 0.0), gain_db=0.0, **streams)
+        encode_clips(path, [clip], encoders, lambda name, index, row: rows.update({name: row}))
+        return rows
+
+    expected, default, chosen = encode(one), encode(two), encode(two, video_track=1, channel=0)
+    for name in ("clip_features", "sync_features", "mean"):
+        torch.testing.assert_close(chosen[name], expected[name])
+        assert not torch.allclose(default[name], expected[name], rtol=1.3e-6, atol=1e-5)  # those of assert_close

@@ -305,11 +305,12 @@ def test_without_validation_the_last_is_the_best(tmp_path):
     assert same(weights(outcome), weights(outcome, "best_lora.pt")) and outcome.best_step == -1
 
 
-def test_a_truncated_state_is_an_error(two_steps, tmp_path):
+def test_a_state_that_is_truncated_or_none_is_an_error(two_steps, tmp_path):
     path = shutil.copytree(two_steps.folder, tmp_path / "exp") / "lora_checkpoints" / "state.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
-        mini_training.train_mini(tmp_path)
+    for content in (path.read_bytes()[:1000], b"hello\n"):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match=r"state\.pt cannot be read.*state\.previous\.pt"):
+            mini_training.train_mini(tmp_path)
 
 
 def alike(one, other):

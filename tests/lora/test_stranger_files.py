@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from mmaudio.errors import WeightsError
 from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.weights.store import read_state_dict
 
 CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "base_model_name_or_path": "tiny_16k"}
 
@@ -42,6 +43,16 @@ def test_a_file_that_grows_when_it_is_read_is_refused(tmp_path, name):
     write_compressed(tmp_path / name)
     with pytest.raises(WeightsError, match="the parts within are larger than the file"):
         read_adapter(tmp_path / name if name == "bomb.pt" else tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"2.", b"rV", b"\x80\x02}\x81.", b"\0" * 1000])
+def test_bytes_that_are_no_pickle_are_refused(tmp_path, content):
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.pt: cannot be read as an adapter \(not a file of weights"):
+        read_adapter(path)
+    with pytest.raises(WeightsError, match=r"a\.pt: cannot be read as weights \(not a file of weights"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.pt", "pipe.safetensors"])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
-import av
 import pytest
 import torch
-from av.stream import Disposition
 from helpers import split_command
-from timed_videos import SIZE, numbered, read_number
-from video_corpus import Sound
+from timed_videos import read_number, several
 
 from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.scan import ScanSettings, scan_video
@@ -21,29 +16,6 @@ from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice
 from mmaudio.media.video import probe
 from mmaudio.report.clip_media import write_videos
-
-SECONDS = 3
-
-
-def several(path, lengths, default=None):
-    """A video whose streams have so many pictures at 10 a second, from 0, 100, ... on; `default` is flagged."""
-    with av.open(str(path), "w") as container:
-        streams = [container.add_stream("libx264", rate=10) for _ in lengths]
-        for number, stream in enumerate(streams):
-            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-            if default is not None:
-                stream.disposition = Disposition.default if number == default else Disposition(0)
-        audio, sound = container.add_stream("aac", rate=16_000, layout="mono"), Sound(seconds=SECONDS)
-        packets = []
-        for number, (stream, length) in enumerate(zip(streams, lengths, strict=True)):
-            for index in range(length):
-                frame = av.VideoFrame.from_ndarray(numbered(100 * number + index), format="rgb24")
-                frame.pts, frame.time_base = index, Fraction(1, 10)
-                packets += stream.encode(frame)
-            packets += stream.encode(None)
-        for packet in [*packets, *sound.packets(container, audio)]:
-            container.mux(packet)
-    return path
 
 
 @pytest.mark.slow
@@ -79,6 +51,7 @@ def test_another_picture_is_read_where_it_is_asked_for(tmp_path):
         probe(path, StreamChoice(video_track=2))
 
 
+@pytest.mark.slow
 def test_splitting_keeps_the_choice_in_the_table_and_leaves_out_files_without_it(tmp_path):
     videos, table = tmp_path / "videos", tmp_path / "clips.tsv"
     videos.mkdir()

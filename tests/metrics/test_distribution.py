@@ -99,7 +99,7 @@ def test_frechet_distance_is_that_of_a_matrix_square_root():
 
 @pytest.mark.slow  # torchmetrics takes seconds to import
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_frechet_distance_and_inception_score_are_those_of_torchmetrics():
+def test_frechet_distance_and_inception_score_are_those_of_torchmetrics(monkeypatch):
     from torchmetrics.image.fid import _compute_fid
     from torchmetrics.image.inception import InceptionScore
 
@@ -107,11 +107,15 @@ def test_frechet_distance_and_inception_score_are_those_of_torchmetrics():
     tensors = [torch.from_numpy(values) for values in (x, y)]
     moments = [moment for tensor in tensors for moment in (tensor.mean(0), tensor.T.cov())]
     assert sets.frechet_distance(x, y) == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
-    logits = torch.from_numpy(gaussians(0, 2, 30, 8)[0])
-    score = InceptionScore(feature=torch.nn.Identity(), splits=1)
-    score.update(logits)
-    expected = float(score.compute()[0])
-    assert sets.inception_score(logits.softmax(1).numpy()) == pytest.approx(expected, rel=1e-6)
+    logits = gaussians(0, 2, 40, 8)[0]
+    splits = sets.inception_splits(40)
+    score = InceptionScore(feature=torch.nn.Identity(), splits=10)
+    score.update(torch.from_numpy(logits))
+    monkeypatch.setattr(torch, "randperm", lambda count: torch.from_numpy(np.argsort(splits, kind="stable")))
+    mean, deviation = score.compute()
+    scores = sets.inception_scores(logits, splits)
+    assert scores.mean() == pytest.approx(float(mean), rel=1e-6)
+    assert scores.std(ddof=1) == pytest.approx(float(deviation), rel=1e-5)
 
 
 def test_a_frechet_distance_needs_clips():
@@ -120,11 +124,31 @@ def test_a_frechet_distance_needs_clips():
     assert sets.too_few_for_fd(513, 512) == "" == sets.too_few_for_fd(2049, 2048)
 
 
-def test_kl_divergence_is_that_of_scipy():
+def test_kl_divergence_is_that_of_scipy_and_torch():
     from scipy.stats import entropy
 
-    p, r = (np.abs(values) for values in gaussians(0, 1, 6, 9))
-    assert sets.kl_divergence(p, r) == pytest.approx([entropy(b, a) for a, b in zip(p, r, strict=True)])
-    assert sets.kl_divergence(p, p) == pytest.approx(np.zeros(6), abs=1e-12)
-    assert sets.inception_score(np.eye(5)) == pytest.approx(5)
-    assert sets.inception_score(np.ones((4, 5))) == pytest.approx(1)
+    logits, reference = (10 * values for values in gaussians(0, 1, 6, 9))
+    p, r = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (logits, reference))
+    values = sets.kl_divergence(logits, reference)
+    assert values == pytest.approx([entropy(b, a) for a, b in zip(p, r, strict=True)])
+    tensors = [torch.from_numpy(x).log_softmax(1) for x in (logits, reference)]
+    by_torch = torch.nn.functional.kl_div(*tensors, reduction="none", log_target=True).sum(1)
+    assert values == pytest.approx(by_torch.numpy())
+    assert sets.kl_divergence(logits, logits + 7.0) == pytest.approx(np.zeros(6), abs=1e-12), "a shift changes nothing"
+
+
+def test_kl_divergence_and_inception_score_have_closed_forms():
+    two = np.array([[math.log(3.0), 0.0]])  # 3/4 and 1/4
+    assert sets.kl_divergence(np.zeros((1, 2)), two) == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5)])
+    one_split = np.zeros(5, int)
+    assert sets.inception_scores(1e3 * np.eye(5), one_split) == pytest.approx([5])
+    assert sets.inception_scores(np.ones((4, 5)), one_split[:4]) == pytest.approx([1])
+    half = sets.inception_scores(1e3 * np.eye(4), np.array([0, 0, 1, 1]))
+    assert half == pytest.approx([2, 2]), "each split has two of the four classes"
+
+
+def test_the_splits_are_equal_shuffled_and_always_the_same():
+    splits = sets.inception_splits(47)
+    assert sorted(np.bincount(splits)) == [4, 4, 4, *[5] * 7] and (splits == sets.inception_splits(47)).all()
+    assert not (np.diff(splits) >= 0).all()
+    assert sets.too_few_for_splits(20, 1) == "" and "needs 20" in sets.too_few_for_splits(19, 1)

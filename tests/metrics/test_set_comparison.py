@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmaudio.metrics import distribution as sets
-from mmaudio.metrics.pretrained_metrics import EMBEDDINGS, PROBABILITIES
+from mmaudio.metrics.pretrained_metrics import EMBEDDINGS, LOGITS
 from mmaudio.metrics.set_comparison import compare_sets, jackknife
 from mmaudio.metrics.set_statistics import SOUNDS, ModelOutputs, OutputRows, kad_statistic
 from mmaudio.metrics.statistics import t_interval
@@ -25,7 +25,7 @@ def collect(
                 {
                     sound: {
                         EMBEDDINGS: (center + shift + rng.normal(size=(samples, DIMENSION))).astype(np.float32),
-                        PROBABILITIES: rng.uniform(0, 1, (samples, KINDS)).astype(np.float32),
+                        LOGITS: rng.uniform(0, 1, (samples, KINDS)).astype(np.float32),
                     }
                     for sound, shift in (SHIFTS | shifts).items()
                 }
@@ -42,8 +42,10 @@ def test_set_metrics_use_all_audio_of_the_set():
     for sound in ("codec", "base", "adapted"):
         clip_indices = np.arange(20).repeat(2)
         assert getattr(kad, sound) == pytest.approx(sets.kad(features[sound], features["original"], clip_indices))
+    logits = outputs.get("original", LOGITS).values
+    assert comparisons["isc"].deviations is not None and comparisons["kad"].deviations is None
     assert comparisons["isc"].original == pytest.approx(
-        sets.inception_score(outputs.get("original", PROBABILITIES).values)
+        sets.inception_scores(logits, sets.inception_splits(len(logits))).mean()
     )
     assert kad.difference == pytest.approx(kad.adapted - kad.base) and kad.original is None
     assert kad.interval[0] < kad.difference < kad.interval[1] < 0
@@ -69,7 +71,8 @@ def test_an_empty_set_is_a_reason():
 
 
 def few(clips: int) -> dict[str, str]:
-    return {"fd": f"{clips} clips: below 513 a Frechet distance is mostly bias"}
+    reasons = {"fd": f"{clips} clips: below 513 a Frechet distance is mostly bias"}
+    return reasons | ({} if clips >= 20 else {"isc": f"{clips} clips: the mean of 10 splits needs 20"})
 
 
 def test_the_jackknife_of_a_mean_is_student_s_interval_over_the_videos():

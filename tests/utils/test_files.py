@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -80,6 +81,19 @@ def test_a_failed_write_leaves_the_old_content(tmp_path):
     with pytest.raises(MMAudioError, match="cannot be written"), atomic_folder(tmp_path / "folder"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_full_disk_is_told_whichever_library_writes(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for writer, name in ((atomic_write, "file"), (atomic_folder, "folder")):
+            refusal = rf"{name}: cannot be written \(File too large\)"
+            with pytest.raises(MMAudioError, match=refusal), writer(tmp_path / name) as temporary:
+                save_file({"a": torch.zeros(1000)}, temporary / "a" if name == "folder" else temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_longest_name_can_be_written(tmp_path):
