@@ -115,6 +115,8 @@ class AudioGenerator(nn.Module):
         unknown = [name for name in options if name not in known]
         if unknown:
             raise ConfigError(f"generate: there is no argument {unknown[0]!r}; there are: {', '.join(known)}")
+        if options.get("image") is not None:
+            options["image"] = Path(options["image"])
         request = GenerationRequest(None if video is None else Path(video), prompt, **options)
         with self.frozen_models.lock.lock:
             self.eval()

@@ -121,7 +121,7 @@ def open_store(job: Job, settings: Mapping[str, Any], args: argparse.Namespace) 
     if args.one_pass or job.clip_range.seconds <= CLIP_SECONDS:
         return PartStore()
     first = job.outputs.paths[0]
-    paths = [path for path in (job.request.video, *args.adapter) if path is not None]
+    paths = [path for path in (job.request.video, job.request.image, *args.adapter) if path is not None]
     base = {name: component_sha256(settings["model"], name, args.weights) for name in ("network", "vae", "vocoder")}
     key = hash_settings({**settings, **dataclasses.asdict(job.request), "samples": args.samples, "base": base}, paths)
     return PartStore(first.with_name(f".{first.stem}.generation"), key)

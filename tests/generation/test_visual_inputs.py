@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from random_model import MODEL
 
+from mmaudio.api import LoRAConfig, load_pretrained_with_lora
 from mmaudio.errors import ConfigError, DataError, MMAudioError
 from mmaudio.features.encoders import encode_video
 from mmaudio.generation.__main__ import main
@@ -154,3 +155,11 @@ def test_inputs_that_exclude_each_other_are_refused(picture, settings, words):
 def test_a_still_is_written_as_mp4(base, tmp_path, picture):
     with pytest.raises(MMAudioError, match=r"a still with its audio is written as \.mp4"):
         run_command(base, tmp_path / "x.mkv", "--image", picture)
+
+
+@pytest.mark.slow
+def test_a_still_is_heard_from_python(base, sampler, encoders, picture):
+    model = load_pretrained_with_lora(MODEL, lora_config=LoRAConfig(rank=2), weights=base, device="cpu")
+    waveform = model.generate(None, image=str(picture), seconds=1, num_steps=1, seed=2)
+    request = GenerationRequest(None, image=picture, seconds=1, num_steps=1, seed=2)
+    assert waveform.shape == generate_samples(sampler, encoders, request)[0].shape and waveform.std() > 0
