@@ -96,9 +96,9 @@ def _draw_curve(axes: Axes, line: Line) -> str:
 
 
 def _draw_label(axes: Axes, x: float, y: float, text: str) -> str:
-    """A point's label, to its right, or to its left in the right half of the chart."""
-    anchor, shift = ("end", -8) if x > axes.size[0] / 2 else ("start", 8)
-    return f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    """A point's label below it, as curves of gains level off above; at the right edge to its left."""
+    anchor, shift = ("end", 2) if x > 0.8 * axes.size[0] else ("start", 4)
+    return f'<text x="{x + shift:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _draw_mark(axes: Axes, value: float, label: str) -> str:
