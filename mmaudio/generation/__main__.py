@@ -95,7 +95,7 @@ def build_parser() -> cli.Parser:
         help="replace existing files; otherwise they are an error, and with "
         "--folder videos whose files all exist are skipped",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
     return parser
 

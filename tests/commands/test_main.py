@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import ROOT
 
+from mmaudio import cli
 from mmaudio.commands import __main__ as commands
 from mmaudio.commands.train_help import format_help, format_settings
-from mmaudio.config import CONFIG_FOLDER, LORA_SHORTCUTS, PRIMARY_CONFIG, TrainConfig, dotted_names
+from mmaudio.config import CONFIG_FOLDER, LORA_SHORTCUTS, PRIMARY_CONFIG, TrainConfig, compose, dotted_names
+from mmaudio.errors import ConfigError
+from mmaudio.generation.sampler import fast_dtype
 
 HIDDEN = ("resource", "fcntl", "termios", "pwd", "grp")
 """Modules that Windows does not have."""
@@ -61,6 +65,15 @@ def test_without_resource_the_memory_is_not_told(monkeypatch):
     assert run.peak_memory() is not None
     monkeypatch.setitem(sys.modules, "resource", None)
     assert run.peak_memory() is None
+
+
+def test_an_apple_gpu_is_a_device_where_torch_has_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device='mps': this torch has no Apple GPU here; take device=cpu"):
+        cli.pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert cli.pick_device("mps") == torch.device("mps") and fast_dtype(torch.device("mps")) == torch.float32
+    assert compose(["device=mps"]).device == "mps" and cli.pick_device("auto").type != "mps"
 
 
 @pytest.mark.parametrize("name", ["split", "extract", "evaluate"])
