@@ -81,7 +81,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
     parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
     parser.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
     return parser
 

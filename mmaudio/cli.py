@@ -240,7 +240,7 @@ def check_at_least(flags: argparse.Namespace, **minimums: int) -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Select a device; `auto` is a GPU if available, else the CPU. ConfigError for a device that is not available."""
+    """Select a device; `auto` is a CUDA GPU if available, else the CPU. ConfigError for one that is not available."""
     import torch  # slow to import, and not installed yet while the environment is created
 
     if name == "auto":
@@ -248,9 +248,11 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device={name!r}: unknown; it is auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={name!r}: this program computes on cpu, cuda or cuda:N")
+        raise ConfigError(f"device={name!r}: unknown; it is auto, cpu, cuda, cuda:N or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device={name!r}: this program computes on cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device={name!r}: this torch has no Apple GPU here; take device=cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: no GPU that torch can use is here; take device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -231,8 +231,8 @@ class TrainConfig:
         self._check_combinations()
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
             check_at_least(name, getattr(self, name), 1)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device={self.device!r}: unknown; it is auto, cpu, cuda or cuda:N")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device={self.device!r}: unknown; it is auto, cpu, cuda, cuda:N or mps")
         check_at_least("warmup_steps", self.warmup_steps, 0)
         check_between("seed", self.seed, 0, 2**63 - 1)
         check_between("learning_rate", self.learning_rate, 0.0, 1.0, low_open=True)

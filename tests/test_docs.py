@@ -118,7 +118,7 @@ def check_command(words):
     if program.endswith("run_lora_pipeline.sh"):
         check_pipeline(arguments)
     elif program == "mmaudio-lora":
-        check_subcommand(*arguments)
+        check_subcommand(*arguments[: arguments.index(">") if ">" in arguments else None])
     elif program == "python" and arguments[0] == "-m":
         parse(MODULES[arguments[1]], arguments[2:])
     elif program == "python":

@@ -51,7 +51,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--mode", choices=sorted(MODES), help="16k or 44k: for small_16k or the 44.1 kHz models")
     parser.add_argument("--model", choices=list(MODELS), help="the base model, instead of --mode; small_16k if neither")
     parser.add_weights_flags()
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,

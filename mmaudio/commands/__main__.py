@@ -48,6 +48,7 @@ COMMANDS = {
     "doctor": Command(
         "mmaudio.commands.doctor", WHOLE, "what works on this machine, and what to do about the rest", ""
     ),
+    "completion": Command("mmaudio.commands.completion", WHOLE, "tab completion for bash, zsh or fish", "bash"),
     "split": Command(
         "training/split_videos_for_finetuning.py",
         STEPS,

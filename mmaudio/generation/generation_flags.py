@@ -39,7 +39,7 @@ def build_parser() -> cli.Parser:
     _add_sampling_flags(parser)
     _add_ranking_flags(parser)
     _add_output_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
     return parser
 

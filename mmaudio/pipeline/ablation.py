@@ -193,7 +193,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--only", nargs="+", metavar="SETTING", help="only these settings; the first run is always included"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
     return parser
 
