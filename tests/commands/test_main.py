@@ -16,45 +16,6 @@ from mmaudio.config import CONFIG_FOLDER, LORA_SHORTCUTS, PRIMARY_CONFIG, TrainC
 from mmaudio.errors import ConfigError
 from mmaudio.generation.sampler import fast_dtype
 
-HIDDEN = ("resource", "fcntl", "termios", "pwd", "grp")
-"""Modules that Windows does not have."""
-IMPORT_WITHOUT = f"""
-import builtins, importlib, pkgutil, sys
-import mmaudio
-real_import = builtins.__import__
-def import_as_on_windows(name, globals=None, *others, **named):
-    importer = (globals or {{}}).get("__name__", "")
-    if name in {HIDDEN!r} and importer.partition(".")[0] in ("mmaudio", "train_lora", "evaluate_lora"):
-        raise ImportError(f"{{name}} is hidden from {{importer}}")
-    return real_import(name, globals, *others, **named)
-builtins.__import__ = import_as_on_windows
-failures = []
-for module in pkgutil.walk_packages(mmaudio.__path__, "mmaudio."):
-    if "__main__" not in module.name:
-        try:
-            importlib.import_module(module.name)
-        except ImportError as error:
-            failures.append(f"{{module.name}}: {{error}}")
-for name in ("train_lora", "evaluate_lora"):
-    importlib.import_module(name)
-sys.exit("\\n".join(failures))
-"""
-
-
-@pytest.mark.slow
-def test_every_module_imports_where_the_platform_lacks_unix_modules(tmp_path):
-    """They are hidden from our modules alone: other packages know by the system's name what they can import."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", IMPORT_WITHOUT],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-
 
 def test_without_fcntl_every_lock_is_granted(tmp_path, monkeypatch):
     from mmaudio.utils import locks
