@@ -227,8 +227,8 @@ def format_tables(
     return lines
 
 
-def main(arguments: list[str]) -> None:
-    """Write the videos, generate their audio in every way, and print the tables."""
+def build_parser() -> cli.Parser:
+    """The parser of the command line."""
     parser = cli.Parser("Compare the audio of whole videos with independent clips and with long passes.")
     parser.usage = "python -m benchmarks.long_videos [flags]"
     parser.add_argument("--adapter", type=Path, help="of the demo's domain; default: the base model alone")
@@ -237,7 +237,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS], help="of video")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each")
     parser.add_argument("--steps", type=int, default=25, help="solver steps")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Write the videos, generate their audio in every way, and print the tables."""
+    args = build_parser().parse_args(arguments)
     model = load_pretrained_with_lora("tiny_16k", lora_checkpoint=args.adapter)
     spec = model_spec(model.model_name)
     sounds: dict[VideoKind, tuple[list[Tensor], dict[str, list[Tensor]]]] = {}
