@@ -108,15 +108,20 @@ def format_table(output: Path) -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> None:
-    """Write the videos, train both ways, and print the table."""
+def build_parser() -> cli.Parser:
+    """The parser of the command line."""
     parser = cli.Parser("Train on sparse events with one gain per video, and with windows of equal peaks.")
     parser.usage = "python -m benchmarks.loudness [flags] [-- HYDRA_OVERRIDE ...]"
     parser.add_argument("--output", type=Path, default=Path("loudness_trial"), help="where everything is written")
     parser.add_argument("--videos", type=int, default=14, help="how many")
     parser.add_argument("--seconds", type=float, default=48.0, help="length of each")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Write the videos, train both ways, and print the table."""
     flags, overrides = cli.split_overrides(arguments)
-    args = parser.parse_args(flags)
+    args = build_parser().parse_args(flags)
     write_videos(args.output / "videos", args.videos, args.seconds)
     for way in WAYS:
         train_and_evaluate(args.output, way, overrides)

@@ -100,6 +100,7 @@ MODULES = {
     "benchmarks.bf16_error": "benchmarks.bf16_error",
     "benchmarks.best_of_samples": "benchmarks.best_of_samples",
     "benchmarks.long_videos": "benchmarks.long_videos",
+    "benchmarks.loudness": "benchmarks.loudness",
 }
 
 
