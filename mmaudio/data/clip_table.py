@@ -31,6 +31,8 @@ OPTIONAL_NUMBERS = ("lufs", "clipped", "black", "frozen", "mismatch", "speech", 
 """Measurements that may be empty: a table made by hand need not have them."""
 STREAM_NUMBERS = ("track", "video_track", "channel")
 """Numbers of streams and of a channel, each of which may be empty."""
+MAX_GAIN_DB = 200.0
+"""Beyond every gain that can be meant; float32 still holds the factor."""
 Row = TypeVar("Row", Clip, LeftOut)
 
 
@@ -128,8 +130,11 @@ def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
         numbers = {name: int(row[name]) for name in STREAM_NUMBERS if row.get(name)}
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}, line {number}: {error}") from error
-    if not math.isfinite(optional.get("gain_db", 0.0)):
-        raise DataError(f"{path}, line {number}: gain_db {row['gain_db']}: expected a number of decibels or nothing")
+    if not abs(optional.get("gain_db", 0.0)) <= MAX_GAIN_DB:  # NaN, too
+        raise DataError(
+            f"{path}, line {number}: gain_db {row['gain_db']}: expected nothing, or decibels from -{MAX_GAIN_DB:g} to "
+            f"{MAX_GAIN_DB:g}"
+        )
     if row["split"] not in SPLITS or not 0 <= start < end < math.inf:
         raise DataError(f"{path}, line {number}: split {row['split']!r}, {start} to {end} s makes no sense")
     if min(numbers.values(), default=0) < 0:

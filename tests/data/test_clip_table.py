@@ -43,9 +43,19 @@ def test_the_table_never_overwrites_another_file(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("start", "nan"), ("end", "inf"), ("start", "-1"), ("id", ""), ("video", "")]
+    ("column", "value"),
+    [
+        ("start", "nan"),
+        ("end", "inf"),
+        ("start", "-1"),
+        ("id", ""),
+        ("video", ""),
+        ("gain_db", "nan"),
+        ("gain_db", "1e9"),
+        ("gain_db", "-201"),
+    ],
 )
-def test_a_clip_without_a_start_or_an_id_is_refused(tmp_path, column, value):
+def test_a_clip_with_a_cell_that_makes_no_sense_is_refused(tmp_path, column, value):
     row = {"id": "a_0", "video": "a.mp4", "start": "0", "end": "8", "caption": "", "split": "train"}
     row |= {"peak_db": "-1", "rms_db": "-9", "silence": "0", column: value}
     table = tmp_path / "clips.tsv"
