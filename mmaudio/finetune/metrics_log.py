@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mmaudio.errors import MMAudioError
 from mmaudio.lora.checkpoint import write_synced
 from mmaudio.utils.files import unwritable_error
 
@@ -21,10 +22,16 @@ class MetricsLog:
     """Scalars by step, in both forms; entries of steps after `last_step` are removed when it is opened.
 
     Such entries are of a run that was cut off: the run that resumes does those steps again. Raises MMAudioError where
-    the folder cannot be written.
+    the folder cannot be written, or its name is not UTF-8.
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError as error:
+            raise MMAudioError(
+                f"{folder}: TensorBoard writes into no folder whose name is not UTF-8; choose another output_dir"
+            ) from error
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / METRICS_FILE
         truncate_after(self.path, last_step)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from mmaudio.finetune.dataset import build_dataset
 from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, count_flops_per_clip
 from mmaudio.finetune.draws import build_fixed_draws
 from mmaudio.finetune.early_stopping import Evaluation
-from mmaudio.finetune.metrics_log import truncate_after
+from mmaudio.finetune.metrics_log import MetricsLog, truncate_after
 from mmaudio.finetune.optimizers import learning_rate_at
 from mmaudio.finetune.samples import SampleGenerator, draw_mels, find_video_folder
 from mmaudio.finetune.state import new_state
@@ -317,3 +318,9 @@ def test_samples_open_no_video_outside_of_the_folder(tmp_path, video):
     config, lines = TrainConfig(video_root=str(tmp_path / "videos")), []
     assert find_video_folder(config, clips, lines.append) is None
     assert len(lines) == 1 and "is outside of" in lines[0]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_named(tmp_path):
+    with pytest.raises(MMAudioError, match=r"TensorBoard .* choose another output_dir"):
+        MetricsLog(tmp_path / os.fsdecode(b"m\xff"), 0)
+    assert not list(tmp_path.iterdir())
