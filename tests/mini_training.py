@@ -14,6 +14,7 @@ from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.trainer import train_adapter
 from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.model.spec import NetworkSpec, model_spec
+from mmaudio.utils.files import atomic_write
 
 MINI = mini().spec
 
@@ -87,8 +88,8 @@ def write_base_samples(config, base_sha256="0" * 64, seconds=8.0):
     """Random samples of the base at the place where training looks for those that it has made."""
     path, count = samples_path(config, base_sha256, seconds), len(read_captions(config.model))
     features = random_features(count, seed=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"latents": features.mean, "text_features": features.text_features}, path)
+    with atomic_write(path) as temporary:  # of several processes, perhaps
+        torch.save({"latents": features.mean, "text_features": features.text_features}, temporary)
 
 
 def train_mini(folder, network=None, train=None, held_out=..., distributed=None, **settings):

@@ -30,12 +30,11 @@ class Distributed:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def shard(self, num_items: int) -> slice:
-        """This rank's equal share of `num_items`; ConfigError where they do not divide."""
+    def shard(self, num_items: int, settings: str = "batch_size or gradient_accumulation_steps") -> slice:
+        """This rank's equal share of `num_items`; ConfigError, which names `settings`, where they do not divide."""
         if num_items % self.world_size:
             raise ConfigError(
-                f"{num_items} clips per step do not divide among {self.world_size} processes: "
-                "change batch_size or gradient_accumulation_steps"
+                f"{num_items} clips per step do not divide among {self.world_size} processes: change {settings}"
             )
         shard_size = num_items // self.world_size
         return slice(self.rank * shard_size, (self.rank + 1) * shard_size)

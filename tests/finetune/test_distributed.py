@@ -81,7 +81,8 @@ phases = [Phase(4, 2), Phase(8, 2)]
 lora = {name.replace(" ", "-"): {"lora": lora} for name, lora in KINDS.items()}
 lora["growing"] = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases), "ema_decay": 0.9}
 lora["growing-rslora"] = {
-    "lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases, use_rslora=True), "preserve_base": 0.5
+    "lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases, use_rslora=True), "preserve_base": 0.5,
+    "preserve_share": 0.5,
 }
 for name, settings in lora.items():
     settings |= {"max_steps": 4, "learning_rate": 1e-3, "weight_decay": 0.0}
@@ -143,3 +144,5 @@ def test_a_step_is_sharded_over_the_ranks():
     assert [Distributed(rank, 2).shard(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
     with pytest.raises(ConfigError, match="do not divide among 4"):
         Distributed(0, 4).shard(6)
+    with pytest.raises(ConfigError, match="change preserve_share"):
+        Distributed(0, 4).shard(1, "preserve_share")
