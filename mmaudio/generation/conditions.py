@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from mmaudio.errors import DataError
+from mmaudio.errors import DataError, MMAudioError
 from mmaudio.features.encoders import Encoders
 from mmaudio.features.video_features import PREFETCH_WINDOWS, encode_shared_clip_frames
 from mmaudio.generation.part_store import PartStore
@@ -72,7 +71,7 @@ class WindowFeatures:
     def _read(self, name: str) -> dict[str, Tensor]:
         try:
             return self.store.get(name)
-        except (KeyError, OSError, SafetensorError) as error:
+        except (KeyError, OSError, MMAudioError) as error:
             raise DataError(
                 f"{self.store.folder}: features of the video in it are gone or damaged; run the command again after "
                 "`mmaudio-lora conditions --remove`"

@@ -114,7 +114,7 @@ def test_a_folder_keeps_several_of_each_video_and_continues(weights, tmp_path, c
     flags = ["--folder", tmp_path / "in", "--samples", "3", "--rank-by", "motion", "--keep", "2", "--prompt", "rain"]
     assert run_command(weights, tmp_path / "out", *flags) == 0
     names = ["a.takes.tsv", "a_best1.flac", "a_best1.mp4", "a_best2.flac", "a_best2.mp4"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "generation.tsv"]
     rows = read_table(tmp_path / "out" / "a.takes.tsv")
     assert [row["file"] for row in rows] == ["a_best1.flac", "a_best2.flac", ""]
     assert run_command(weights, tmp_path / "out", *flags) == 0
