@@ -50,8 +50,8 @@ WAITING = r"""
 import os, time
 from mmaudio import cli
 def work(_):
-    os.write(1, b"here\n")
     try:
+        os.write(1, b"here\n")
         time.sleep(60)
     except KeyboardInterrupt:
         time.sleep(1.0)
