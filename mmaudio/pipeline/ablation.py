@@ -58,6 +58,8 @@ TRIALS = (
     Trial("drop_captions=0.5", ("drop_captions=0.5",)),
     Trial("weight_decay=0", ("weight_decay=0",)),
     Trial("weight_decay=0.1", ("weight_decay=0.1",)),
+    Trial("preserve_base=0.25", ("preserve_base=0.25",)),
+    Trial("preserve_base=0.5", ("preserve_base=0.5",)),
     Trial("preserve_base=1", ("preserve_base=1",)),
     Trial("preserve_base=4", ("preserve_base=4",)),
     Trial("preserve_base=1 preserve_share=0.5", ("preserve_base=1", "preserve_share=0.5")),
