@@ -6,7 +6,7 @@ r rank, k kernel.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +80,8 @@ def patch_network(network: nn.Module, adapter: Adapter, strength: float) -> nn.M
 
 def _copy(network: nn.Module) -> nn.Module:
     """A copy that shares its values: parameters of its own on the same memory, all else copied."""
-    memo = {id(parameter): nn.Parameter(parameter.data, False) for parameter in network.parameters()}
-    return copy.deepcopy(network, memo)  # type: ignore[arg-type]
+    memo: dict[int, Any] = {id(parameter): nn.Parameter(parameter.data, False) for parameter in network.parameters()}
+    return copy.deepcopy(network, memo)
 
 
 def _add(changes: dict[str, Tensor], name: str, change: Tensor) -> None:
