@@ -46,7 +46,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
         if stat.S_IMODE(temporary.stat().st_mode) != mode:
             temporary.chmod(mode)
         temporary.replace(target)
-    except Exception as error:
+    except Exception as error:  # raised again: of any library it may be a full disk
         _raise_refusal(target, error)
         raise
     finally:
@@ -67,7 +67,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield temporary
         while not _replace_folder(temporary, target):
             pass
-    except Exception as error:
+    except Exception as error:  # as above
         _raise_refusal(target, error)
         raise
     finally:
