@@ -6,6 +6,7 @@ import shutil
 import av
 import pytest
 import torch
+from huggingface_hub import constants
 from random_model import MODEL
 
 from mmaudio.commands.__main__ import main as command
@@ -117,7 +118,8 @@ def test_what_was_not_used_for_the_longest_time_is_removed(tmp_path, monkeypatch
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_a_command_says_their_size_and_removes_them(tmp_path, capsys):
+def test_a_command_says_their_size_and_removes_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))  # other tests keep features, too
     fill(default_folder(), "e" * 32, 0)
     command(["conditions"])
     assert "conditions: features of 1 videos, 1" in (printed := capsys.readouterr().out) and "at most 4" in printed
