@@ -8,9 +8,10 @@ from benchmarks.long_generation import main
 
 
 @pytest.mark.slow
-def test_every_duration_has_its_time_and_peak(capfd, monkeypatch):
+@pytest.mark.parametrize("video", [[], ["--video"]])
+def test_every_duration_has_its_time_and_peak(video, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    main(["--seconds", "1", "2", "--steps", "1"])
+    main(["--seconds", "1", "2", "--steps", "1", *video])
     rows = re.findall(
         r"min: +([\d.]+) s of processor time, ([\d.]+) per second of audio, peak (\d+) MiB", capfd.readouterr().out
     )
