@@ -235,6 +235,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--output", type=Path, default=Path("long_videos"), help="where everything is written")
     parser.add_argument("--videos", type=int, default=4, help="of each kind")
     parser.add_argument("--kinds", nargs="+", default=[kind.name for kind in KINDS], help="of video")
+    parser.add_argument("--ways", nargs="+", choices=PASS_SECONDS, default=list(PASS_SECONDS), help="of generating")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each")
     parser.add_argument("--steps", type=int, default=25, help="solver steps")
     return parser
@@ -250,9 +251,9 @@ def main(arguments: list[str]) -> None:
         model.set_strength(1.0 if kind.has_adapter else 0.0)
         videos = write_videos(args.output, kind, args.videos, args.seconds)
         originals = [resample_audio(*read_audio(video), model.sample_rate) for video in videos]
-        sounds[kind] = (originals, {way: [] for way in PASS_SECONDS})
+        sounds[kind] = (originals, {way: [] for way in args.ways})
         for video in progress(videos, len(videos), kind.name):
-            for way in PASS_SECONDS:
+            for way in args.ways:
                 sounds[kind][1][way].append(generate_audio(model, video, way, args.seconds, args.steps))
     print("", *format_tables(sounds, spec, args.seconds), sep="\n")
 
