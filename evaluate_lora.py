@@ -69,7 +69,7 @@ def build_parser() -> cli.Parser:
         "--strengths",
         metavar="S,S,...",
         help="strengths of the adapter to try besides 0 and 1, on a few clips; none: '' (default "
-        f"{','.join(map(str, DEFAULT_STRENGTHS))}; none where --strength or a second adapter is given)",
+        f"{','.join(map(str, DEFAULT_STRENGTHS))}; none with --strength, a second adapter, or too few held-out videos)",
     )
     parser.add_argument(
         "--include-training",
@@ -167,10 +167,10 @@ def print_summary(evaluation: Evaluation) -> None:
         print_lines(line)
 
 
-def strengths_of_sweep(args: argparse.Namespace) -> tuple[float, ...]:
-    """The strengths to try, which one adapter as trained is compared with; ConfigError for a list with other ones."""
+def strengths_of_sweep(args: argparse.Namespace) -> tuple[float, ...] | None:
+    """The strengths to try with one adapter as trained, None for the default ones; ConfigError for others."""
     if not args.strength and len(args.lora_checkpoint) == 1:
-        return DEFAULT_STRENGTHS if args.strengths is None else parse_strengths(args.strengths)
+        return None if args.strengths is None else parse_strengths(args.strengths)
     if args.strengths:
         raise ConfigError(
             f"--strengths {args.strengths}: it tries one adapter at several strengths; leave it out with --strength or "

@@ -1,12 +1,12 @@
-"""What the best of several takes by the motion score is worth: its onset F1 beside that of the mean take.
+"""What the best of several takes by a score is worth: its onset F1 beside that of the mean take.
 
     ./run_lora_pipeline.sh --demo
     python -m benchmarks.best_of_samples --adapter demo_output/output/videos_tiny_16k/lora_checkpoints/best_lora.pt \\
         --clips demo_output/lora_data/clips.tsv --videos demo_output/videos --draw 32
 
 For every held-out clip of the table, and for `--draw` further videos of the demo's kind that no run has trained on,
-`--samples` takes are generated and ranked by the agreement of their onsets with the motion; the onset F1 is against the
-clip's original sound. The unit is the video: the interval is a bootstrap over videos.
+`--samples` takes are generated and ranked by each of `--rank-by`; the onset F1 is against the clip's original sound.
+The unit is the video: the interval is a bootstrap over videos.
 
 V videos, C clips, S takes.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from mmaudio.features.encoders import CONDITION_ENCODERS, Encoders, load_encoder
 from mmaudio.features.mel import build_mel
 from mmaudio.generation.generate import GenerationRequest, generate_samples
 from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
-from mmaudio.generation.take_ranking import MOTION, Ranking, TakeScorer, rank_takes
+from mmaudio.generation.take_ranking import CONSENSUS, MOTION, Ranking, TakeScorer, rank_takes
 from mmaudio.lora.adapter import merge
 from mmaudio.lora.stack import read_stack
 from mmaudio.lora.strength import AS_TRAINED
@@ -65,20 +65,19 @@ class Outcome:
     """Scores of one clip's takes."""
 
     video: str
-    motion: Array
-    """(S,)"""
     onset_f1: Array
-    """(S,)"""
+    """Of each take, (S,)."""
+    scores: Mapping[str, Array]
+    """By the metric that ranks, (S,) each."""
 
-    @property
-    def best(self) -> float:
-        """Onset F1 of the take with the highest motion score."""
-        return float(self.onset_f1[rank_takes(self.motion.tolist(), Ranking(MOTION)).takes[0].index])
+    def best(self, metric: str) -> float:
+        """Onset F1 of the best take by `metric`."""
+        return float(self.onset_f1[rank_takes(self.scores[metric].tolist(), Ranking(metric)).takes[0].index])
 
 
 def build_parser() -> cli.Parser:
     """The command line."""
-    parser = cli.Parser("Compare the best of several takes by the motion score with the mean take.")
+    parser = cli.Parser("Compare the best of several takes by a score with the mean take.")
     parser.prog = "python -m benchmarks.best_of_samples"
     parser.add_argument("--adapter", type=Path, help="the demo's adapter; without one the base model is measured")
     parser.add_argument("--model", default="tiny_16k", help="the base model")
@@ -88,6 +87,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--draw", type=int, default=0, help="further videos to draw, one clip each")
     parser.add_argument("--first", type=int, default=0, help="number of the first drawn video")
     parser.add_argument("--output", type=Path, default=Path("best_of_samples"), help="where drawn videos are written")
+    parser.add_argument("--rank-by", nargs="+", choices=[CONSENSUS, MOTION], default=[CONSENSUS, MOTION], help="scores")
     parser.add_argument("--samples", type=int, default=8, help="takes per clip")
     parser.add_argument("--steps", type=int, help="solver steps; the model's default where not given")
     parser.add_argument("--weights", type=Path, help="the folder of the released weights")
@@ -120,23 +120,26 @@ def load_adapted(args: argparse.Namespace) -> Sampler:
     return sampler
 
 
-def measure_clip(sampler: Sampler, encoders: Encoders, clip: HeldOutClip, num_takes: int, steps: int | None) -> Outcome:
-    """Generate the takes of a clip and compare each with the motion and with the original."""
+def measure_clip(sampler: Sampler, encoders: Encoders, clip: HeldOutClip, args: argparse.Namespace) -> Outcome:
+    """Generate the takes of a clip, score each, and compare it with the original."""
     codec = sampler.spec.codec
-    request = GenerationRequest(clip.video, clip.prompt, start=clip.start, seconds=clip.seconds, num_steps=steps)
-    waveforms = generate_samples(sampler, encoders, request, num_takes)
-    motion = TakeScorer(Ranking(MOTION), sampler.spec, encoders).score(request, clip.seconds, waveforms)
+    request = GenerationRequest(clip.video, clip.prompt, start=clip.start, seconds=clip.seconds, num_steps=args.steps)
+    waveforms = generate_samples(sampler, encoders, request, args.samples)
+    scores = {
+        metric: np.array(TakeScorer(Ranking(metric), sampler.spec, encoders).score(request, clip.seconds, waveforms))
+        for metric in args.rank_by
+    }
     original = next(read_audio_windows(probe(clip.video), [clip.start], codec.sample_rate, waveforms.shape[1]))
     to_mel = build_mel(codec.name)
     reference = onset_times(to_mel(original[None]), codec)[0]
-    scores = [onset_f1(times, reference) for times in onset_times(to_mel(waveforms), codec)]
-    return Outcome(clip.video.name, np.array(motion), np.array(scores))
+    takes = onset_times(to_mel(waveforms), codec)
+    return Outcome(clip.video.name, np.array([onset_f1(times, reference) for times in takes]), scores)
 
 
-def video_gains(outcomes: Sequence[Outcome]) -> Array:
+def video_gains(outcomes: Sequence[Outcome], metric: str) -> Array:
     """By how much the best take's onset F1 exceeds the mean take's, one value per video (V,): the mean of its clips."""
     videos = dict.fromkeys(outcome.video for outcome in outcomes)
-    gains = {name: [o.best - float(o.onset_f1.mean()) for o in outcomes if o.video == name] for name in videos}
+    gains = {name: [o.best(metric) - float(o.onset_f1.mean()) for o in outcomes if o.video == name] for name in videos}
     return np.array([np.mean(values) for values in gains.values()])
 
 
@@ -148,17 +151,24 @@ def bootstrap_interval(values: Array) -> tuple[float, float]:
 
 
 def summary_lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """What was measured, in three lines."""
-    gains, num_takes = video_gains(outcomes), len(outcomes[0].motion)
-    low, high = bootstrap_interval(gains)
+    """What was measured: the takes, then a line for each score."""
+    first = outcomes[0]
     mean = np.mean([outcome.onset_f1.mean() for outcome in outcomes])
-    best = np.mean([outcome.best for outcome in outcomes])
     oracle = np.mean([outcome.onset_f1.max() for outcome in outcomes])
-    return [
-        f"{len(outcomes)} clips of {len(gains)} videos, {num_takes} takes each",
-        f"onset F1: mean take {mean:.3f}, best by motion {best:.3f}, best by the original itself {oracle:.3f}",
-        f"gain by video {gains.mean():+.3f}, 95 % bootstrap interval {low:+.3f} to {high:+.3f}",
+    num_videos = len({outcome.video for outcome in outcomes})
+    lines = [
+        f"{len(outcomes)} clips of {num_videos} videos, {len(first.onset_f1)} takes each",
+        f"onset F1: mean take {mean:.3f}, best by the original itself {oracle:.3f}",
     ]
+    for metric in first.scores:
+        gains = video_gains(outcomes, metric)
+        low, high = bootstrap_interval(gains)
+        best = np.mean([outcome.best(metric) for outcome in outcomes])
+        lines.append(
+            f"best by {metric} {best:.3f}; gain by video {gains.mean():+.3f}, 95 % bootstrap interval "
+            f"{low:+.3f} to {high:+.3f}"
+        )
+    return lines
 
 
 def main(arguments: list[str]) -> int:
@@ -171,9 +181,10 @@ def main(arguments: list[str]) -> int:
     measured = progress(clips, len(clips), "clips")
     outcomes = []
     for clip in measured:
-        outcomes.append(measure_clip(sampler, encoders, clip, args.samples, args.steps))
-        pairs = zip(outcomes[-1].motion, outcomes[-1].onset_f1, strict=True)
-        print(f"{clip.video.name}: motion/onset F1", *(f"{m:.4f}/{f:.4f}" for m, f in pairs), flush=True)
+        outcomes.append(measure_clip(sampler, encoders, clip, args))
+        columns = zip(outcomes[-1].onset_f1, *outcomes[-1].scores.values(), strict=True)
+        values = ("/".join(f"{value:.4f}" for value in column) for column in columns)
+        print(f"{clip.video.name}: {'/'.join(('onset F1', *args.rank_by))}", *values, flush=True)
     print("", *summary_lines(outcomes), sep="\n")
     return 0
 

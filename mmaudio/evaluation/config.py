@@ -54,8 +54,8 @@ class EvaluationConfig:
     """Videos of the base model's own domain; None: those that ship with the model, if any."""
     model: str | None = None
     """The base model, for an adapter whose file does not name it."""
-    strengths: tuple[float, ...] = ()
-    """Strengths of the adapter to try besides 0 and 1, on a few of the clips."""
+    strengths: tuple[float, ...] | None = ()
+    """Strengths of the adapter to try besides 0 and 1, on a few of the clips; None: those of `default_strengths`."""
     include_training: bool = False
     """Whether clips of source videos that were trained on are compared too, and marked."""
     max_clips: int | None = None

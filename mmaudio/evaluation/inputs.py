@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmaudio.data.feature_set import FeatureSet
@@ -15,6 +15,7 @@ from mmaudio.errors import WeightsError
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import GeneralDomain, load_general_domain
 from mmaudio.evaluation.held_out_clips import load_held_out
+from mmaudio.evaluation.strength_sweep import default_strengths
 from mmaudio.evaluation.sync_check import SyncCheck, plan_sync_check
 from mmaudio.lora.checkpoint import adapter_files
 from mmaudio.lora.peft_compat import describe_shapes
@@ -69,6 +70,8 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     search = ModelSearch(spec.name, config.weights, config.offline, config.metrics or (), config.device)
     sources = find_pretrained_metrics(search, metric_names)
     held_out, trained_ids = load_held_out(config, spec.name, stack)
+    if config.strengths is None:
+        config = replace(config, strengths=default_strengths(len(set(held_out.videos))))
     sync_check = plan_sync_check(config, search)
     general_dir = config.output_dir / "general"
     general, reason = load_general_domain(spec, config.general_videos, general_dir, config.weights, config.device)

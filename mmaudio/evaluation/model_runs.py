@@ -48,7 +48,7 @@ def run_strengths(
     sampler: Sampler, adapted: nn.Module, clip_sets: Mapping[str, ClipSet], config: EvaluationConfig, folder: Path
 ) -> None:
     """Fill in losses and latents at each strength of the config, on a few clips of each set; end as trained."""
-    for strength in config.strengths:
+    for strength in config.strengths or ():
         set_strength(adapted, strength)
         for name, clips in clip_sets.items():
             rows = spread_over_videos(clips.features.videos, MAX_CLIPS)

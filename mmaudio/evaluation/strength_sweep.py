@@ -15,12 +15,12 @@ from mmaudio.evaluation.results import ClipMeasurement, ClipResult, Results
 from mmaudio.lora.adapter import MAX_STRENGTH
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
-from mmaudio.metrics.statistics import BETTER, WORSE, Comparison, compare, video_means
+from mmaudio.metrics.statistics import BETTER, MIN_VIDEOS, WORSE, Comparison, compare, video_means
 
 FULL = 1.0
 """The strength as trained."""
 DEFAULT_STRENGTHS = (0.5, 0.75, 1.25)
-"""Strengths that are tried by default, besides 0 and 1."""
+"""Strengths that are tried by default, besides 0 and 1, where there are enough videos."""
 MAX_CLIPS = 8
 """Clips of each set that they are tried on, evenly over the videos."""
 STRENGTH_METRICS = (PRIMARY, "onset_f1")
@@ -33,6 +33,11 @@ def strengths_to_try(values: Sequence[float]) -> tuple[float, ...]:
         if not 0 <= value <= MAX_STRENGTH:
             raise ConfigError(f"strength {value:g}: from 0 (the base) over 1 (as trained) to {MAX_STRENGTH:g}")
     return tuple(sorted(set(values) - {0.0, FULL}))
+
+
+def default_strengths(num_videos: int) -> tuple[float, ...]:
+    """Strengths to try with `num_videos` held-out videos: none where no one can be told from another."""
+    return DEFAULT_STRENGTHS if num_videos >= MIN_VIDEOS else ()
 
 
 def compare_strengths(results: Results, general: Results | None = None) -> None:

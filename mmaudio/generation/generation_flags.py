@@ -103,8 +103,9 @@ def _add_ranking_flags(parser: cli.Parser) -> None:
         "--rank-by",
         "--rank_by",
         choices=RANKINGS,
-        help="keep the best of the samples by a metric that needs no original: motion, the agreement of onsets with "
-        "the picture, needs no weights. Scores are printed, in the files' tags and in NAME.takes.tsv",
+        help="keep the best of the samples by a metric that needs no original: consensus, the agreement of a sample's "
+        "onsets with those of the others, and motion, with the picture, need no weights. Scores are printed, in the "
+        "files' tags and in NAME.takes.tsv",
     )
     parser.add_argument("--keep", type=int, help="how many of the ranked samples are written, as NAME_best1, ...; 1")
 

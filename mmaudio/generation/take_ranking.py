@@ -31,6 +31,7 @@ from mmaudio.media.frame_windows import read_frame_windows
 from mmaudio.media.video import probe
 from mmaudio.metrics.metric_inputs import ClipAudio
 from mmaudio.metrics.motion_agreement import motion_agreement, read_motion
+from mmaudio.metrics.onsets import onset_f1, onset_times
 from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
 from mmaudio.metrics.registry import HIGHER, METRICS
 from mmaudio.model.spec import CLIP_SECONDS, ModelSpec, lookup
@@ -39,8 +40,11 @@ from mmaudio.utils.files import atomic_write
 
 MOTION = "motion"
 """The F1 of onsets against sudden motion in the picture: computed without a model."""
+CONSENSUS = "consensus"
+"""The mean F1 of a take's onsets against those of every other take: computed without a model, for texts, too."""
 DESYNC, CLAP = "desync", "clap"
 RANKINGS = (
+    CONSENSUS,
     MOTION,
     *(name for name, metric in METRICS.items() if metric.reference_free and metric.find_model and not metric.of_set),
 )
@@ -58,7 +62,7 @@ class Ranking:
     @property
     def sign(self) -> int:
         """1 where a higher score is better, else -1."""
-        return 1 if self.metric == MOTION or METRICS[self.metric].better == HIGHER else -1
+        return 1 if self.metric not in METRICS or METRICS[self.metric].better == HIGHER else -1
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,15 @@ class Take:
 
 def plan_ranking(metric: str, search: ModelSearch) -> Ranking:
     """Find what the metric needs, without loading it; ConfigError for an unknown one, WeightsError without weights."""
-    if metric == MOTION:
+    find_model = lookup(
+        {name: METRICS[name].find_model if name in METRICS else None for name in RANKINGS}, metric, "rank-by"
+    )
+    if find_model is None:
         return Ranking(metric)
-    find_model = lookup({name: METRICS[name].find_model for name in RANKINGS[1:]}, metric, "rank-by")
-    assert find_model is not None
     source = find_model(search, (metric,))
     if isinstance(source, str):
         reason = source.replace("--metrics ", "--rank-by ")
-        raise WeightsError(f"--rank-by {metric}: {reason}; --rank-by {MOTION} needs no weights")
+        raise WeightsError(f"--rank-by {metric}: {reason}; --rank-by {CONSENSUS} needs none")
     return Ranking(metric, source)
 
 
@@ -148,7 +153,8 @@ class TakeScorer:
     def score(self, request: GenerationRequest, seconds: float, waveforms: Tensor) -> list[float]:
         """One score for each of the waveforms (S, T), which follow `request`: the mean over the windows."""
         grid = plan_windows(self.spec.codec, seconds)
-        score = self._score_motion if self.model is None else self._score_by_model
+        scorers = {CONSENSUS: self._score_consensus, MOTION: self._score_motion}
+        score = scorers.get(self.ranking.metric, self._score_by_model)
         scores = np.array(list(score(request, grid, waveforms)))  # (windows, S)
         means = [column[np.isfinite(column)].mean() if np.isfinite(column).any() else math.nan for column in scores.T]
         return [float(mean) for mean in means]
@@ -157,6 +163,16 @@ class TakeScorer:
         rate = self.spec.codec.sample_rate
         first = round(start * rate)
         return waveforms[:, first : first + round(grid.window_seconds * rate)]
+
+    @torch.inference_mode()
+    def _score_consensus(self, _: GenerationRequest, grid: WindowGrid, waveforms: Tensor) -> Iterator[list[float]]:
+        for start in grid.start_times:
+            times = onset_times(self.to_mel(self._cut(waveforms, start, grid)), self.spec.codec)
+            agreement = np.array([[onset_f1(take, other) for other in times] for take in times])
+            others = ~np.eye(len(times), dtype=bool)
+            yield [
+                float(agreement[row, others[row]].mean()) if len(times) > 1 else math.nan for row in range(len(times))
+            ]
 
     @torch.inference_mode()
     def _score_motion(self, request: GenerationRequest, grid: WindowGrid, waveforms: Tensor) -> Iterator[list[float]]:

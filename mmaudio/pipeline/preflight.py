@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,14 @@ import torch
 
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.caption_table import read_captions
+from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
+from mmaudio.data.splits import SplitRatios
+from mmaudio.data.verdict_needs import count_held_out
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
@@ -122,11 +126,11 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     ratios = split_ratios(job, split)
     clips = round(max(0.0, seconds - len(names) * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
-    step = find_step(job)
+    step, sweep = find_step(job), find_sweep(names, ratios)
     stage_seconds = {
         "split": seconds / cost_model.SCAN_SPEED,
         **estimate_seconds(job, config, clips, device, split.seconds, step),
-        "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds),
+        "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds, sweep),
     }
     val_clips = round(clips * ratios.val)
     stage_seconds["train"] += estimate_checks(job, config, val_clips, config.total_steps - step, device)
@@ -301,9 +305,19 @@ def find_step(job: Job) -> int:
         return 0
 
 
-def estimate_evaluation(job: Job, clips: int, device: torch.device, seconds: float) -> float:
-    """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own."""
+def find_sweep(videos: Sequence[str], ratios: SplitRatios) -> tuple[int, int]:
+    """How many strengths an evaluation tries, and on how many clips: none where too few of `videos` are held out."""
+    return STRENGTH_SWEEP if count_held_out(videos, ratios, {}) >= MIN_VERDICT_VIDEOS else (0, 0)
+
+
+def estimate_evaluation(
+    job: Job, clips: int, device: torch.device, seconds: float, sweep: tuple[int, int] = STRENGTH_SWEEP
+) -> float:
+    """Estimate the seconds of an evaluation on `clips` clips of `seconds`, and on the model's own.
+
+    `sweep`: the strengths that it tries, and on how many clips.
+    """
     model, speed = model_spec(job.model), _network_speed(device)
     counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
-    flops = cost_model.evaluation_flops(model, counts, *STRENGTH_SWEEP)
+    flops = cost_model.evaluation_flops(model, counts, *sweep)
     return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

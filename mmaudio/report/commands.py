@@ -37,7 +37,7 @@ def _evaluation_command(config: EvaluationConfig) -> list[str]:
         "--clips": config.clips_tsv,
         "--features": config.features_dir,
         "--output": config.output_dir,
-        "--strengths": ",".join(map(str, config.strengths)),
+        "--strengths": ",".join(map(str, config.strengths or ())),
         "--samples": sampling.samples,
         "--seed": sampling.seed,
         "--batch_size": sampling.batch_size,

@@ -5,7 +5,7 @@ import pytest
 from mmaudio.data.clips import Clip
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation.results import ClipMeasurement, ClipResult, Results
-from mmaudio.evaluation.strength_sweep import compare_strengths, strengths_to_try
+from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, compare_strengths, default_strengths, strengths_to_try
 from mmaudio.metrics.registry import PRIMARY
 
 SPREAD = (-0.02, 0.0, 0.02, 0.01, -0.01)
@@ -42,6 +42,10 @@ def build_results(values_by_metric):
         strengths = {strength: sound for strength, sound in sounds.items() if strength not in (0.0, 1.0)}
         clips.append(ClipResult(clip, {"base": sounds[0.0], "adapted": sounds[1.0]}, strengths=strengths))
     return Results(clips)
+
+
+def test_by_default_strengths_are_tried_where_there_are_videos_to_tell_them_apart():
+    assert [default_strengths(videos) for videos in (1, 2, 3, 40)] == [(), (), DEFAULT_STRENGTHS, DEFAULT_STRENGTHS]
 
 
 def around(means):

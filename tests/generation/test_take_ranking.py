@@ -57,7 +57,7 @@ def shift(waveform, seconds):
 
 
 def test_every_metric_without_an_original_and_for_one_sound_is_offered():
-    assert RANKINGS == ("motion", "desync", "clap")
+    assert RANKINGS == ("consensus", "motion", "desync", "clap")
 
 
 @pytest.mark.slow
@@ -71,6 +71,16 @@ def test_a_sound_in_time_with_the_motion_scores_highest_in_every_window(jumps, e
     assert max(late, early) < scorer.score(GenerationRequest(jumps), 12.0, half[None])[0] < in_time, "as a whole"
     later = scorer.score(GenerationRequest(jumps, start=2.0), 8.0, original[None, 2 * RATE : 10 * RATE])
     assert later[0] > 0.5, "the motion is that from the start on"
+
+
+def test_the_sound_that_most_others_agree_with_scores_highest(encoders):
+    clicks = torch.zeros(8 * RATE)
+    clicks[:: 2 * RATE] = 1.0
+    takes = torch.stack([shift(clicks, 0.5), shift(clicks, 1.0), shift(clicks, 0.5), torch.zeros(8 * RATE)])
+    scorer = TakeScorer(Ranking("consensus"), model_spec(MODEL), encoders)
+    request = GenerationRequest(None, "clicks", seconds=8.0)
+    assert scorer.score(request, 8.0, takes) == pytest.approx([1 / 3, 0, 1 / 3, 0])
+    assert math.isnan(scorer.score(request, 8.0, takes[:1])[0]), "there is no other"
 
 
 def test_better_is_higher_or_lower_as_the_metric_says_and_no_value_is_last():
@@ -152,11 +162,19 @@ def test_desync_of_a_long_take_is_the_mean_over_its_windows(weights, tmp_path):
     ("flags", "error", "words"),
     [
         (["--rank-by", "motion"], ConfigError, r"--rank-by motion: it compares with the picture.*no video"),
-        (["--rank-by", "desync"], WeightsError, r"--rank-by desync: .*no offset classifier; --rank-by motion needs no"),
+        (
+            ["--rank-by", "desync"],
+            WeightsError,
+            r"--rank-by desync: .*no offset classifier; --rank-by consensus needs no",
+        ),
         (["--rank-by", "clap"], WeightsError, r"--rank-by clap: needs .*"),
         (["--rank-by", "motion", "--samples", "1"], ConfigError, "take more --samples"),
         (["--rank-by", "motion", "--keep", "5"], ConfigError, "to keep 5 of them"),
-        (["--keep", "1"], ConfigError, r"--keep 1: the best by what\? Name a metric with --rank-by \(motion, "),
+        (
+            ["--keep", "1"],
+            ConfigError,
+            r"--keep 1: the best by what\? Name a metric with --rank-by \(consensus, motion, ",
+        ),
     ],
 )
 def test_a_ranking_that_cannot_be_is_one_line_before_any_work(weights, tmp_path, monkeypatch, flags, error, words):

@@ -61,6 +61,12 @@ def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
     assert 1.3 * few < many < 2 * few, "the other strengths are tried on as many clips"
 
 
+def test_without_strengths_to_try_an_evaluation_takes_half_as_long(tmp_path):
+    job = build(tmp_path)
+    none, sweep = (preflight.estimate_evaluation(job, 1, CPU, 8.0, sweep) for sweep in ((0, 0), (3, 8)))
+    assert 0.4 * sweep < none < 0.65 * sweep
+
+
 def test_the_videos_that_ship_with_a_model_count(tmp_path):
     assert preflight.estimate_evaluation(build(tmp_path), 0, CPU, 8.0) > 0
     assert preflight.estimate_evaluation(build(tmp_path, "--model", "small_16k"), 0, CPU, 8.0) == 0
