@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
             action="append",
             required=required,
             default=[],
-            help="an adapter: best_lora.pt, or a folder that PEFT wrote; several add up their changes to the base",
+            help="an adapter: best_lora.pt, a folder that PEFT wrote, or USER/NAME[@REVISION] on the hub; several add "
+            "up their changes to the base",
         )
         self.add_strength_flag()
 
