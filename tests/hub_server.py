@@ -110,11 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
                 200, {"files": [{"path": f["path"], "uploadMode": mode, "shouldIgnore": False} for mode, f in modes]}
             )
         else:
-            repository = self.site.repositories["/".join(path.split("/")[3:5])]
+            name = "/".join(path.split("/")[3:5])
+            repository = self.site.repositories[name]
             committed = dict(repository.files)
             for line in content.splitlines():
                 self._change(committed, json.loads(line))
-            self._send(200, {"commitUrl": f"{self.site.address}/c", "commitOid": repository.commit(committed)})
+            identity = repository.commit(committed)
+            self._send(200, {"commitUrl": f"{self.site.address}/{name}/commit/{identity}", "commitOid": identity})
 
     def _upload_action(self, entry: dict[str, Any]) -> dict[str, Any]:
         action = {"upload": {"href": f"{self.site.address}/objects/{entry['oid']}"}}

@@ -70,6 +70,7 @@ COMMANDS = {
         "mmaudio.commands.condition_files", USE, "the kept features of videos: their size, and removal", "--remove"
     ),
     "merge": Command("mmaudio.commands.merge_adapter", USE, "adapters and their base to one checkpoint", "dogs.pt"),
+    "push": Command("mmaudio.commands.push_adapter", USE, "an adapter to the hub", "anna/dogs output/dogs --private"),
 }
 
 

@@ -24,12 +24,11 @@ def explain_hub_error(error: Exception, repository: str) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "it has no such revision"
     if status == 401 and "Invalid credentials" in str(error):
-        return "the token is wrong or has ended; take another with --token or HF_TOKEN, or log in with `hf auth login`"
-    if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"there is no {repository}, or no right to see it; for a private one set HF_TOKEN or log in with "
-            "`hf auth login`"
-        )
+        return "the token is wrong or has ended; set HF_TOKEN to another, or log in again with `hf auth login`"
+    if status == 401:
+        return f"it wants a token, or has no {repository}; set HF_TOKEN, or log in with `hf auth login`"
+    if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no {repository}, or no right to see it"
     if status == 403:
         return f"it refuses{answer}; the token needs the right to do so in {repository.split('/')[0]}'s repositories"
     if status == 409:

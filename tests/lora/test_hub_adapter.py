@@ -118,13 +118,14 @@ def test_a_pickled_file_is_refused(hub, tmp_path):
 
 
 def test_every_refusal_is_a_line(hub, monkeypatch):
-    assert f"{hub.address}/anna/cats: there is no anna/cats, or no right to see it" in refused("anna/cats")
+    assert f"{hub.address}/anna/cats: it wants a token, or has no anna/cats" in refused("anna/cats")
     assert "it has no such revision" in refused("anna/dogs@v9")
     hub.repositories["anna/dogs"].private = True
-    assert "or no right to see it; for a private one set HF_TOKEN" in refused(NAME)
+    assert "it wants a token, or has no anna/dogs; set HF_TOKEN" in refused(NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "the token is wrong" in refused(NAME)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert "there is no anna/cats, or no right to see it" in refused("anna/cats")
     assert read_stack([(NAME, AS_TRAINED)], offline=False).adapters[0].file.step == 2
 
 
