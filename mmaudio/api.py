@@ -244,7 +244,8 @@ def load_pretrained_with_lora(
     Raises WeightsError for a file that is missing or made for another model, ConfigError for wrong names.
     """
     torch_device, folder = pick_device(device), None if weights is None else Path(weights)
-    stack = None if lora_checkpoint is None else _read_checkpoints(lora_checkpoint)
+    offline = is_offline(offline)
+    stack = None if lora_checkpoint is None else _read_checkpoints(lora_checkpoint, offline)
     if stack is not None and lora_config is not None:
         raise ConfigError("load_pretrained_with_lora: lora_checkpoint contains its lora_config; pass one of the two")
     name = model_name or _find_model_name(stack)
@@ -255,7 +256,6 @@ def load_pretrained_with_lora(
         stack.check(name, network=network)
     else:
         select_targets(network, config)
-    offline = is_offline(offline)
     fetch_files(name, ("network",), folder, offline)
     base = load_weights(name, "network", folder)
     dtypes = {key: value.dtype for key, value in base.state_dict.items()}
@@ -279,10 +279,10 @@ def _find_model_name(stack: AdapterStack | None) -> str:
     raise ConfigError(f"load_pretrained_with_lora: no model_name, and no checkpoint that names it{hint}")
 
 
-def _read_checkpoints(checkpoints: AdapterPath | Sequence[WeightedPath]) -> AdapterStack:
+def _read_checkpoints(checkpoints: AdapterPath | Sequence[WeightedPath], offline: bool) -> AdapterStack:
     """Read one adapter or several; ConfigError for an empty list and for an item that is neither path nor pair."""
     items = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     pairs = [(item, 1.0) if isinstance(item, str | Path) else item for item in items]
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise ConfigError(f"lora_checkpoint={checkpoints!r}: an adapter, or a list of (adapter, strength)")
-    return read_stack((Path(path), parse_strength(strength)) for path, strength in pairs)
+    return read_stack(((Path(path), parse_strength(strength)) for path, strength in pairs), offline)

@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
             action="append",
             required=required,
             default=[],
-            help="an adapter: best_lora.pt, or a folder that PEFT wrote; several add up their changes to the base",
+            help="an adapter: best_lora.pt, a folder that PEFT wrote, or USER/NAME[@REVISION] on the hub; several add "
+            "up their changes to the base",
         )
         self.add_strength_flag()
 
@@ -162,6 +163,12 @@ def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> 
         status = main(arguments) or 0
         _flush_output()
         sys.exit(status)
+    except SystemExit:  # of argparse
+        _flush_output()
+        raise
+    except BrokenPipeError:  # whoever reads the output has enough of it, as `head` has
+        _discard_output()
+        sys.exit(128 + 13)  # SIGPIPE, which Windows lacks
     except (MMAudioError, OSError) as error:
         if "--debug" in arguments:
             raise
@@ -188,11 +195,17 @@ def _print_last(line: str) -> None:
 
 
 def _flush_output() -> None:
-    """Flush standard output; where nobody reads it any more, discard it, or the interpreter complains at its end."""
+    """Flush standard output; where nobody reads it any more, discard it."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         interrupts.discard_output(sys.stdout.fileno())
+
+
+def _discard_output() -> None:
+    """Send what is still to be printed nowhere, or the interpreter complains at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        interrupts.discard_output(stream.fileno())
 
 
 def describe_os_error(error: OSError) -> MMAudioError:

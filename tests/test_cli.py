@@ -74,6 +74,29 @@ def test_in_a_log_file_the_error_comes_last(error):
     assert len(result.stdout.splitlines()) == 2 and result.stdout.startswith("why\n")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[print('x' * 100, flush=True) for _ in range(10_000)]",
+        "print('x')",
+        "print('x'); raise SystemExit(0)",
+        "[print('x' * 100, file=__import__('sys').stderr) for _ in range(10_000)]",
+    ],
+)
+def test_whoever_reads_the_output_may_stop(body):
+    """As other programs in `program | head` it ends without a word."""
+    script = f"from mmaudio import cli\ndef main(_):\n    {body}\ncli.run(main)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = {"stderr" if "stderr" in body else "stdout": writer}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **closed}
+    buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run([sys.executable, "-c", script], env=buffering, text=True, check=False, **streams)
+    os.close(writer)
+    assert not result.stdout and not result.stderr
+    assert result.returncode == (141 if "range" in body else 0)
+
+
 def test_debug_shows_the_traceback():
     assert "Traceback" in run("raise errors.DataError('x')", "--debug").stderr
     assert "Traceback" in run("raise RuntimeError('no word of memory')").stderr

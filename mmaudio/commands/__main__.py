@@ -14,7 +14,7 @@ from types import ModuleType
 
 from mmaudio import cli
 from mmaudio.errors import ConfigError
-from mmaudio.utils.checkout import ROOT
+from mmaudio.utils.checkout import ROOT, SCRIPTS
 from mmaudio.utils.terminal import print_lines
 
 NAME = "mmaudio-lora"
@@ -50,17 +50,15 @@ COMMANDS = {
     ),
     "completion": Command("mmaudio.commands.completion", WHOLE, "tab completion for bash, zsh or fish", "bash"),
     "split": Command(
-        "training/split_videos_for_finetuning.py",
+        SCRIPTS["split"],
         STEPS,
         "a folder of videos to a table of clips",
         "--input_dir my_videos --output_tsv lora_data/clips.tsv",
     ),
-    "extract": Command(
-        "training/extract_features_finetuning.py", STEPS, "the clips' features", "--video_root my_videos --mode 16k"
-    ),
-    "train": Command("train_lora.py", STEPS, "features to an adapter", "exp_id=dogs model=small_16k lora.rank=32"),
+    "extract": Command(SCRIPTS["extract"], STEPS, "the clips' features", "--video_root my_videos --mode 16k"),
+    "train": Command(SCRIPTS["train"], STEPS, "features to an adapter", "exp_id=dogs model=small_16k lora.rank=32"),
     "evaluate": Command(
-        "evaluate_lora.py",
+        SCRIPTS["evaluate"],
         STEPS,
         "the base against the adapter on held-out videos",
         "--lora_checkpoint output/dogs/lora_checkpoints/best_lora.pt --test_videos my_videos",
@@ -72,6 +70,7 @@ COMMANDS = {
         "mmaudio.commands.condition_files", USE, "the kept features of videos: their size, and removal", "--remove"
     ),
     "merge": Command("mmaudio.commands.merge_adapter", USE, "adapters and their base to one checkpoint", "dogs.pt"),
+    "push": Command("mmaudio.commands.push_adapter", USE, "an adapter to the hub", "anna/dogs output/dogs --private"),
 }
 
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 from mmaudio.data.clips import SPLITS, Clip, LeftOut
 from mmaudio.data.table_checksums import describe_changes, is_changed, write_checksums
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.checkout import command_words
 from mmaudio.utils.escapes import decode_cell, encode_cell
 from mmaudio.utils.files import atomic_write, read_text, table_columns, table_rows
 from mmaudio.utils.terminal import print_lines
@@ -163,7 +164,7 @@ def _parse_clip(path: Path, number: int, row: dict[str, str]) -> Clip:
 def _read_rows(path: Path, row_type: type[Row]) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells by column of every row."""
     if not path.is_file():
-        raise DataError(f"{path}: not there; split the videos first (training/split_videos_for_finetuning.py)")
+        raise DataError(f"{path}: not there; split the videos first ({' '.join(command_words('split'))})")
     text = read_text(path)
     columns = table_columns(path, text, "\t")
     required = [field.name for field in fields(row_type) if row_type is LeftOut or field.default is MISSING]

@@ -23,6 +23,7 @@ from mmaudio.data.row_checksums import RowChecksums
 from mmaudio.data.shard_writer import ShardWriter
 from mmaudio.errors import DataError
 from mmaudio.model.spec import ModelSpec, model_spec
+from mmaudio.utils.checkout import command_words
 
 VERSION = 3
 """Raised whenever the code computes other features from the same input, other by more than two processors' rounding."""
@@ -169,7 +170,7 @@ def read_left_out_videos(clips_tsv: Path, folder: Path) -> list[LeftOut]:
 def _open_shard(path: Path, clips: list[Clip], model: str | None) -> tuple[Header, Features, list[int]]:
     """The features of one video, memory-mapped, and the rows of `clips` in them, checked."""
     if not path.is_file():
-        raise DataError(f"{path}: not there; extract features first (training/extract_features_finetuning.py)")
+        raise DataError(f"{path}: not there; extract features first ({' '.join(command_words('extract'))})")
     header, features = read_shard(path)
     if features is None or _is_stale(header, clips):
         raise DataError(f"{path}: made from another table of clips; extract again (it redoes only what changed)")

@@ -64,7 +64,7 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     Raises DataError for clips that are missing or were trained on, WeightsError for an adapter that does not fit.
     """
     metric_names = select_metrics(config.metrics)
-    stack = read_stack(config.adapters)
+    stack = read_stack(config.adapters, config.offline)
     spec = model_spec(base_model_name(config, stack))
     base_sha256 = find_base(config, stack, spec)
     search = ModelSearch(spec.name, config.weights, config.offline, config.metrics or (), config.device)

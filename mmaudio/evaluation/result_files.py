@@ -14,11 +14,13 @@ from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.results import Results
 from mmaudio.evaluation.tensorboard import write_scalars
+from mmaudio.lora.checkpoint import adapter_files
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import METRICS
 from mmaudio.metrics.statistics import Comparison, overall_verdict
 from mmaudio.utils.escapes import encode_cell
 from mmaudio.utils.files import atomic_write
+from mmaudio.weights.store import file_sha256
 
 SCHEMA = 1
 """Version of the layout of `metrics.json`."""
@@ -53,6 +55,8 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "inputs": evaluation.inputs.key,
         "model": evaluation.inputs.spec.name,
         "adapter": str(config.checkpoint),
+        "adapter_sha256": [file_sha256(adapter_files(path)[0]) for path, _ in config.adapters],
+        "trained_clips": held_out.num_trained,
         "adapters": [{"adapter": str(path), "strength": strength.plain()} for path, strength in config.adapters],
         "draws": config.sampling.to_json(),
         "data_check": None if sync_report is None else sync_report.to_json(),

@@ -16,6 +16,7 @@ from mmaudio.data.trained_clips import find_trained_clips
 from mmaudio.errors import DataError
 from mmaudio.lora.adapter_start import check_start
 from mmaudio.lora.checkpoint import AdapterFile, adapter_files, check_base, check_fit, read_adapter
+from mmaudio.lora.hub_adapter import fetch_adapter
 from mmaudio.model.networks import build_network
 from mmaudio.weights.store import file_sha256
 
@@ -51,6 +52,7 @@ def load_initial_adapter(config: TrainConfig) -> InitialAdapter | None:
     if config.init_from is None:
         return None
     path = Path(config.init_from)
+    fetch_adapter(path, config.offline)
     adapter = read_adapter(path)
     check_base(adapter, config.model)
     with torch.device("meta"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mmaudio.generation.generation_flags import DEFAULT_MODEL
 from mmaudio.generation.generation_table import GenerationTable
 from mmaudio.generation.jobs import Job, describe_job
 from mmaudio.generation.solver import ADAPTIVE
+from mmaudio.lora.hub_adapter import find_adapter
 from mmaudio.lora.stack import AdapterStack, pair_strengths, read_stack
 from mmaudio.model.spec import model_spec
 from mmaudio.weights.store import component_sha256, fetch_files, file_sha256
@@ -22,7 +23,7 @@ from mmaudio.weights.store import component_sha256, fetch_files, file_sha256
 def choose_base(args: argparse.Namespace) -> tuple[AdapterStack | None, str]:
     """The adapters, read and checked, and the name of the base model."""
     pairs = pair_strengths(args.adapter, args.strength)
-    stack = read_stack(pairs) if pairs else None
+    stack = read_stack(pairs, cli.is_offline(args.offline)) if pairs else None
     model = args.model or (stack.base_model if stack is not None else "") or DEFAULT_MODEL
     if stack is not None:
         stack.check(model)
@@ -57,7 +58,10 @@ def open_table(args: argparse.Namespace) -> GenerationTable:
     def describe_run() -> dict[str, Any]:
         stack, model = choose_base(args)
         fetch_files(model, ("network",), args.weights, cli.is_offline(args.offline))
-        hashes = {"base": component_sha256(model, "network", args.weights), "adapter_files": hash_files(args.adapter)}
+        hashes = {
+            "base": component_sha256(model, "network", args.weights),
+            "adapter_files": hash_files(map(find_adapter, args.adapter)),
+        }
         ranking = {"rank_by": args.rank_by, "samples": args.samples if args.rank_by else None}
         return describe_settings(args, stack, model) | ranking | hashes
 
@@ -68,7 +72,7 @@ def open_table(args: argparse.Namespace) -> GenerationTable:
     return GenerationTable(args.output, describe)
 
 
-def hash_files(paths: Sequence[Path]) -> list[str]:
+def hash_files(paths: Iterable[Path]) -> list[str]:
     """A hash of the content of each file, or of that of all files in a folder."""
     hashes = []
     for path in paths:

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora.adapter import add_lora, inject_adapter, load_adapter_state, peft_settings
-from mmaudio.lora.clip_names import hash_names
+from mmaudio.lora.clip_names import hash_names, hide_files
 from mmaudio.lora.config import LoRAConfig
+from mmaudio.lora.hub_adapter import find_adapter
 from mmaudio.lora.peft_compat import (
     adapted_modules,
     check_ranks,
@@ -41,6 +42,7 @@ from mmaudio.lora.peft_compat import (
     find_possible_models,
     lora_settings,
     lora_weights,
+    read_peft_config,
 )
 from mmaudio.lora.targets import layer_settings
 from mmaudio.model.networks import MMAudio
@@ -56,8 +58,6 @@ CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 """File names of peft's folders."""
 PICKLED_NAME = "adapter_model.bin"
 """File name of the weights if peft was called with safe_serialization=False."""
-MAX_CONFIG_BYTES = 10_000_000
-"""Size of adapter_config.json; with every layer named it has some 50 kB."""
 _HEADER, _CHECKSUMS = "mmaudio", "mmaudio_checksums"
 """Entries of the metadata of adapter_model.safetensors. Files of other programs, and of 0.1.0, have no checksums."""
 
@@ -109,20 +109,21 @@ def write_adapter(path: Path, adapter: AdapterFile) -> None:
     torch.save({**adapter.metadata(), "peft": config, "adapter": state}, buffer)
     write_synced(path, buffer.getvalue())
     if adapter.lora.enabled:
-        _write_folder(path.with_suffix(""), adapter, config, state)
+        with atomic_folder(path.with_suffix("")) as folder:
+            write_peft_files(folder, adapter)
 
 
-def _write_folder(folder: Path, adapter: AdapterFile, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    settings = json.dumps(config, indent=2, sort_keys=True).encode()
+def write_peft_files(folder: Path, adapter: AdapterFile) -> None:
+    """Write the adapter as peft's two files into an existing folder. Not for full fine-tuning."""
+    settings = json.dumps(peft_config(adapter), indent=2, sort_keys=True).encode()
     checksums = {CONFIG_NAME: hashlib.sha256(settings).hexdigest()}
-    with atomic_folder(folder) as temporary:
-        write_synced(temporary / CONFIG_NAME, settings)
-        write_synced(temporary / WEIGHTS_NAME, pack_weights(state, shared_metadata(adapter), {}, checksums))
+    write_synced(folder / CONFIG_NAME, settings)
+    write_synced(folder / WEIGHTS_NAME, pack_weights(adapter.state, shared_metadata(adapter), {}, checksums))
 
 
 def shared_metadata(adapter: AdapterFile) -> dict[str, Any]:
     """The metadata for files that may leave the machine: hashes in place of the names of videos and clips."""
-    return {**adapter.metadata(), "data": hash_names(adapter.data)}
+    return {**adapter.metadata(), "data": hash_names(adapter.data), "config": hide_files(adapter.config)}
 
 
 def pack_weights(
@@ -136,6 +137,7 @@ def pack_weights(
     The same input gives the same bytes.
     """
     metadata = {"format": "pt", _HEADER: json.dumps(header, sort_keys=True), **card}
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     metadata[_CHECKSUMS] = json.dumps({**checksums, "all else": tensors_sha256(state, metadata)}, sort_keys=True)
     return _sort_header(save(state, metadata))
 
@@ -152,7 +154,8 @@ def restore_folder(path: Path) -> bool:
     with suppress(WeightsError):
         read_adapter(folder)
         return False
-    _write_folder(folder, adapter, peft_config(adapter), adapter.state)
+    with atomic_folder(folder) as temporary:
+        write_peft_files(temporary, adapter)
     return True
 
 
@@ -192,24 +195,30 @@ def replace_synced(path: Path) -> Iterator[Path]:
 
 def size_on_disk(path: Path) -> int:
     """Size of an adapter in bytes: of the file, or of all files in the folder."""
+    path = find_adapter(path)
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def adapter_files(path: Path) -> list[Path]:
     """Files that `read_adapter` reads: the weights, and peft's settings if present; WeightsError if there are none."""
-    weights = _find_weights(path)
+    weights = _find_weights(find_adapter(path))
     peft_config = weights.parent / CONFIG_NAME
     return [weights, peft_config] if peft_config.is_file() else [weights]
 
 
 def read_adapter(path: Path) -> AdapterFile:
-    """Read the adapter in a .pt file, a PEFT folder or a .safetensors file; WeightsError for anything else."""
-    if not path.exists():
-        raise WeightsError(f"{path}: no such adapter; training writes output/EXP_ID/lora_checkpoints/best_lora.pt")
-    if not path.is_dir() and not path.is_file():  # opening a pipe waits for ever
-        raise WeightsError(f"{path}: neither a file nor a folder")
+    """Read the adapter in a .pt file, a PEFT folder or a .safetensors file; WeightsError for anything else.
+
+    Of a name on the hub, USER/NAME[@REVISION], that in the hub's cache.
+    """
     try:
-        return _read_peft(_find_weights(path)) if path.is_dir() or path.suffix == ".safetensors" else _read_pt(path)
+        place = find_adapter(path)
+        if not place.exists():
+            raise WeightsError("no such adapter; training writes output/EXP_ID/lora_checkpoints/best_lora.pt")
+        if not place.is_dir() and not place.is_file():  # opening a pipe waits for ever
+            raise WeightsError("neither a file nor a folder")
+        is_peft = place.is_dir() or place.suffix == ".safetensors"
+        return _read_peft(_find_weights(place)) if is_peft else _read_pt(place)
     except (ConfigError, WeightsError) as error:
         raise WeightsError(f"{path}: {error}") from error
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -247,7 +256,7 @@ def _read_peft(weights: Path) -> AdapterFile:
     config_path = weights.parent / CONFIG_NAME
     if header is not None and "peft" in header:  # a file that stands alone: what lies beside it is another's
         return _build_adapter(state, header, header["peft"])
-    adapter = _build_adapter(state, header, _read_config(config_path))
+    adapter = _build_adapter(state, header, read_peft_config(config_path))
     if CONFIG_NAME in checksums and config_path.is_file():
         _report_edits(config_path, checksums[CONFIG_NAME], adapter)
     return adapter
@@ -263,15 +272,6 @@ def _report_edits(config_path: Path, sha256: str, adapter: AdapterFile) -> None:
             file=sys.stderr,
             flush=True,
         )
-
-
-def _read_config(path: Path) -> Any:
-    """peft's settings, None where there is no such file."""
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise WeightsError(f"{path.name} has {path.stat().st_size} bytes, more than settings take")
-    return json.loads(path.read_text("utf-8-sig"))
 
 
 def _load_pickled(path: Path) -> Any:

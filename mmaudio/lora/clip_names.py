@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import Any
 
 _PREFIX = "sha256:"
@@ -31,6 +32,16 @@ def hash_names(data: Mapping[str, Any]) -> dict[str, Any]:
         else:
             hashed[key] = hash_names(value) if isinstance(value, Mapping) else value
     return hashed
+
+
+def hide_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a training without the names of the user's files: of videos to hear samples of, of folders."""
+    hidden = dict(config)
+    if hidden.get("init_from"):
+        hidden["init_from"] = PurePath(hidden["init_from"]).name
+    if "sample_videos" in (logging := hidden.get("logging") or {}):
+        hidden["logging"] = {**logging, "sample_videos": []}
+    return hidden
 
 
 def is_listed(name: str, names: Collection[str]) -> bool:

@@ -8,8 +8,10 @@ find_possible_models(state)                 # ["medium_44k"]
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
 
+MAX_CONFIG_BYTES = 10_000_000
+"""Size of adapter_config.json; with every layer named it has some 50 kB."""
 _KEY = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _MAGNITUDE = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _BIAS = re.compile(rf"(?:{re.escape(KEY_PREFIX)})?((?:(?!lora_).)+)\.bias")
@@ -65,6 +69,15 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 """Types of an adapter's values."""
 _SUPPORTED_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that do not change the base weights."""
+
+
+def read_peft_config(path: Path) -> Any:
+    """peft's settings, None where there is no such file."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise WeightsError(f"{path.name} has {path.stat().st_size} bytes, more than settings take")
+    return json.loads(path.read_text("utf-8-sig"))
 
 
 def lora_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,8 +25,7 @@ def write_single_file(path: Path, adapter: AdapterFile) -> bool:
         "modelspec.title": path.stem,
         "modelspec.usage_hint": usage_hint(path.name, adapter.base_model),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in adapter.state.items()}
-    content = pack_weights(state, header, card)
+    content = pack_weights(adapter.state, header, card)
     if path.is_file() and path.read_bytes() == content:
         return False
     write_synced(path, content)

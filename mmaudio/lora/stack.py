@@ -24,6 +24,7 @@ from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora import base_values
 from mmaudio.lora.adapter import merge, set_strength
 from mmaudio.lora.checkpoint import AdapterFile, attach_adapter, check_base, check_fit, read_adapter
+from mmaudio.lora.hub_adapter import fetch_adapter, parse_hub_name
 from mmaudio.lora.peft_layers import KEY_PREFIX, lora_layers
 from mmaudio.lora.strength import AS_TRAINED, Strength, parse_strength
 from mmaudio.model.networks import MMAudio
@@ -111,12 +112,17 @@ class AdapterStack:
             raise error if len(self.adapters) == 1 else WeightsError(f"{adapter.path}: {error}") from error
 
 
-def read_stack(pairs: Iterable[tuple[Path, Strength]]) -> AdapterStack:
-    """Read adapters; WeightsError as `read_adapter` and for different base models, ConfigError for one named twice."""
+def read_stack(pairs: Iterable[tuple[Path, Strength]], offline: bool = True) -> AdapterStack:
+    """Read adapters; WeightsError as `read_adapter` and for different base models, ConfigError for one named twice.
+
+    Those that are on the hub are fetched, unless `offline`.
+    """
     pairs = list(pairs)
     for index, (path, _) in enumerate(pairs):
         if path.resolve() in [other.resolve() for other, _ in pairs[:index]]:
             raise ConfigError(f"{path}: this adapter is named twice; name it once, with one strength")
+    for path, _ in pairs:
+        fetch_adapter(path, offline)
     adapters = [StackedAdapter(path, strength, read_adapter(path)) for path, strength in pairs]
     for attribute, label in (("base_model", ""), ("base_sha256", "network of SHA-256 ")):
         named = [(adapter.path, getattr(adapter.file, attribute)) for adapter in adapters]
@@ -131,7 +137,9 @@ def read_stack(pairs: Iterable[tuple[Path, Strength]]) -> AdapterStack:
 
 
 def adapter_name(path: Path) -> str:
-    """A name for an adapter: its experiment's, else its file's without the suffix."""
+    """A name for an adapter: its experiment's, the repository's on the hub, else its file's without the suffix."""
+    if name := parse_hub_name(path):
+        return name.repository.split("/")[1]
     path = path.resolve()
     return path.parent.parent.name if path.parent.name == "lora_checkpoints" else path.stem
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mmaudio.errors import ConfigError
 from mmaudio.media.local_files import create_media
+from mmaudio.media.video import decode_frames, open_container
 from mmaudio.utils.files import atomic_write
 
 CODECS = {".flac": "flac", ".wav": "pcm_s16le"}
@@ -42,3 +43,12 @@ def write_audio(
             frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def read_audio_file(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+    """The samples (T,) of what `write_audio` wrote, and their rate in hertz; DataError where it cannot be read."""
+    with open_container(path) as container:
+        frames = list(decode_frames(container, container.streams.audio[0]))
+        sample_rate: int = container.streams.audio[0].rate
+    blocks = [frame.to_ndarray().reshape(-1).astype(np.float32) / _INT16_MAX for frame in frames]
+    return np.concatenate(blocks), sample_rate

@@ -25,6 +25,7 @@ from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
 from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.utils.checkout import command_words
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
 from mmaudio.utils.terminal import join_command, print_lines
@@ -169,9 +170,7 @@ def print_summary(job: Job, start: float) -> None:
     summary = read_summary(job.experiment / "metrics.json")
     example = next((clip.video for clip in clips if clip.split == "test"), clips[0].video)
     command = [
-        python_command(),
-        "-m",
-        "mmaudio.generation",
+        *command_words("generate", python_command()),
         "--video",
         str(job.videos / example),
         "--model",

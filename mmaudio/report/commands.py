@@ -11,6 +11,7 @@ from mmaudio.evaluation.strength_sweep import FULL
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.model.spec import ModelSpec
+from mmaudio.utils.checkout import command_words
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.terminal import join_command
 
@@ -50,8 +51,7 @@ def _evaluation_command(config: EvaluationConfig) -> list[str]:
         "--weights": config.weights,
     }
     return [
-        "python",
-        "evaluate_lora.py",
+        *command_words("evaluate"),
         *_adapter_flags(config, "--lora_checkpoint"),
         *_format_flags({"--test_videos": config.video_root}),
         "--compare_original",
@@ -69,7 +69,7 @@ def _extraction_command(config: EvaluationConfig, spec: ModelSpec) -> list[str]:
         "--model": spec.name,
         "--weights": config.weights,
     }
-    return ["python", "training/extract_features_finetuning.py", *_format_flags(flags)]
+    return [*command_words("extract"), *_format_flags(flags)]
 
 
 def _generation_command(config: EvaluationConfig, spec: ModelSpec, recommended: float | None) -> list[str]:
@@ -80,7 +80,7 @@ def _generation_command(config: EvaluationConfig, spec: ModelSpec, recommended: 
         "--weights": config.weights,
     }
     adapters = _adapter_flags(config, "--adapter")
-    return ["python", "-m", "mmaudio.generation", *_format_flags(request), *adapters, *_format_flags(files)]
+    return [*command_words("generate"), *_format_flags(request), *adapters, *_format_flags(files)]
 
 
 def _adapter_flags(config: EvaluationConfig, flag: str) -> list[str]:
@@ -101,7 +101,7 @@ def _training_command(config: EvaluationConfig, spec: ModelSpec, adapter: Adapte
     settings = {name: value for name, value in adapter.config.items() if name not in paths}
     overrides = {name: quote_value(value) for name, value in paths.items()}
     overrides |= _differing_settings(settings, TrainConfig().to_dict())
-    return ["python", "train_lora.py", *(f"{name}={value}" for name, value in overrides.items())]
+    return [*command_words("train"), *(f"{name}={value}" for name, value in overrides.items())]
 
 
 def _format_flags(flags: Mapping[str, object]) -> list[str]:

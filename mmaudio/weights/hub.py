@@ -11,11 +11,9 @@ from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.heartbeat import has_bars
+from mmaudio.utils.hub_errors import DOWNLOAD_ERRORS
 from mmaudio.utils.progress import PlainBar, format_bytes
 from mmaudio.utils.terminal import print_lines
-
-DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
-"""Exceptions that a download raises, with those of the HTTP package that the hub's client is built on."""
 
 
 def cache_folder() -> Path:

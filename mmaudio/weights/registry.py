@@ -10,6 +10,8 @@ from mmaudio.model.spec import model_spec
 
 COMPONENTS = ("network", "vae", "vocoder", "synchformer", "clip")
 """The components of a base model, each in a file of its own; a bundled model's vocoder may need none."""
+BASE_REPOSITORY = "hkchengrex/MMAudio"
+"""The released models' repository on the hub."""
 RELEASE = "https://github.com/hkchengrex/MMAudio/releases/download/v0.1"
 
 
@@ -38,7 +40,7 @@ class WeightsFile:
 
 def _network(model: str, megabytes: int, md5: str) -> WeightsFile:
     name = f"mmaudio_{model}.pth"
-    address = f"{constants.ENDPOINT}/hkchengrex/MMAudio/resolve/main/weights/{name}"
+    address = f"{constants.ENDPOINT}/{BASE_REPOSITORY}/resolve/main/weights/{name}"
     return WeightsFile((name,), address, megabytes * 10**6, md5)
 
 

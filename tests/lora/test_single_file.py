@@ -61,7 +61,8 @@ def test_its_header_says_what_it_is_and_how_to_use_it(trained, tmp_path):
 
 
 def test_what_leaves_the_machine_names_no_video(trained, tmp_path):
-    adapter = trained[0]
+    logging = {"log_every": 5, "sample_videos": ["films/holiday at grandma's.mp4"]}
+    adapter = replace(trained[0], config={"logging": logging, "init_from": "secret.mkv/best_lora.pt"})
     write_adapter(tmp_path / "best_lora.pt", adapter)
     write_single_file(tmp_path / "dogs_lora.safetensors", adapter)
     files = [tmp_path / "dogs_lora.safetensors", *(tmp_path / "best_lora").iterdir()]

@@ -11,6 +11,7 @@ from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
 from mmaudio.report.commands import build_commands
+from mmaudio.utils import checkout
 
 MODEL = "tiny_16k"
 
@@ -48,3 +49,12 @@ def test_audio_is_generated_at_the_recommended_strength():
         commands = dict(build_commands(config, model_spec(MODEL), AdapterFile(LoRAConfig(), {}, MODEL, ""), strength))
         arguments = shlex.split(commands["Make a sound for a video with the adapter"])
         assert arguments[arguments.index("a.pt") + 1 : arguments.index("--output")] == flags
+
+
+def test_outside_a_checkout_they_are_subcommands(monkeypatch):
+    """Where a wheel is installed, nobody has the scripts."""
+    monkeypatch.setattr(checkout, "IN_CHECKOUT", False)
+    config = EvaluationConfig(Path("a.pt"), Path("v"), Path("c.tsv"), Path("f"), Path("o"))
+    adapter = AdapterFile(LoRAConfig(), {}, MODEL, "", config=TrainConfig(exp_id="x", model=MODEL).to_dict())
+    words = [shlex.split(text)[:2] for _, text in build_commands(config, model_spec(MODEL), adapter)]
+    assert words == [["mmaudio-lora", name] for name in ("evaluate", "extract", "train", "generate")]
