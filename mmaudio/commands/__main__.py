@@ -71,6 +71,7 @@ COMMANDS = {
     "conditions": Command(
         "mmaudio.commands.condition_files", USE, "the kept features of videos: their size, and removal", "--remove"
     ),
+    "app": Command("mmaudio.app.server", USE, "a page in the browser for all of this", "--videos my_videos"),
     "merge": Command("mmaudio.commands.merge_adapter", USE, "adapters and their base to one checkpoint", "dogs.pt"),
 }
 
