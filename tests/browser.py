@@ -1,38 +1,39 @@
-"""Headless Chromium through chromedriver: what a reader of a page sees, does and is sent.
+"""Headless Chromium through selenium: what a reader of a page sees, does and is sent.
 
     with chromium(downloads) as browser:
-        browser.open(path_of_a_page)
+        browser.open(address_of_a_page)
 
-Speaks WebDriver (https://www.w3.org/TR/webdriver2/) by the standard library; the browser finds no host but loopback.
+The browser finds no host but loopback.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import re
 import shutil
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-KEYS = {" ": "\ue00d", "ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Tab": "\ue004", "Enter": "\ue007"}
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+KEYS = {" ": Keys.SPACE, "ArrowLeft": Keys.ARROW_LEFT, "ArrowRight": Keys.ARROW_RIGHT, "Enter": Keys.ENTER}
 ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--disable-background-networking",
     "--no-first-run",
 )
+CENTRE = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
 
 
 def missing_browser() -> str:
@@ -44,60 +45,36 @@ def missing_browser() -> str:
 class Browser:
     """One session, one window."""
 
-    def __init__(self, address: str, downloads: Path) -> None:
-        self._address = address
-        chrome = {
-            "args": list(ARGUMENTS),
-            "binary": shutil.which("chromium"),
-            "perfLoggingPrefs": {"enablePage": False},
-        }
-        capabilities = {
-            "browserName": "chrome",
-            "goog:chromeOptions": chrome,
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
-        self._session = f"/session/{session['sessionId']}"
+    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+        self.driver = driver
+        self.run = driver.execute_script
+        """What a function with this body returns; a promise is waited for."""
+        self.reload = driver.refresh
         self.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
-    def close(self) -> None:
-        """End the session and its browser."""
-        self._ask("DELETE", self._session)
+    def open(self, page: Path | str) -> None:
+        """Open a file, as a double click would, or an address."""
+        self.driver.get(page.as_uri() if isinstance(page, Path) else page)
 
-    def open(self, page: Path) -> None:
-        """Open a file, as a double click would."""
-        self._ask("POST", f"{self._session}/url", {"url": page.as_uri()})
-
-    def reload(self) -> None:
-        """Load the page again."""
-        self._ask("POST", f"{self._session}/refresh", {})
-
-    def run(self, script: str, *arguments: object) -> Any:
-        """What a function with this body returns; a promise is waited for."""
-        return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
+    def find(self, selector: str) -> WebElement:
+        """The first element that matches, scrolled into view."""
+        element = self.driver.find_element(By.CSS_SELECTOR, selector)
+        self.run(CENTRE, element)
+        return element
 
     def click(self, selector: str) -> None:
-        """A real click on the first element that matches, scrolled into view."""
-        self.run(
-            "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector
-        )
-        element = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"{self._session}/element/{element[ELEMENT]}/click", {})
+        """A real click on the first element that matches."""
+        self.find(selector).click()
 
     def click_at(self, selector: str, share: float) -> None:
         """A real click at this share of an element's width, at half its height."""
-        self.run(
-            "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector
-        )
-        box = self.run("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", selector)
-        spot = {"x": box["left"] + share * box["width"], "y": box["top"] + box["height"] / 2, "button": "left"}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.devtools("Input.dispatchMouseEvent", type=kind, clickCount=1, **spot)
+        element = self.find(selector)
+        offset = round((share - 0.5) * element.rect["width"])
+        ActionChains(self.driver, duration=0).move_to_element_with_offset(element, offset, 0).click().perform()
 
     def press(self, key: str) -> None:
         """A key, where the focus is."""
-        stroke = [{"type": kind, "value": KEYS.get(key, key)} for kind in ("keyDown", "keyUp")]
-        self._ask("POST", f"{self._session}/actions", {"actions": [{"type": "key", "id": "keys", "actions": stroke}]})
+        ActionChains(self.driver).send_keys(KEYS.get(key, key)).perform()
 
     def wait(self, script: str, *arguments: object, seconds: float = 20) -> Any:
         """What the script returns as soon as that is true; AssertionError after `seconds`."""
@@ -109,29 +86,22 @@ class Browser:
 
     def devtools(self, command: str, **parameters: object) -> Any:
         """A command of the DevTools protocol."""
-        body = {"cmd": command, "params": parameters}
-        return self._ask("POST", f"{self._session}/goog/cdp/execute", body)
+        return self.driver.execute_cdp_cmd(command, parameters)
 
     def resize(self, width: int, height: int, dark: bool = False, scale: float = 1) -> None:
         """Set the size in CSS pixels and the preferred colours."""
-        self.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=scale,
-            mobile=width < 600,
-        )
+        metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.devtools("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self, path: Path) -> None:
         """Write what is visible as PNG."""
-        path.write_bytes(base64.b64decode(self._ask("GET", f"{self._session}/screenshot")))
+        self.driver.save_screenshot(str(path))
 
     def errors(self) -> list[str]:
         """What the console showed since the last call, above the level of information."""
-        lines = self._log("browser")
-        return [line["message"] for line in lines if line["level"] in ("SEVERE", "WARNING")]
+        return [line["message"] for line in self._log("browser") if line["level"] in ("SEVERE", "WARNING")]
 
     def requests(self) -> list[str]:
         """The addresses that were asked for since the last call."""
@@ -139,36 +109,21 @@ class Browser:
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
     def _log(self, kind: str) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = self._ask("POST", f"{self._session}/se/log", {"type": kind})
+        lines: list[dict[str, Any]] = self.driver.get_log(kind)
         return lines
-
-    def _ask(self, method: str, path: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=120) as response:
-                return json.load(response)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from None
 
 
 @contextmanager
 def chromium(downloads: Path) -> Iterator[Browser]:
     """A browser while the block runs; what it downloads goes to `downloads`."""
-    command = ["chromedriver", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as driver:
-        try:
-            assert driver.stdout is not None
-            line = ""
-            while not (port := re.search(r"on port (\d+)\.", line)):
-                line = driver.stdout.readline()
-                assert line, "chromedriver ended"
-            browser = Browser(f"http://127.0.0.1:{port[1]}", downloads)
-            try:
-                yield browser
-            finally:
-                browser.close()
-        finally:
-            driver.terminate()
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for argument in ARGUMENTS:
+        options.add_argument(argument)
+    options.add_experimental_option("perfLoggingPrefs", {"enablePage": False})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield Browser(driver, downloads)
+    finally:
+        driver.quit()

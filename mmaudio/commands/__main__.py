@@ -69,6 +69,7 @@ COMMANDS = {
     "conditions": Command(
         "mmaudio.commands.condition_files", USE, "the kept features of videos: their size, and removal", "--remove"
     ),
+    "app": Command("mmaudio.app.server", USE, "a page in the browser for all of this", "--videos my_videos"),
     "merge": Command("mmaudio.commands.merge_adapter", USE, "adapters and their base to one checkpoint", "dogs.pt"),
     "push": Command("mmaudio.commands.push_adapter", USE, "an adapter to the hub", "anna/dogs output/dogs --private"),
 }

@@ -1,0 +1,76 @@
+"""What the tabs share: errors as messages in the page, and numbers that a browser has sent."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmaudio import cli
+from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.utils.escapes import escape_controls
+
+GPU_QUEUE: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
+"""Of the events that compute: one after another, whichever browser they come from."""
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+"""Of every event: the page is no programming interface."""
+
+
+def explain_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """`handler`, function or generator, whose errors that a user can mend are shown in the page; text, not HTML."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def run_steps(*values: Any) -> Iterator[Any]:
+            try:
+                yield from handler(*values)
+            except (MMAudioError, OSError, MemoryError, RuntimeError) as error:
+                raise page_error(error) from error
+
+        return run_steps
+
+    @functools.wraps(handler)
+    def run(*values: Any) -> Any:
+        try:
+            return handler(*values)
+        except (MMAudioError, OSError, MemoryError, RuntimeError) as error:
+            raise page_error(error) from error
+
+    return run
+
+
+def page_error(error: Exception) -> Exception:
+    """Gradio's error for one that a user can mend; any other as it is."""
+    import gradio
+
+    if isinstance(error, OSError):
+        error = cli.describe_os_error(error)
+    explained = cli.describe_out_of_memory(error, "take fewer takes or a shorter video") or error
+    if not isinstance(explained, MMAudioError):
+        return error
+    shown: Exception = gradio.Error(html.escape(escape_controls(str(explained))), duration=None, print_exception=False)
+    return shown
+
+
+def whole_number(value: object, label: str) -> int | None:
+    """A number of a field, None for an empty one; ConfigError for a fraction or anything else."""
+    number = decimal(value, label)
+    if number is not None and number != int(number):
+        raise ConfigError(f"{label} {number:g}: a whole number")
+    return None if number is None else int(number)
+
+
+def decimal(value: object, label: str) -> float | None:
+    """A number of a field, None for an empty one; ConfigError for anything else, infinity too."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        raise ConfigError(f"{label}: a number is expected")
+    return float(value)
+
+
+def text_field(value: object) -> str:
+    """The text of a field."""
+    return value if isinstance(value, str) else ""
