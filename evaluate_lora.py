@@ -160,6 +160,7 @@ def print_summary(evaluation: Evaluation) -> None:
         evaluation.inputs.no_general_reason,
         held_out.recommended,
         held_out.recommendation,
+        "" if evaluation.prompt_results is None else evaluation.prompt_results.sentence,
     )
     lines = verdict.terminal_lines(summary.comparisons)
     lines += [f"{label}: {text}" for label, text in summary.lines().items() if label != "Verdict"]

@@ -8,7 +8,8 @@ from mmaudio.data.clip_table import write_clips
 from mmaudio.data.clips import Clip
 from mmaudio.data.feature_set import Features, build_feature_set
 from mmaudio.data.feature_store import Header, encoder_names, shard_path, write_shard
-from mmaudio.finetune.base_samples import read_captions, samples_path
+from mmaudio.data.generic_captions import training_captions
+from mmaudio.finetune.base_samples import samples_path
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.trainer import train_adapter
@@ -86,7 +87,7 @@ def build_config(folder, **settings):
 
 def write_base_samples(config, base_sha256="0" * 64, seconds=8.0):
     """Random samples of the base at the place where training looks for those that it has made."""
-    path, count = samples_path(config, base_sha256, seconds), len(read_captions(config.model))
+    path, count = samples_path(config, base_sha256, seconds), len(training_captions(config.model))
     features = random_features(count, seed=7)
     with atomic_write(path) as temporary:  # of several processes, perhaps
         torch.save({"latents": features.mean, "text_features": features.text_features}, temporary)

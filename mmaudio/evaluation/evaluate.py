@@ -18,9 +18,11 @@ from pathlib import Path
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT, ClipSet
 from mmaudio.evaluation.clip_writer import ClipWriter
 from mmaudio.evaluation.config import EvaluationConfig
+from mmaudio.evaluation.generic_prompts import measure_prompts
 from mmaudio.evaluation.inputs import EvaluationInputs, is_valid, load_inputs
 from mmaudio.evaluation.measurement import measure_clips
 from mmaudio.evaluation.model_runs import run_models
+from mmaudio.evaluation.prompt_results import PromptResults
 from mmaudio.evaluation.results import Results
 from mmaudio.evaluation.strength_sweep import compare_strengths
 from mmaudio.evaluation.sync_report import SyncReport
@@ -40,6 +42,8 @@ class Evaluation:
     """Outcome of `--check-data`."""
     times: Mapping[str, float]
     """Seconds of each phase."""
+    prompt_results: PromptResults | None = None
+    """On generic prompts; None where these could not be measured."""
 
 
 def evaluate(
@@ -70,8 +74,12 @@ def evaluate(
     }
     with working("comparing the strengths"):
         compare_strengths(results[HELD_OUT], results.get(GENERAL))
+    prompts = inputs.prompts
+    prompt_results = None if prompts is None else measure_prompts(sampler, prompts, metrics.pretrained)
     times = {"losses and latents": sampled - start, "decoding and measuring": time.monotonic() - sampled}
-    return Evaluation(inputs, results, sync_report, times)
+    if prompts is not None:
+        times["generic prompts, of these"] = prompts.elapsed
+    return Evaluation(inputs, results, sync_report, times, prompt_results)
 
 
 def is_report_whole(page: Path) -> bool:

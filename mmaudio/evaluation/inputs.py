@@ -14,6 +14,7 @@ from mmaudio.data.fingerprint import fingerprint
 from mmaudio.errors import WeightsError
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import GeneralDomain, load_general_domain
+from mmaudio.evaluation.generic_prompts import PromptSounds, plan_prompts, prompts_key
 from mmaudio.evaluation.held_out_clips import load_held_out
 from mmaudio.evaluation.strength_sweep import default_strengths
 from mmaudio.evaluation.sync_check import SyncCheck, plan_sync_check
@@ -28,7 +29,7 @@ from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
 
-VERSION = 10
+VERSION = 11
 """Raised whenever the same inputs give other results."""
 BASE_COMPONENTS = ("network", "vae", "vocoder")
 """The components of the base model that generate audio from features."""
@@ -49,7 +50,11 @@ class EvaluationInputs:
     """Ids of the held-out clips whose source videos were trained on."""
     general: GeneralDomain | None
     no_general_reason: str
-    """Why forgetting cannot be measured, where it cannot."""
+    """Why forgetting cannot be measured on videos, where it cannot."""
+    prompts: PromptSounds | None
+    """Generic prompts, on which it is measured without videos."""
+    no_prompts_reason: str
+    """Why it cannot be measured on prompts, where it cannot."""
     metric_names: Sequence[str]
     metric_sources: PretrainedSources
     """The pretrained models of these metrics, not loaded yet."""
@@ -75,7 +80,10 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     sync_check = plan_sync_check(config, search)
     general_dir = config.output_dir / "general"
     general, reason = load_general_domain(spec, config.general_videos, general_dir, config.weights, config.device)
+    counts = [len(held_out), *([] if general is None else [len(general.features)])]
+    prompts, no_prompts_reason = plan_prompts(config, spec, counts, held_out.seconds)
     metric_inputs = {
+        "prompts": prompts_key(config, spec, prompts),
         "metrics": metric_names,
         "judges": sources.identities,
         "check": None if sync_check is None else sync_check.identity,
@@ -90,6 +98,8 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
         trained_ids=trained_ids,
         general=general,
         no_general_reason=reason,
+        prompts=prompts,
+        no_prompts_reason=no_prompts_reason,
         metric_names=metric_names,
         metric_sources=sources,
         sync_check=sync_check,

@@ -10,23 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.evaluation.clip_set import MODELS, ClipSet, StrengthOutputs
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import spread_over_videos
+from mmaudio.evaluation.generic_prompts import sample_prompts
 from mmaudio.evaluation.inference import sample_latents, velocity_losses
 from mmaudio.evaluation.inputs import EvaluationInputs
+from mmaudio.evaluation.output_files import read_outputs, write_outputs
 from mmaudio.evaluation.strength_sweep import MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
 from mmaudio.lora.adapter import merge, set_strength
 from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.metrics.metric_inputs import ADAPTED
 from mmaudio.metrics.registry import select_metrics
-from mmaudio.utils.files import atomic_write
 
 
 def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[str, ClipSet], folder: Path) -> None:
@@ -42,6 +41,8 @@ def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[st
         for name, clips in clip_sets.items():
             file, label = folder / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
             clips.losses[model], clips.latents[model] = run_model(sampler, clips.features, inputs.config, file, label)
+        if inputs.prompts is not None:
+            sample_prompts(sampler, model, inputs.prompts, inputs.config, folder)
 
 
 def run_strengths(
@@ -68,23 +69,13 @@ def run_model(
 
     Losses are NaN where they are not among the config's metrics. `label` names the progress bars.
     """
-    outputs = _read_outputs(file)
+    outputs = read_outputs(file)
     if outputs is None:
         sampler.network.set_duration(features.seconds)
         losses = [math.nan] * len(features)
         if "velocity_loss" in select_metrics(config.metrics):
             losses = velocity_losses(sampler, features, config.sampling, f"{label}: loss")
         latents = sample_latents(sampler, features, config.sampling, f"{label}: sampling")
-        outputs = {"losses": torch.tensor(losses), "latents": latents.contiguous()}
-        with atomic_write(file) as temporary:
-            save_file(outputs, temporary)
+        outputs = {"losses": torch.tensor(losses), "latents": latents}
+        write_outputs(file, outputs)
     return outputs["losses"].tolist(), outputs["latents"]
-
-
-def _read_outputs(file: Path) -> dict[str, Tensor] | None:
-    """The losses and latents of an earlier run; None where there is no file, or a damaged one."""
-    try:
-        outputs: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError):
-        return None
-    return outputs

@@ -51,6 +51,7 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "recommended_strength": held_out.recommended,
         "recommendation": held_out.recommendation,
         "no_forgetting_reason": evaluation.inputs.no_general_reason,
+        "generic_prompts": _prompts_to_json(evaluation),
         "not_computed": held_out.not_computed,
         "inputs": evaluation.inputs.key,
         "model": evaluation.inputs.spec.name,
@@ -85,6 +86,14 @@ def write_tsv(path: Path, sets: Mapping[str, Results]) -> None:
 
 def _to_json(comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
     return {name: asdict(comparison) for name, comparison in comparisons.items()}
+
+
+def _prompts_to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """What moved on generic prompts, or why that was not measured."""
+    prompts, results = evaluation.inputs.prompts, evaluation.prompt_results
+    if prompts is None or results is None:
+        return {"reason": evaluation.inputs.no_prompts_reason or "their sounds give no value"}
+    return {**results.to_json(), "captions": list(prompts.captions)}
 
 
 def _strengths_to_json(results: Results) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The base model's own samples of generic captions, at which training holds the adapted model to the base.
 
-The captions are the model's own where it has some (`assets/MODEL/captions.txt`), else those for every model
-(`assets/captions.txt`). The samples are made once, by text alone, and stay beside the features.
+The captions are those of `data.generic_captions` that no evaluation measures. The samples are made once, by text alone,
+and stay beside the features.
 
 R samples, N latent tokens, C latent channels, L text tokens, D text width.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.data.clips import Clip
-from mmaudio.data.feature_set import Features, FeatureSet, build_feature_set
+from mmaudio.data.feature_set import FeatureSet
+from mmaudio.data.generic_captions import build_text_set, training_captions
 from mmaudio.features.encoders import ENCODER_COMPONENTS, load_encoders
 from mmaudio.finetune.precision import autocast, compute_dtype
 from mmaudio.model.flow_matching import integrate
@@ -28,7 +28,6 @@ from mmaudio.utils.files import atomic_write
 from mmaudio.utils.progress import progress
 from mmaudio.weights import store as weights
 
-CAPTIONS_FILE = "captions.txt"
 FOLDER = "base_samples"
 BATCH_SIZE = 8
 """Samples that are made at once."""
@@ -36,16 +35,9 @@ SEED = 0
 """Of the first sample's noise."""
 
 
-def read_captions(model: str) -> list[str]:
-    """The generic captions for a model, one per sample."""
-    specific = weights.ASSETS / model / CAPTIONS_FILE
-    path = specific if specific.is_file() else weights.ASSETS / CAPTIONS_FILE
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def hash_samples(config: TrainConfig, base_sha256: str, seconds: float) -> str:
     """What the samples follow from: the base's weights, the captions and the duration."""
-    return hashlib.sha256(repr((base_sha256, read_captions(config.model), seconds)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((base_sha256, training_captions(config.model), seconds)).encode()).hexdigest()[:16]
 
 
 def samples_path(config: TrainConfig, base_sha256: str, seconds: float) -> Path:
@@ -59,7 +51,7 @@ def make_base_samples(network: MMAudio, config: TrainConfig, base_sha256: str, s
     path = samples_path(config, base_sha256, seconds)
     if path.exists() and not find_damage(path):
         return
-    device, captions = next(network.parameters()).device, read_captions(config.model)
+    device, captions = next(network.parameters()).device, training_captions(config.model)
     text_features, starts = encode_captions(config, captions, device), range(0, len(captions), BATCH_SIZE)
     latents = [
         sample_from_text(network, text_features[start : start + BATCH_SIZE].to(device), start, config)
@@ -94,13 +86,5 @@ def sample_from_text(network: MMAudio, text_features: Tensor, first: int, config
 def read_base_samples(network: MMAudio, config: TrainConfig, base_sha256: str, seconds: float) -> FeatureSet:
     """The samples as clips, whose video features are the learned empty ones."""
     tensors = torch.load(samples_path(config, base_sha256, seconds), weights_only=True)
-    latents, text_features, captions = tensors["latents"], tensors["text_features"], read_captions(config.model)
-    clip_f, sync_f = (
-        row.detach().cpu().expand(len(latents), -1, -1) for row in (network.empty_clip(1), network.empty_sync(1))
-    )
-    features = Features(latents, torch.zeros_like(latents), clip_f, sync_f, text_features)
-    clips = [
-        Clip(f"base_{number:03d}", "", 0.0, seconds, caption, "train", 0.0, 0.0, 0.0)
-        for number, caption in enumerate(captions)
-    ]
-    return build_feature_set(features, clips, config.model)
+    captions = training_captions(config.model)
+    return build_text_set(network, tensors["text_features"], tensors["latents"], captions, seconds, config.model)

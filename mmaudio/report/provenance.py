@@ -14,6 +14,7 @@ from mmaudio.data.feature_store import read_left_out_videos
 from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
+from mmaudio.evaluation.inputs import EvaluationInputs
 from mmaudio.evaluation.sync_report import SyncReport
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.stack import AdapterStack, StackedAdapter
@@ -49,6 +50,8 @@ class Provenance:
     """Which videos stand for the base's domain."""
     sync_report: SyncReport | None = None
     """Outcome of the sync check, where there was one."""
+    prompts: str = ""
+    """How far the sounds of generic prompts moved, in a sentence; empty where that was not measured."""
 
 
 def collect_provenance(evaluation: Evaluation) -> Provenance:
@@ -65,7 +68,7 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
         clips=read_clips(config.clips_tsv),
         left_out=left_out + read_left_out_videos(config.clips_tsv, config.features_dir),
         settings=[
-            ("This evaluation", _evaluation_settings(config, spec)),
+            ("This evaluation", _evaluation_settings(config, spec) | _prompt_settings(inputs)),
             *(setting for number in range(len(stack.adapters)) for setting in _describe_adapter(stack, number)),
             ("Versions", collect_versions()),
             ("Times", {phase: f"{seconds:.0f} s" for phase, seconds in evaluation.times.items()}),
@@ -74,6 +77,7 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
         no_general_reason=inputs.no_general_reason,
         general_description="" if general is None else general.description,
         sync_report=evaluation.sync_report,
+        prompts="" if evaluation.prompt_results is None else evaluation.prompt_results.sentence,
     )
 
 
@@ -90,6 +94,12 @@ def _evaluation_settings(config: EvaluationConfig, spec: ModelSpec) -> dict[str,
         "table of clips": config.clips_tsv,
         "features": config.features_dir,
     }
+
+
+def _prompt_settings(inputs: EvaluationInputs) -> dict[str, object]:
+    """The generic prompts, or why there are none."""
+    prompts = inputs.prompts
+    return {"generic prompts": inputs.no_prompts_reason if prompts is None else "; ".join(prompts.captions)}
 
 
 def _describe_adapter(stack: AdapterStack, index: int) -> list[tuple[str, Mapping[str, object]]]:

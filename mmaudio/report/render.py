@@ -42,7 +42,7 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
     now = datetime.now(timezone.utc)
     date = f"{now.day} {now:%B %Y}"
     cards = clip_cards(held_out)
-    validation_is_test = validation_doubles_as_test(provenance.clips)
+    reservations = provenance.no_general_reason, validation_doubles_as_test(provenance.clips)
     return {
         "title": f"{provenance.model} and its adapter: did it help?",
         "model": provenance.model,
@@ -50,7 +50,7 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
         "date": date,
         "counts": f"{plural(len(held_out.clips), 'held-out clip')} from {plural(held_out.num_videos, 'video')}",
         "videos": list(dict.fromkeys(held_out.videos)),
-        "verdict": verdict_section(held_out, general, provenance.no_general_reason, validation_is_test),
+        "verdict": verdict_section(held_out, general, *reservations, provenance.prompts),
         "sounds": available_sounds(held_out),
         "clips": cards,
         "extremes": largest_changes(cards),
@@ -78,7 +78,7 @@ def _metric_tables(held_out: Results, general: Results | None, provenance: Prove
     intro = f"{plural(len(held_out.clips), 'clip')} from {plural(held_out.num_videos, 'video')}."
     table = {"title": "On your held-out videos", "intro": intro, "rows": metric_rows(held_out.comparisons())}
     if general is None:
-        intro, rows = f"Not measured: {provenance.no_general_reason}.", []
+        intro, rows = f"Not measured on videos: {provenance.no_general_reason}.", []
     else:
         counts = f"{plural(len(general.clips), 'clip')} from {plural(general.num_videos, 'video')}"
         intro = (
@@ -86,4 +86,4 @@ def _metric_tables(held_out: Results, general: Results | None, provenance: Prove
             "adapter costs general ability; it can be turned down or off."
         )
         rows = metric_rows(general.comparisons())
-    return [table, {"title": "What was forgotten", "intro": intro, "rows": rows}]
+    return [table, {"title": "What was forgotten", "intro": f"{intro} {provenance.prompts}".rstrip(), "rows": rows}]

@@ -26,10 +26,12 @@ class Summary:
     """The recommended one; None: none is, or none was tried."""
     recommendation: str = field(default="")
     """Empty where none was tried."""
+    prompts: str = ""
+    """How far the sounds of generic prompts moved, in a sentence."""
 
     def lines(self) -> dict[str, str]:
         """Verdict, forgetting and strength by their labels."""
-        answer = answer_forgetting(self.forgetting, self.no_forgetting_reason)
+        answer = answer_forgetting(self.forgetting, self.no_forgetting_reason, self.prompts)
         lines = {"Verdict": describe_verdict(self.comparisons), "Forgot": f"{answer['answer']}. {answer['text']}"}
         if self.recommendation:
             strength = "none" if self.strength is None else f"{self.strength:g}"
@@ -52,6 +54,7 @@ def read_summary(path: Path) -> Summary | None:
             metrics.get("no_forgetting_reason", ""),
             metrics["recommended_strength"],
             metrics.get("recommendation", ""),
+            metrics.get("generic_prompts", {}).get("sentence", ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

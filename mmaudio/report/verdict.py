@@ -37,19 +37,19 @@ VALIDATION_CLIPS = (
 
 
 def verdict_section(
-    held_out: Results, general: Results | None, no_general_reason: str, validation_is_test: bool
+    held_out: Results, general: Results | None, no_general_reason: str, validation_is_test: bool, prompts: str = ""
 ) -> dict[str, Any]:
     """The report's first lines: style, sign, headline, sentences, and the answers to four questions.
 
-    `no_general_reason`: why forgetting was not measured; `validation_is_test`: whether the held-out clips also served
-    for validation.
+    `no_general_reason`: why forgetting was not measured on videos; `validation_is_test`: whether held-out clips also
+    served for validation; `prompts`: how far sounds of generic prompts moved, a sentence.
     """
     comparisons = held_out.comparisons()
     verdict = UNSURE if _too_few(comparisons) else overall_verdict(comparisons)
     answers = [
         _answer_better(comparisons),
         _answer_certainty(comparisons),
-        answer_forgetting({} if general is None else general.comparisons(), no_general_reason),
+        answer_forgetting({} if general is None else general.comparisons(), no_general_reason, prompts),
         _answer_strength(held_out),
     ]
     return {
@@ -151,17 +151,23 @@ def _answer_certainty(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
     return {"question": "How sure is that?", "style": "plain", "answer": answer, "text": text, "chart": ""}
 
 
-def answer_forgetting(comparisons: Mapping[str, Comparison], no_general_reason: str) -> dict[str, str]:
-    """What training made worse, by the comparisons on clips of the base's own domain."""
+def answer_forgetting(
+    comparisons: Mapping[str, Comparison], no_general_reason: str, prompts: str = ""
+) -> dict[str, str]:
+    """What training made worse, by the comparisons on clips of the base's own domain, and by `prompts`, a sentence."""
     question = {"question": "What did it forget?", "style": "plain", "chart": ""}
     if PRIMARY not in comparisons:
         reason = no_general_reason or "these clips give no value"
+        if prompts:
+            text = f"{prompts} Whether other audio is worse was not measured: {reason}."
+            return question | {"answer": "Measured on prompts alone", "text": text}
         return question | {"answer": "Not measured", "text": f"What the model forgot was not measured: {reason}."}
     comparison = comparisons[PRIMARY]
+    text = f"On other audio, of the base's own domain, the same distance went {_describe_change(comparison)}."
     return question | {
         "answer": FORGETTING_ANSWERS[UNSURE if comparison.videos < MIN_VIDEOS else comparison.verdict],
         "style": verdict_style(comparison),
-        "text": f"On other audio, of the base's own domain, the same distance went {_describe_change(comparison)}.",
+        "text": f"{text} {prompts}".rstrip(),
         "chart": improvement_chart(PRIMARY, comparison),
     }
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ import evaluate_lora
 from mmaudio.data.clip_table import read_clips, write_clips
 from mmaudio.data.feature_store import load_features
 from mmaudio.errors import DataError
-from mmaudio.evaluation import model_runs
+from mmaudio.evaluation import generic_prompts, model_runs
 from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
 from mmaudio.evaluation.inference import sample_latents, velocity_losses
 from mmaudio.evaluation.inputs import inputs_key
@@ -74,6 +75,10 @@ def test_metrics_json_keeps_its_contract(results_folder):
     codec = {name: metric["codec"] for name, metric in results["metrics"].items()}
     assert codec.pop("velocity_loss") is None and all(value is not None for value in codec.values())
     assert results["forgetting"] == {}
+    prompts = results["generic_prompts"]
+    assert prompts["prompts"] == len(prompts["captions"]) == 4 and prompts["clap"] is None
+    assert prompts["mel"]["share"] == pytest.approx(prompts["mel"]["distance"] / prompts["mel"]["seed_distance"])
+    assert prompts["mel"]["interval"][0] <= prompts["mel"]["share"] <= prompts["mel"]["interval"][1]
 
 
 @pytest.mark.slow
@@ -103,7 +108,9 @@ def test_the_report_stands_alone_and_names_everything(results_folder):
         assert text in html
     assert "a &lt;b&gt;ball&lt;/b&gt;" in html and "<b>ball" not in html
     assert html.count('class="clip"') == 4
-    assert "What the model forgot was not measured" in html
+    results = json.loads((results_folder / "metrics.json").read_text())
+    assert unescape(html).count(results["generic_prompts"]["sentence"]) == 2, "at the top, and above the numbers"
+    assert "Whether other audio is worse was not measured: no videos" in html
     assert "<polyline" in html and "1.500 before, 1.100 at its lowest" in html
 
 
@@ -167,10 +174,11 @@ def test_an_interrupted_evaluation_resumes_from_its_latents(root, results_folder
         patched.setitem(evaluate_lora.evaluate.__globals__, "measure_clips", interrupted)
         evaluate_lora.main(evaluate_arguments(root, "--output", str(output)))
     assert not (output / "metrics.json").exists()
-    monkeypatch.setattr(model_runs, "sample_latents", interrupted)
+    for module in (model_runs, generic_prompts):
+        monkeypatch.setattr(module, "sample_latents", interrupted)
     evaluate_lora.main(evaluate_arguments(root, "--output", str(output)))
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, output))
-    assert first["metrics"] == second["metrics"]
+    assert first["metrics"] == second["metrics"] and first["generic_prompts"] == second["generic_prompts"]
     assert not (output / ".evaluation").exists()
 
 

@@ -25,6 +25,25 @@ def test_it_says_verdict_forgetting_and_strength():
     assert Summary(BETTER, {}, recommendation="At no strength.").lines()["Strength"] == "none. At no strength."
 
 
+def test_what_moved_on_prompts_stands_with_what_was_forgotten(tmp_path):
+    sentence = "From text alone, the sounds of 9 generic prompts moved 40 % as far as another seed."
+    with_videos, without = (
+        Summary(BETTER, videos, reason, prompts=sentence).lines()["Forgot"]
+        for videos, reason in ((WORSE, ""), ({}, "no videos are at hand"))
+    )
+    assert with_videos.startswith("Worse on other audio. ") and with_videos.endswith(f" {sentence}")
+    reason = "Whether other audio is worse was not measured: no videos are at hand."
+    assert without == f"Measured on prompts alone. {sentence} {reason}"
+    contents = {
+        "metrics": {},
+        "forgetting": {},
+        "recommended_strength": None,
+        "generic_prompts": {"sentence": sentence},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(contents))
+    assert read_summary(tmp_path / "metrics.json").prompts == sentence
+
+
 def test_too_few_videos_are_no_verdict():
     few = {PRIMARY: compare((1.0, 1.1), (0.5, 0.6), ("a", "b"), "lower")}
     assert Summary(few, {}).lines()["Verdict"] == "Too few held-out videos for a verdict: at least 3 are needed"
