@@ -18,9 +18,8 @@ from mmaudio.data.feature_store import read_left_out_videos
 from mmaudio.data.splits import MAX_VIDEOS_DIVIDED_IN_TIME, divide_in_time, name_hash
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.files import atomic_write
+from mmaudio.utils.setting_checks import AUTO, OFF, ON, parse_folds
 
-OFF, AUTO, ON = "off", "auto", "on"
-"""Ways to ask for folds by a word; ON is as AUTO on a GPU, whatever the machine and the number of videos."""
 AUTO_FOLDS = 5
 """At most so many folds, unless the user gives a number."""
 AUTO_MAX_VIDEOS = 12
@@ -29,16 +28,9 @@ VAL_RATIO = 0.1
 """Share of a fold's clips for validation, where two videos or fewer are left and each is divided in time."""
 
 
-def check_folds(name: str, text: str) -> None:
-    """ConfigError where `text` is no way to ask for folds; `name` is how the user writes it: `--folds`, `folds=`."""
-    is_number = text.isascii() and text.isdigit()
-    if text not in (OFF, AUTO, ON) and not (is_number and int(text) >= 2):
-        raise ConfigError(f"{name}{text}: {AUTO}, {ON}, {OFF}, or a number of folds from 2 on")
-
-
 def count_folds(name: str, text: str, num_videos: int, on_gpu: bool) -> int:
     """The number of folds for so many videos, 0 for none; ConfigError where more are asked for than can be had."""
-    check_folds(name, text)
+    text = parse_folds(name, text)
     if text == OFF or (text == AUTO and not (on_gpu and MIN_VERDICT_VIDEOS <= num_videos <= AUTO_MAX_VIDEOS)):
         return 0
     if num_videos < MIN_VERDICT_VIDEOS:

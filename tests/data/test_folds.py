@@ -8,7 +8,6 @@ from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import open_features
 from mmaudio.data.folds import (
     all_clips_table,
-    check_folds,
     count_folds,
     fold_table,
     plan_path,
@@ -16,6 +15,7 @@ from mmaudio.data.folds import (
     write_fold_tables,
 )
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.setting_checks import parse_folds
 
 
 def table_of(folder, videos, clips=9):
@@ -141,4 +141,5 @@ def test_folds_that_cannot_be_had_are_one_line(text, videos, message):
 
 def test_a_word_is_known_without_counting_videos():
     for text in ("auto", "on", "off", "2", "12"):
-        check_folds("folds=", text)
+        assert parse_folds("folds=", text) == text
+    assert parse_folds("folds=", str(False)) == "off", "a bare `off` in a YAML file"
