@@ -3,6 +3,7 @@
     python train_lora.py exp_id=my_lora_experiment model=small_16k custom_finetune=true
     python train_lora.py exp_id=try model=tiny_16k preset=quick lora.rank=16
     torchrun --nproc-per-node=2 train_lora.py exp_id=... model=...
+    python train_lora.py exp_id=... model=... folds=5    # cross-validation: see docs/training.md
     python train_lora.py --multirun lora.rank=16,32,64
     python train_lora.py --multirun hydra/launcher=slurm lora.rank=16,32,64    # pip install 'mmaudio-lora[slurm]'
 
@@ -46,9 +47,9 @@ from mmaudio.config import (
 )
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.finetune.distributed import Distributed
+from mmaudio.finetune.fold_training import train_with_folds
 from mmaudio.finetune.loop import TrainingResult
 from mmaudio.finetune.sweep_table import format_sweep_table
-from mmaudio.finetune.trainer import train
 from mmaudio.lora.checkpoint import write_synced
 from mmaudio.utils.terminal import print_lines
 
@@ -146,11 +147,12 @@ def train_composed(composed: DictConfig) -> TrainingResult:
     config = replace(config, offline=cli.is_offline(config.offline))
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        name = job_folder_name(hydra_config.job.override_dirname) or str(hydra_config.job.num)
-        config = replace(config, exp_id=f"{config.exp_id}/{name}")
+        settings = re.sub(r"(^|,)fold=\d+", "", hydra_config.job.override_dirname).lstrip(",")
+        name = job_folder_name(settings) or ("" if config.fold else str(hydra_config.job.num))
+        config = replace(config, exp_id=f"{config.exp_id}/{name}".rstrip("/"))  # folds share one experiment
     distributed = init_distributed(config.device)
     try:
-        return train(config, distributed.device, distributed)
+        return train_with_folds(config, distributed.device, distributed)
     finally:
         if distributed.world_size > 1:
             dist.destroy_process_group()

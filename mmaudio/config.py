@@ -32,7 +32,7 @@ from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
 from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
-from mmaudio.utils.setting_checks import check_at_least, check_between
+from mmaudio.utils.setting_checks import check_at_least, check_between, parse_folds
 
 CONFIG_FOLDER = ROOT / "config"
 PRIMARY_CONFIG = "lora_config"
@@ -137,6 +137,10 @@ class TrainConfig:
     """an adapter of the same base to train on from; null: a new one"""
     seed: int = 42
     """another one shows how much of a difference is chance"""
+    folds: str = "off"
+    """a number, auto or on: train that often without some of the videos, then on all; see docs/training.md"""
+    fold: int | None = None
+    """train this one of the folds alone, from 1 on: for several GPUs, or a cluster"""
 
     batch_size: int = 8
     """clips at once on each device; less where memory is short"""
@@ -229,6 +233,7 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: unknown{_suggest(getattr(self, name), known)}")
         self._check_combinations()
+        self.folds = parse_folds("folds=", self.folds, self.fold)
         for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "eval_every", "save_every"):
             check_at_least(name, getattr(self, name), 1)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):

@@ -37,7 +37,7 @@ defaults:
 TRAIN_SECTIONS = (
     ("exp_id", "model", "custom_finetune"),
     ("clips_tsv", "features_dir", "output_dir", "weights", "video_root", "offline", "device", "resume"),
-    ("init_from", "seed"),
+    ("init_from", "seed", "folds", "fold"),
     ("lora",),
     (
         *("batch_size", "gradient_accumulation_steps", "learning_rate", "optimizer", "lora_plus_ratio", "schedule"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mmaudio.data.clips import DEFAULT_TEST_RATIO, MIN_VERDICT_VIDEOS, SPLITS
+from mmaudio.data.clips import DEFAULT_TEST_RATIO, MIN_VERDICT_VIDEOS, SPLITS, Clip
 from mmaudio.data.scan import MeasuredWindow
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.utils.files import atomic_write
@@ -24,6 +24,7 @@ MIXED = "mixed"
 WindowsBySplit = dict[str, list[MeasuredWindow]]
 """The windows of one video by split."""
 T = TypeVar("T")
+W = TypeVar("W", MeasuredWindow, Clip)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _split_few_videos(
     divided: dict[str, WindowsBySplit] = {}
     notes = []
     for video, windows in usable.items():
-        candidates = (_divide_in_time(windows, splits, gap) for gap, splits in attempts)
+        candidates = (divide_in_time(windows, splits, gap) for gap, splits in attempts)
         divided[video] = next((splits for splits in candidates if splits is not None), {"train": windows})
         if 1 < len(divided[video]) <= len(held_out):
             notes.append(f"{video} is too short for three parts: what is held out serves for validation and test both")
@@ -145,14 +146,12 @@ def _pop_first(videos: list[T], count: int) -> list[T]:
     return first
 
 
-def _divide_in_time(
-    windows: list[MeasuredWindow], held_out: Sequence[tuple[str, float]], gap: float
-) -> WindowsBySplit | None:
+def divide_in_time(windows: list[W], held_out: Sequence[tuple[str, float]], gap: float) -> dict[str, list[W]] | None:
     """The first windows for training, the last for the splits and ratios of `held_out`, `gap` seconds apart.
 
     None where a split would be empty.
     """
-    by_split: WindowsBySplit = {}
+    by_split: dict[str, list[W]] = {}
     remaining = windows
     for split, ratio in held_out:
         by_split[split] = remaining[len(remaining) - max(1, round(len(windows) * ratio)) :]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from mmaudio.data.clips import Clip
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
 from mmaudio.metrics.registry import METRICS
-from mmaudio.metrics.statistics import Comparison, compare, mean_by_video
+from mmaudio.metrics.statistics import Comparison, compare, fold_variance_factor, mean_by_video
 
 
 @dataclass
@@ -67,6 +67,8 @@ class Results:
     """That rule's outcome in a sentence."""
     not_computed: dict[str, str] = field(default_factory=dict)
     """Metrics without a value, with the reasons."""
+    num_folds: int = 0
+    """Folds that the clips are pooled from, each with an adapter of its own; 0: one adapter."""
 
     @property
     def videos(self) -> list[str]:
@@ -99,7 +101,8 @@ class Results:
                 comparisons[name] = self.set_comparisons[name]
                 continue
             base, adapted = (self.values(model, name) for model in (BASE, ADAPTED))
-            comparison = compare(base, adapted, self.videos, metric.better)
+            factor = fold_variance_factor(self.num_folds)
+            comparison = compare(base, adapted, self.videos, metric.better, factor)
             if comparison is not None:
                 original, codec = (mean_by_video(self.values(sound, name), self.videos) for sound in (ORIGINAL, CODEC))
                 comparisons[name] = replace(comparison, original=original, codec=codec)

@@ -15,7 +15,15 @@ from mmaudio.evaluation.results import ClipMeasurement, ClipResult, Results
 from mmaudio.lora.adapter import MAX_STRENGTH
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
-from mmaudio.metrics.statistics import BETTER, MIN_VIDEOS, WORSE, Comparison, compare, video_means
+from mmaudio.metrics.statistics import (
+    BETTER,
+    MIN_VIDEOS,
+    WORSE,
+    Comparison,
+    compare,
+    fold_variance_factor,
+    video_means,
+)
 
 FULL = 1.0
 """The strength as trained."""
@@ -48,10 +56,11 @@ def compare_strengths(results: Results, general: Results | None = None) -> None:
     clips = [clip for clip in results.clips if clip.strengths]
     if not clips:
         return
-    results.strengths = _compare_by_strength(clips)
+    factor = fold_variance_factor(results.num_folds)
+    results.strengths = _compare_by_strength(clips, factor)
     if general is not None:
         general.strengths = _compare_by_strength([clip for clip in general.clips if clip.strengths])
-    losses = {strength: _find_clear_losses(clips, strength) for strength in results.strengths}
+    losses = {strength: _find_clear_losses(clips, strength, factor) for strength in results.strengths}
     choice = recommend(results.strengths, _primary_video_means(clips), losses)
     forgetting = "" if general is None else describe_forgetting(general.strengths, choice[0])
     results.recommended, results.recommendation = choice[0], f"{choice[1]}{forgetting}"
@@ -109,25 +118,25 @@ def _describe_losses(losses: Mapping[float, Sequence[str]]) -> str:
     return f" Clearly worse than the adapter as trained: {', '.join(reasons)}." if reasons else ""
 
 
-def _find_clear_losses(clips: Sequence[ClipResult], strength: float) -> list[str]:
+def _find_clear_losses(clips: Sequence[ClipResult], strength: float, factor: float) -> list[str]:
     """The metrics of STRENGTH_METRICS in which a strength is clearly worse than the adapter as trained."""
     videos, names = [clip.clip.video for clip in clips], []
     for name in STRENGTH_METRICS:
         as_trained, values = _values(clips, FULL, name), _values(clips, strength, name)
-        comparison = compare(as_trained, values, videos, METRICS[name].better)
+        comparison = compare(as_trained, values, videos, METRICS[name].better, factor)
         if comparison is not None and comparison.verdict == WORSE:
             names.append(name)
     return names
 
 
-def _compare_by_strength(clips: Sequence[ClipResult]) -> dict[float, dict[str, Comparison]]:
-    """The base against each strength that was tried on the clips, by metric."""
+def _compare_by_strength(clips: Sequence[ClipResult], factor: float = 1.0) -> dict[float, dict[str, Comparison]]:
+    """The base against each strength that was tried on the clips, by metric; `factor` is that of `t_interval`."""
     videos = [clip.clip.video for clip in clips]
     strengths = {0.0, FULL} | {strength for clip in clips for strength in clip.strengths}
     comparisons: dict[float, dict[str, Comparison]] = {}
     for strength in sorted(strengths):
         by_metric = {
-            name: compare(_values(clips, 0.0, name), _values(clips, strength, name), videos, metric.better)
+            name: compare(_values(clips, 0.0, name), _values(clips, strength, name), videos, metric.better, factor)
             for name, metric in METRICS.items()
         }
         comparisons[strength] = {name: value for name, value in by_metric.items() if value is not None}

@@ -2,6 +2,10 @@
 
 Clips of one video are not independent, so the video is the unit: differences (adapted - base) are averaged within each
 video, and the interval is Student's t over the videos' means. A bootstrap over three to ten videos would be too narrow.
+
+With folds (`data.folds`) every video has the difference of an adapter that was not trained on it. These adapters share
+most of their training videos, so what chance did to all of them alike is not in the spread over the videos:
+`fold_variance_factor` widens the interval for it.
 """
 
 from __future__ import annotations
@@ -50,10 +54,16 @@ class Comparison:
     """Of base and adapted, where a deviation is published beside the value: the inception score's over its splits."""
 
 
-def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[str], better: str) -> Comparison | None:
+def compare(
+    base: Sequence[float],
+    adapted: Sequence[float],
+    videos: Sequence[str],
+    better: str,
+    variance_factor: float = 1.0,
+) -> Comparison | None:
     """Compare per-clip values of both models; `videos` names each clip's source, `better` is `lower` or `higher`.
 
-    Clips where either value is not finite are left out; None where no clip is left.
+    Clips where either value is not finite are left out; None where no clip is left. `variance_factor`: `t_interval`'s.
     """
     pairs = [
         (video, a, b)
@@ -69,7 +79,7 @@ def compare(base: Sequence[float], adapted: Sequence[float], videos: Sequence[st
         ]
     )
     difference = means[:, 1] - means[:, 0]
-    interval = t_interval(difference)
+    interval = t_interval(difference, variance_factor=variance_factor)
     sign = -1 if better == LOWER else 1
     return Comparison(
         base=float(means[:, 0].mean()),
@@ -99,12 +109,27 @@ def mean_by_video(values: Sequence[float], videos: Sequence[str]) -> float | Non
     return float(np.mean(list(means.values()))) if means else None
 
 
-def t_interval(values: Sequence[float] | np.ndarray, level: float = CONFIDENCE_LEVEL) -> tuple[float, float] | None:
-    """Student's t interval of the mean of independent `values`; None for fewer than two."""
+def fold_variance_factor(num_folds: int) -> float:
+    """Factor on the variance of a mean over the videos of all folds; 1 without folds.
+
+    To 1/K, the variance's share by the test of K folds, is added the ratio of test to training videos, 1/(K - 1).
+    Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52, 2003.
+    """
+    return 1 + num_folds / (num_folds - 1) if num_folds > 1 else 1.0
+
+
+def t_interval(
+    values: Sequence[float] | np.ndarray, level: float = CONFIDENCE_LEVEL, variance_factor: float = 1.0
+) -> tuple[float, float] | None:
+    """Student's t interval of the mean of `values`; None for fewer than two.
+
+    They are independent, or `variance_factor` is the ratio of their mean's variance to that of independent ones.
+    """
     sample = np.asarray(values, np.float64)
     if len(sample) < 2:
         return None
-    half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    error = sample.std(ddof=1) * math.sqrt(variance_factor / len(sample))
+    half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * error
     return float(sample.mean() - half_width), float(sample.mean() + half_width)
 
 
