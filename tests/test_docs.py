@@ -99,6 +99,7 @@ MODULES = {
     "benchmarks.features": "benchmarks.features",
     "benchmarks.bf16_error": "benchmarks.bf16_error",
     "benchmarks.best_of_samples": "benchmarks.best_of_samples",
+    "benchmarks.long_generation": "benchmarks.long_generation",
     "benchmarks.long_videos": "benchmarks.long_videos",
     "benchmarks.loudness": "benchmarks.loudness",
 }

@@ -96,7 +96,7 @@ def plan_prompts(
     """The prompts of an evaluation of sets of so many clips; else None and the reason."""
     if missing := weights.missing_files(spec.name, config.weights, (CLIP,)):
         return None, f"{' or '.join(missing[0].names)}, which encodes the prompts, is not at hand"
-    sweep = sum(min(MAX_CLIPS, count) for count in clip_counts) * len(config.strengths)
+    sweep = sum(min(MAX_CLIPS, count) for count in clip_counts) * len(config.strengths or ())
     num_samples = config.sampling.samples * (2 * sum(clip_counts) + sweep)
     return PromptSounds(choose_prompts(spec.name, num_samples), seconds), ""
 
