@@ -40,6 +40,7 @@ from mmaudio.report.summary import Summary
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
+from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT, TRACKERS, check_trackers
 
 
 def build_parser() -> cli.Parser:
@@ -81,9 +82,21 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
     parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
     parser.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
+    add_tracker_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
     return parser
+
+
+def add_tracker_flags(parser: cli.Parser) -> None:
+    """Add `--trackers` and `--project`."""
+    parser.add_argument(
+        "--trackers",
+        type=parse_names,
+        default=DEFAULT_TRACKERS,
+        help=f"where scalars go, comma separated: {', '.join(TRACKERS)} (default: {', '.join(DEFAULT_TRACKERS)})",
+    )
+    parser.add_argument("--project", default=PROJECT, help="the project's name in wandb and trackio")
 
 
 def main(arguments: list[str]) -> int:
@@ -108,6 +121,7 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
     """The settings of the command line; ConfigError for numbers out of range."""
     args = build_parser().parse_args(arguments)
     check_numbers(args)
+    check_trackers(args.trackers, "--trackers")
     device = cli.pick_device(args.device)
     (checkpoint, strength), *others = pair_strengths(args.lora_checkpoint, args.strength, "--lora_checkpoint")
     return EvaluationConfig(
@@ -129,6 +143,8 @@ def parse_config(arguments: list[str]) -> EvaluationConfig:
         metrics=args.metrics,
         check_data=args.check_data,
         allow_outside=args.allow_outside,
+        trackers=args.trackers,
+        project=args.project,
         device=device,
         dtype=fast_dtype(device),
     )

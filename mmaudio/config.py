@@ -33,6 +33,7 @@ from mmaudio.model.spec import model_spec
 from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.setting_checks import check_at_least, check_between, parse_folds
+from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT
 
 CONFIG_FOLDER = ROOT / "config"
 PRIMARY_CONFIG = "lora_config"
@@ -83,7 +84,7 @@ class EarlyStoppingConfig:
 
 @dataclass
 class LoggingConfig:
-    """Output to TensorBoard and the terminal, with intervals in steps."""
+    """Output to trackers and the terminal, with intervals in steps."""
 
     log_every: int = 10
     """means over so many steps; 1: every step, to look into trouble"""
@@ -95,6 +96,10 @@ class LoggingConfig:
     """texts to hear beside them: for every one of sample_videos, else alone"""
     sample_videos: list[str] = field(default_factory=list)
     """videos to hear from their beginning; without sample_prompts by the text beside each"""
+    trackers: list[str] = field(default_factory=lambda: list(DEFAULT_TRACKERS))
+    """also wandb and trackio, extras of the same names; samples go to tensorboard alone"""
+    project: str = PROJECT
+    """the project's name in wandb and trackio"""
 
     def __post_init__(self) -> None:
         check_at_least("logging.log_every", self.log_every, 1)

@@ -67,6 +67,8 @@ def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(home))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("TRACKIO_DIR", str(home / "trackio"))
         for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_ENDPOINT"):
             patch.delenv(name, raising=False)
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mmaudio.lora.strength import AS_TRAINED, Strength
+from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class EvaluationConfig:
     """Of the adapter."""
     other_adapters: tuple[tuple[Path, Strength], ...] = ()
     """Further adapters whose changes are added, and their strengths."""
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
+    """Where scalars go: names of `utils.trackers.TRACKERS`."""
+    project: str = PROJECT
+    """The project's name in trackers that have projects."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 

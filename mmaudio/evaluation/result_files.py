@@ -1,4 +1,4 @@
-"""Files of an evaluation: `metrics.json` (the contract with other programs), `metrics.tsv`, TensorBoard's scalars."""
+"""Files of an evaluation: `metrics.json` (the contract with other programs), `metrics.tsv`, the trackers' scalars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.results import Results
-from mmaudio.evaluation.tensorboard import write_scalars
+from mmaudio.evaluation.scalars import write_scalars
 from mmaudio.lora.checkpoint import adapter_files
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import METRICS
@@ -31,7 +31,7 @@ def write_results(evaluation: Evaluation) -> None:
     config = evaluation.inputs.config
     write_tsv(config.output_dir / "metrics.tsv", evaluation.results)
     shutil.rmtree(config.intermediate_dir)
-    write_scalars(config.output_dir / "evaluation", evaluation.results, evaluation.inputs.stack.adapters[0].file.step)
+    write_scalars(config, evaluation.results, evaluation.inputs.stack.adapters[0].file.step)
     write_json(config.metrics_path, metrics_json(evaluation))
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run on disk: TensorBoard event files, and `metrics.jsonl` for programs.
+"""Metrics of a run: `metrics.jsonl` for programs, and the trackers, of which TensorBoard is one.
 
 tensorboard --logdir output/<exp_id>
 """
@@ -6,42 +6,41 @@ tensorboard --logdir output/<exp_id>
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from mmaudio.errors import MMAudioError
 from mmaudio.lora.checkpoint import write_synced
 from mmaudio.utils.files import unwritable_error
+from mmaudio.utils.trackers import DEFAULT_TRACKERS, TensorBoard, TrackedRun, open_trackers
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Scalars by step, in both forms; entries of steps after `last_step` are removed when it is opened.
+    """Scalars by step; entries of steps after the run's `last_step` are removed when it is opened.
 
     Such entries are of a run that was cut off: the run that resumes does those steps again. Raises MMAudioError where
-    the folder cannot be written, or its name is not UTF-8.
+    the folder cannot be written, and where a tracker refuses.
     """
 
-    def __init__(self, folder: Path, last_step: int) -> None:
-        try:
-            str(folder).encode()
-        except UnicodeEncodeError as error:
-            raise MMAudioError(
-                f"{folder}: TensorBoard writes into no folder whose name is not UTF-8; choose another output_dir"
-            ) from error
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / METRICS_FILE
-        truncate_after(self.path, last_step)
-        self.writer = SummaryWriter(str(folder), purge_step=last_step + 1)
-        """For images, audio and HPARAMS."""
+    def __init__(self, run: TrackedRun, trackers: Sequence[str] = DEFAULT_TRACKERS) -> None:
+        self.trackers = open_trackers(trackers, run)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = run.folder, run.folder / METRICS_FILE
+        truncate_after(self.path, run.last_step)
+
+    @property
+    def writer(self) -> SummaryWriter | None:
+        """TensorBoard's writer, for images and audio; None without TensorBoard."""
+        return next((tracker.writer for tracker in self.trackers if isinstance(tracker, TensorBoard)), None)
 
     def write(self, step: int, scalars: dict[str, float], extra: dict[str, Any] | None = None) -> None:
         """Add one line of metrics; `extra` goes to the JSONL file alone."""
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
+        for tracker in self.trackers:
+            tracker.add_scalars(scalars, step)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **scalars, **(extra or {})}) + "\n")
@@ -49,9 +48,10 @@ class MetricsLog:
             raise unwritable_error(self.path, error) from error
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still buffers."""
+        """Write what the trackers still buffer."""
         try:
-            self.writer.close()
+            for tracker in self.trackers:
+                tracker.close()
         except OSError as error:
             raise unwritable_error(self.folder, error) from error
 

@@ -21,14 +21,17 @@ from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms
 from mmaudio.finetune.early_stopping import ValidationHistory
 from mmaudio.finetune.initial_adapter import start_name
 from mmaudio.finetune.metrics_log import MetricsLog
+from mmaudio.finetune.run_inputs import LOCATION_KEYS
 from mmaudio.finetune.samples import SampleClip, SampleGenerator
 from mmaudio.finetune.state import TrainState
 from mmaudio.finetune.step import StepMetrics, average_by_time
 from mmaudio.finetune.torch_compile import eager_mode
 from mmaudio.finetune.validation import ValidationSet
+from mmaudio.lora.clip_names import hide_files
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat, has_bars
 from mmaudio.utils.progress import Progress
+from mmaudio.utils.trackers import TrackedRun
 
 
 class Tracker:
@@ -57,7 +60,16 @@ class Tracker:
         self._start_time = time.monotonic()
         if self.folder is not None:
             self._heartbeat.__enter__()
-            self._log = MetricsLog(self.folder, self._last_logged_step)
+            logging = self.config.logging
+            run = TrackedRun(
+                self.folder,
+                self.folder.name,
+                logging.project,
+                settings=shared_settings(self.config),
+                offline=self.config.offline,
+                last_step=self._last_logged_step,
+            )
+            self._log = MetricsLog(run, logging.trackers)
             if has_bars():
                 self._progress_bar = tqdm(
                     total=self.config.total_steps, initial=self.start_step, desc="train", dynamic_ncols=True
@@ -178,30 +190,37 @@ class Tracker:
     def _write_sample(self, generator: SampleGenerator, log: MetricsLog, sample: SampleClip, step: int) -> None:
         """Write one sample to TensorBoard and as files."""
         tag = f"{sample.name}/{', '.join(sample.waveforms)}"
-        log.writer.add_image(tag, sample.spectrograms, step, dataformats="HWC")
-        for kind, waveform in sample.waveforms.items():
-            log.writer.add_audio(f"{sample.name}/{kind}", waveform[None], step, generator.sample_rate)
+        if log.writer is not None:
+            log.writer.add_image(tag, sample.spectrograms, step, dataformats="HWC")
+            for kind, waveform in sample.waveforms.items():
+                log.writer.add_audio(f"{sample.name}/{kind}", waveform[None], step, generator.sample_rate)
         try:
             generator.write(sample, log.folder / "samples", step)
         except DataError as error:  # a video that is missing is no reason to stop training
             self.print_line(f"samples:    no video of {sample.name} ({error})")
 
     def log_final(self, state: TrainState) -> None:
-        """Write the steps that no line has yet, and settings and final metrics for TensorBoard's HPARAMS."""
+        """Write the steps that no line has yet, and the final metrics with the settings."""
         if self._recent_steps:  # early stopping did not wait for `log_every`
             self._log_means(state)
         if self._log is None:
             return
-        settings = {
-            name: value if isinstance(value, (bool, int, float)) else str(value)
-            for name, value in flatten(self.config.to_dict()).items()
-        }
         final_metrics = {"final/train_loss": self._train_loss}
         history = state.history
         if history.evaluations:
             change = {"final/validation_change": history.best_change().mean, "final/best_step": history.best_step}
             final_metrics |= {"final/validation_loss": history.best_loss, **change}
-        self._log.writer.add_hparams(settings, final_metrics, run_name=".")
+        for tracker in self._log.trackers:
+            tracker.add_result(shared_settings(self.config), final_metrics)
+
+
+def shared_settings(config: TrainConfig) -> dict[str, bool | int | float | str]:
+    """The settings by dotted name, without folders and names of videos: trackers may send them elsewhere."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in LOCATION_KEYS}
+    return {
+        name: value if isinstance(value, (bool, int, float)) else str(value)
+        for name, value in flatten(hide_files(settings)).items()
+    }
 
 
 def round_losses(ids: list[str], losses: list[float]) -> dict[str, float]:

@@ -40,6 +40,7 @@ from mmaudio.model.networks import MMAudio, build_network
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
 from mmaudio.utils.progress import working
+from mmaudio.utils.trackers import check_trackers
 from mmaudio.weights import store as weights
 from mmaudio.weights.load_frozen import load_frozen
 
@@ -48,6 +49,7 @@ SMALLER_BATCH = "take a smaller batch, batch_size=4 gradient_accumulation_steps=
 
 def train(config: TrainConfig, device: torch.device, distributed: Distributed | None = None) -> TrainingResult:
     """Train, or continue, the experiment that `config` names. Raises the errors of what it loads and TrainingError."""
+    check_trackers(config.logging.trackers)
     initial = load_initial_adapter(config)
     train_set, held_out = load_clip_sets(config)
     plan_sample_requests(config, train_set.seconds)  # a video that is missing is an error before any work

@@ -124,7 +124,8 @@ def evaluate_command(job: Job) -> list[str]:
     adapter = ["--lora_checkpoint", str(best_adapter_path(job))]
     videos = ["--test_videos", str(job.videos), "--compare_original"]
     data = ["--clips", str(job.clips), "--features", str(job.features), *_outside_flag(job)]
-    return [*_python(), script_path("evaluate_lora.py"), *adapter, *videos, *data, *_weights_flags(job)]
+    flags = [*_tracker_flags(job), *_weights_flags(job)]
+    return [*_python(), script_path("evaluate_lora.py"), *adapter, *videos, *data, *flags]
 
 
 def _python(processes: int = 1) -> list[str]:
@@ -136,6 +137,14 @@ def _python(processes: int = 1) -> list[str]:
 
 def _weights_flags(job: Job) -> list[str]:
     return [*([] if job.weights is None else ["--weights", str(job.weights)]), *(["--offline"] if job.offline else [])]
+
+
+def _tracker_flags(job: Job) -> list[str]:
+    """The flags of evaluation for the trackers of training, where the user names them."""
+    settings = dict(text.lstrip("+").split("=", 1) for text in job.overrides)
+    flags = {"--trackers": "logging.trackers", "--project": "logging.project"}
+    values = {flag: settings[key].strip("[]'\"").replace(" ", "") for flag, key in flags.items() if key in settings}
+    return [text for pair in values.items() for text in pair]
 
 
 def _outside_flag(job: Job) -> list[str]:

@@ -15,6 +15,7 @@ from mmaudio.lora.targets import select_targets
 from mmaudio.model.networks import build_network
 from mmaudio.pipeline.data_changes import starts_anew
 from mmaudio.pipeline.job import Job, override_keys, training_overrides
+from mmaudio.utils.trackers import check_trackers
 
 SIZES = ("very_small", "small", "medium")
 """Presets in the order of the number of videos that they are for."""
@@ -71,6 +72,7 @@ def check_training(job: Job) -> None:
     WeightsError for an adapter to start from that cannot be read or is of another base.
     """
     config = compose(training_overrides(job))
+    check_trackers(config.logging.trackers)
     with torch.device("meta"):
         network = build_network(config.model)
     select_targets(network, config.lora)

@@ -14,6 +14,7 @@ from mmaudio.model.spec import ModelSpec
 from mmaudio.utils.checkout import command_words
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.terminal import join_command
+from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT
 
 
 def build_commands(
@@ -49,6 +50,8 @@ def _evaluation_command(config: EvaluationConfig) -> list[str]:
         "--model": config.model,
         "--general_videos": config.general_videos,
         "--weights": config.weights,
+        "--trackers": None if config.trackers == DEFAULT_TRACKERS else ",".join(config.trackers),
+        "--project": None if config.project == PROJECT else config.project,
     }
     return [
         *command_words("evaluate"),

@@ -5,6 +5,7 @@ import json
 import pytest
 from evaluation_inputs import evaluate_arguments
 from hub_server import TOKEN, serve_hub, use_hub
+from trackio.sqlite_storage import SQLiteStorage
 
 import evaluate_lora
 from mmaudio.commands.__main__ import main
@@ -30,7 +31,8 @@ def test_it_is_pushed_and_evaluated_from_there(root, tmp_path, monkeypatch, caps
         assert probe(root / "exp" / "hub" / "samples" / "03_base.mp4").audio_sample_rate is not None
         names = [name.encode() for name in ("one.mp4", "two.mp4", "three.mp4", "four", str(root))]
         assert not any(name in content for content in files.values() for name in names)
-        arguments = evaluate_arguments(root, "--lora_checkpoint", "anna/dogs", *quick)
+        trackers = ["--trackers", "trackio", "--project", "evaluations"]
+        arguments = evaluate_arguments(root, "--lora_checkpoint", "anna/dogs", *quick, *trackers)
         evaluate_lora.main(arguments)
         again = json.loads((tmp_path / "anna" / "dogs_evaluation" / "metrics.json").read_text())
         assert again["metrics"] == first["metrics"] and again["adapter"] == "anna/dogs"
@@ -38,3 +40,7 @@ def test_it_is_pushed_and_evaluated_from_there(root, tmp_path, monkeypatch, caps
         capsys.readouterr()
         evaluate_lora.main([*arguments, "--offline"])
         assert "still valid, nothing to do" in capsys.readouterr().out and len(site.requests) == num_requests
+    rows = SQLiteStorage.get_logs("evaluations", "dogs_evaluation evaluation")
+    scalars = {name: value for row in rows for name, value in row.items()}
+    assert scalars[f"evaluation/{PRIMARY}/adapted"] == pytest.approx(first["metrics"][PRIMARY]["adapted"])
+    assert not (tmp_path / "anna" / "dogs_evaluation" / "evaluation").exists(), "TensorBoard's"

@@ -36,6 +36,7 @@ from mmaudio.generation.sampler import Sampler
 from mmaudio.media.video import probe
 from mmaudio.model.spec import model_spec
 from mmaudio.utils import heartbeat
+from mmaudio.utils.trackers import TrackedRun
 
 
 class Decoder(nn.Module):
@@ -322,5 +323,5 @@ def test_samples_open_no_video_outside_of_the_folder(tmp_path, video):
 
 def test_a_folder_whose_name_is_not_utf8_is_named(tmp_path):
     with pytest.raises(MMAudioError, match=r"TensorBoard .* choose another output_dir"):
-        MetricsLog(tmp_path / os.fsdecode(b"m\xff"), 0)
+        MetricsLog(TrackedRun(tmp_path / os.fsdecode(b"m\xff"), "m"))
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from mmaudio.data.clip_table import write_clips
@@ -141,3 +143,13 @@ def test_an_adapter_to_train_on_from_is_checked_before_any_work(tmp_path):
         check_settings(job(tmp_path, [*flags, "--model", "small_16k"], ["lora.rank=48"]))
     with pytest.raises(WeightsError, match=r"none\.pt"):
         check_settings(job(tmp_path, ["--init-from", str(tmp_path / "none.pt")]))
+
+
+def test_the_trackers_of_training_are_those_of_the_evaluation(tmp_path, monkeypatch):
+    overrides = ["logging.trackers=[tensorboard, trackio]", "logging.project=dogs"]
+    command = stage_commands(job(tmp_path, overrides=overrides))["evaluate"]
+    assert command[command.index("--trackers") :][:4] == ["--trackers", "tensorboard,trackio", "--project", "dogs"]
+    assert "--trackers" not in stage_commands(job(tmp_path))["evaluate"]
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(ConfigError, match="trackio is not installed"):
+        check_settings(job(tmp_path, overrides=overrides))

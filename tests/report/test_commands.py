@@ -34,6 +34,7 @@ def test_the_report_command_parses_to_the_same_settings():
     config = replace(
         config, weights=Path("w"), metrics=("mel_l1",), strengths=(0.5,), max_clips=7, check_data=True, model=MODEL
     )
+    config = replace(config, trackers=("tensorboard", "trackio"), project="dogs")
     commands = dict(build_commands(config, model_spec(MODEL), AdapterFile(LoRAConfig(), {}, MODEL, "")))
     assert "Train again" not in commands
     repeated = evaluate_lora.parse_config([*shlex.split(commands["Make this report again"])[2:], "--device", "cpu"])
