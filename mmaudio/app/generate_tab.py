@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmaudio.app.config import AppConfig
 from mmaudio.app.detached_job import GPU_LOCK
 from mmaudio.app.experiment_list import find_experiments
-from mmaudio.app.handlers import GPU_QUEUE, HIDDEN, decimal, explain_errors, text_field, whole_number
+from mmaudio.app.handlers import GPU_QUEUE, HIDDEN, decimal, explain_errors, optional_number, text_field, whole_number
 from mmaudio.app.markup import show_takes
 from mmaudio.app.take_pairs import MAX_TAKES, TakeRequest, generate_pairs
 from mmaudio.app.video_upload import check_upload
@@ -92,9 +92,9 @@ def build_fields(gr: Any) -> dict[str, gradio.components.Component]:
                 elem_id="base-model",
             )
         with gr.Row():
-            fields["seconds"] = gr.Number(None, label="Seconds (empty: all of the video; 8 of a text)")
-            fields["steps"] = gr.Number(None, label="Steps (empty: the model's)", precision=0, elem_id="steps")
-            fields["guidance"] = gr.Number(None, label="Guidance (empty: the model's)")
+            fields["seconds"] = optional_number(gr, "Seconds (empty: all of the video; 8 of a text)")
+            fields["steps"] = optional_number(gr, "Steps (empty: the model's)", elem_id="steps")
+            fields["guidance"] = optional_number(gr, "Guidance (empty: the model's)")
     return fields
 
 

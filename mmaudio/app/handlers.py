@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from mmaudio.utils.escapes import escape_controls
 
 GPU_QUEUE: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """Of the events that compute: one after another, whichever browser they come from."""
+LARGEST = 1e15
+"""Numbers from here on are none that a field means."""
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 """Of every event: the page is no programming interface."""
 
@@ -64,11 +67,21 @@ def whole_number(value: object, label: str) -> int | None:
 
 def decimal(value: object, label: str) -> float | None:
     """A number of a field, None for an empty one; ConfigError for anything else, infinity too."""
-    if value is None or value == "":
+    text = "" if value is None else str(value).strip()
+    if not text:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
-        raise ConfigError(f"{label}: a number is expected")
-    return float(value)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) < LARGEST:
+        raise ConfigError(f"{label} {text[:20]}: a number is expected")
+    return number
+
+
+def optional_number(gr: Any, label: str, **settings: Any) -> Any:
+    """A field for a number that may be empty; Gradio's own shows 0 then, and sends it."""
+    return gr.Textbox(label=label, max_lines=1, **settings)
 
 
 def text_field(value: object) -> str:

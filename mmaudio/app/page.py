@@ -10,6 +10,7 @@ from mmaudio.app.generate_tab import build_generate_tab
 from mmaudio.app.handlers import HIDDEN, explain_errors
 from mmaudio.app.markup import render
 from mmaudio.app.request_guard import RequestGuard
+from mmaudio.app.train_tab import build_train_tab
 from mmaudio.utils.locks import FileLocks
 
 TITLE = "MMAudio-LoRA"
@@ -27,6 +28,8 @@ def build_page(config: AppConfig, locks: FileLocks) -> Any:
             tabs = []
             with gr.Tab("Generate", id="generate") as tab:
                 tabs.append((tab, *build_generate_tab(gr, config, locks)))
+            with gr.Tab("Train", id="train") as tab:
+                tabs.append((tab, *build_train_tab(gr, config)))
             with gr.Tab("Experiments", id="experiments") as tab:
                 tabs.append((tab, *build_experiments_tab(gr, config)))
         for tab, refresh, components in tabs:
