@@ -8,6 +8,9 @@ from typing import Any
 from mmaudio.metrics.movement import Movement
 from mmaudio.metrics.statistics import Comparison
 
+PERCENT, LU = "\u202f%", "\u202fLU"
+"""Units behind a narrow space that does not break."""
+
 
 @dataclass(frozen=True)
 class PromptResults:
@@ -31,17 +34,16 @@ class PromptResults:
         if self.loudness is None:
             return ""
         return (
-            f"; their loudness moved by {self.loudness.distance:.1f} LU, with another seed by "
-            f"{self.loudness.seed_distance:.1f} LU"
+            f"; their loudness moved by {self.loudness.distance:.1f}{LU}, with another seed by "
+            f"{self.loudness.seed_distance:.1f}{LU}"
         )
 
     def _describe_clap(self) -> str:
         clap = self.clap
         if clap is None:
             return ""
-        interval = (
-            "" if clap.interval is None else f", 95 % interval {clap.interval[0]:+.3f} to {clap.interval[1]:+.3f}"
-        )
+        ends = " to ".join(f"{end:+.3f}" for end in clap.interval or ())
+        interval = f", 95{PERCENT} interval {ends}" if ends else ""
         change = f"from {clap.base:.3f} to {clap.adapted:.3f} ({clap.difference:+.3f}{interval})"
         return f"; similarity to the prompt (CLAP) went {change}"
 
@@ -55,5 +57,5 @@ def _describe_share(mel: Movement) -> str:
     if mel.share is None:
         return f"{sounds} by {mel.distance:.2f} (mel distance), and another seed changes nothing"
     low, high = (f"{100 * end:.0f}" for end in mel.interval or (0, 0))
-    interval = f" (95 % interval {low} to {high} %)" if mel.interval else ""
-    return f"{sounds} {100 * mel.share:.0f} % as far as another seed moves the base's own{interval}"
+    interval = f" (95{PERCENT} interval {low} to {high}{PERCENT})" if mel.interval else ""
+    return f"{sounds} {100 * mel.share:.0f}{PERCENT} as far as another seed moves the base's own{interval}"

@@ -47,20 +47,35 @@ def kad(features: Array, reference: Array, clip_indices: Indices | None = None) 
 class PairwiseKernels:
     """The kernel between all pairs of two sets of sounds, computed once for the `kad` of many subsets."""
 
-    def __init__(self, features: Array, reference: Array, clip_indices: Indices | None = None) -> None:
+    def __init__(
+        self,
+        features: Array,
+        reference: Array,
+        clip_indices: Indices | None = None,
+        weights: Array | None = None,
+        reference_weights: Array | None = None,
+    ) -> None:
         x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
         self.has_value = min(len(x), len(y)) >= MIN_ROWS_FOR_KAD and (bandwidth := median_distance(y)) > 0
+        x_weights = np.ones(len(x)) if weights is None else weights
+        y_weights = np.ones(len(y)) if reference_weights is None else reference_weights
+        self.weights = {
+            "features": (x_weights, x_weights),
+            "reference": (y_weights, y_weights),
+            "cross": (x_weights, y_weights),
+        }
         if self.has_value:
             x_clips = np.arange(len(x)) if clip_indices is None else clip_indices
             y_clips = np.full(len(y), -1) if clip_indices is None else np.arange(len(y))
+            self.different_clips = {
+                "features": (x_clips[:, None] != x_clips).astype(np.float64),
+                "reference": 1.0 - np.eye(len(y)),
+                "cross": (x_clips[:, None] != y_clips).astype(np.float64),
+            }
             pairs = {"features": (x, x), "reference": (y, y), "cross": (x, y)}
             self.values = {
-                name: np.exp(cdist(*pair, "sqeuclidean") / (-2 * bandwidth**2)) for name, pair in pairs.items()
-            }
-            self.different_clips = {
-                "features": x_clips[:, None] != x_clips,
-                "reference": ~np.eye(len(y), dtype=np.bool_),
-                "cross": x_clips[:, None] != y_clips,
+                name: np.exp(cdist(*pair, "sqeuclidean") / (-2 * bandwidth**2)) * self.different_clips[name]
+                for name, pair in pairs.items()
             }
 
     def kad(self, rows: RowMask = ALL_ROWS, reference: RowMask = ALL_ROWS) -> float:
@@ -71,9 +86,19 @@ class PairwiseKernels:
         return SCALE * (xx + yy - 2 * self._mean("cross", rows, reference))
 
     def _mean(self, name: str, rows: RowMask, columns: RowMask) -> float:
-        """The mean over the pairs of different clips; NaN where there is none."""
-        values, different = (table[name][rows][:, columns] for table in (self.values, self.different_clips))
-        return float(values[different].mean()) if different.any() else math.nan
+        """The weighted mean over the pairs of different clips; NaN where there is none."""
+        row_weights, column_weights = (
+            _select(weights, mask) for weights, mask in zip(self.weights[name], (rows, columns), strict=True)
+        )
+        total = row_weights @ self.different_clips[name] @ column_weights
+        return float(row_weights @ self.values[name] @ column_weights / total) if total else math.nan
+
+
+def _select(weights: Array, mask: RowMask) -> Array:
+    """The weights, zero outside of the mask."""
+    selected = np.zeros_like(weights)
+    selected[mask] = weights[mask]
+    return selected
 
 
 def frechet_distance(features: Array, reference: Array) -> float:

@@ -35,6 +35,13 @@ class OutputRows:
     """(n, D)"""
     clip_indices: npt.NDArray[np.intp]
     """The clip of each row (n,)."""
+    clip_weights: Array | None = None
+    """How much each clip counts, for the statistics that weigh them; None: all the same."""
+
+    @property
+    def weights(self) -> Array | None:
+        """How much each row counts (n,); None: all the same."""
+        return None if self.clip_weights is None else self.clip_weights[self.clip_indices]
 
 
 @dataclass
@@ -50,11 +57,11 @@ class ModelOutputs:
             for kind, values in clip_rows.get(sound, {}).items():
                 self.rows.setdefault(sound, {}).setdefault(kind, []).append(values)
 
-    def get(self, sound: str, kind: str) -> OutputRows:
-        """All rows of one kind of a sound."""
+    def get(self, sound: str, kind: str, clip_weights: Array | None = None) -> OutputRows:
+        """All rows of one kind of a sound; `clip_weights` (clips,) says how much each clip counts."""
         arrays = self.rows[sound][kind]
         clip_indices = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
-        return OutputRows(np.concatenate(arrays).astype(np.float64), clip_indices)
+        return OutputRows(np.concatenate(arrays).astype(np.float64), clip_indices, clip_weights)
 
     def width(self, kind: str) -> int:
         """The width D of the rows of one kind; 0 where there are none."""
@@ -79,8 +86,8 @@ class SetMetric:
 
 
 def kad_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic:
-    """Kernel audio distance from the originals."""
-    kernels = PairwiseKernels(rows.values, reference.values, rows.clip_indices)
+    """Kernel audio distance from the originals; each clip counts by its weight."""
+    kernels = PairwiseKernels(rows.values, reference.values, rows.clip_indices, rows.weights, reference.weights)
     return lambda mask: kernels.kad(mask[rows.clip_indices], mask[reference.clip_indices])
 
 

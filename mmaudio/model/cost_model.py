@@ -84,10 +84,13 @@ def extraction_flops(model: ModelSpec) -> float:
 
 
 def evaluation_flops(model: ModelSpec, clip_counts: Sequence[int], strengths: int, strength_clips: int) -> float:
-    """FLOPs of losses and samples: all clips with both models, `strength_clips` of each set at other strengths."""
+    """FLOPs of losses and samples: all clips with both models, `strength_clips` of each set at other strengths.
+
+    Generic prompts take a twelfth more: one for 12 samples, of three sounds with a third of the steps.
+    """
     passes = 2 * model.num_steps + LOSS_TIMES  # guided: two passes a step
     samples = sum(2 * clips + strengths * min(clips, strength_clips) for clips in clip_counts)
-    return samples * passes * network_flops(model.network)
+    return samples * (1 + 1 / 12) * passes * network_flops(model.network)
 
 
 def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:

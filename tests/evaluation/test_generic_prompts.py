@@ -95,7 +95,7 @@ def test_an_adapter_moves_sounds_and_the_base_itself_does_not(tmp_path, monkeypa
         assert results.mel.seed_distance > 0.1 and results.mel.prompts == 4 and prompts.elapsed > 0
         assert results.clap.clips == results.clap_movement.prompts == 4
         assert abs(results.clap.difference) <= results.clap_movement.distance + 1e-9
-        assert "4 generic prompts moved " + ("" if moves else "0 %") in results.sentence
+        assert "4 generic prompts moved " + ("" if moves else "0\u202f%") in results.sentence
         assert "similarity to the prompt (CLAP) went from" in results.sentence
     assert calls == 2 * [("base model, generic prompts", 1, 2), ("adapted model, generic prompts", 1, 1)]
     (tmp_path / "same" / "adapted-prompts.safetensors").write_bytes(b"damaged")

@@ -53,6 +53,20 @@ def test_set_metrics_use_all_audio_of_the_set():
     assert reasons == {"fd": "20 clips: below 513 a Frechet distance is mostly bias"}
 
 
+def test_every_video_counts_the_same_in_the_kernel_audio_distance():
+    outputs, _ = collect(1, 5)
+    value = compare_sets(outputs, ["a", "a", "a", "b", "c"], ("kad",))[0]["kad"].base
+    x, y = (outputs.get(sound, EMBEDDINGS).values for sound in ("base", "original"))
+    weights, bandwidth = np.array([1 / 3, 1 / 3, 1 / 3, 1, 1]), sets.median_distance(y)
+    pairs = [(i, j, weights[i] * weights[j]) for i in range(5) for j in range(5) if i != j]
+
+    def mean(a: np.ndarray, b: np.ndarray) -> float:
+        kernel = [weight * np.exp(-((a[i] - b[j]) ** 2).sum() / (2 * bandwidth**2)) for i, j, weight in pairs]
+        return sum(kernel) / sum(weight for *_, weight in pairs)
+
+    assert value == pytest.approx(sets.SCALE * (mean(x, x) + mean(y, y) - 2 * mean(x, y)))
+
+
 def test_the_frechet_distance_needs_513_clips_and_has_no_interval():
     outputs, videos = collect(171, 3)
     comparisons, reasons = compare_sets(outputs, videos, ("fd",))
@@ -118,6 +132,23 @@ def test_the_kad_interval_covers_and_equal_models_get_no_verdict(videos):
         decided += low > 0 or high < 0
     assert covered / 500 >= 0.92
     assert decided / 500 <= 0.07
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(40, *[2] * 9), (40, 2, 2)])
+def test_equal_models_get_no_verdict_by_kad_where_videos_have_very_different_numbers_of_clips(sizes):
+    """200 repeats; what a model makes of a video differs from what another does: its clips are alike."""
+    videos, decided = [str(video) for video, count in enumerate(sizes) for _ in range(count)], 0
+    for seed in range(200):
+        rng, outputs = np.random.default_rng(seed), ModelOutputs()
+        for count in sizes:
+            center, taste = 0.7 * rng.normal(size=DIMENSION), 0.6 * rng.normal(size=(3, DIMENSION))
+            shifts = (0.0, *(taste + 0.3))
+            for _ in range(count):
+                rows = [(center + shift + rng.normal(size=(1, DIMENSION))).astype(np.float32) for shift in shifts]
+                outputs.add({sound: {EMBEDDINGS: row} for sound, row in zip(SOUNDS, rows, strict=True)})
+        decided += compare_sets(outputs, videos, ("kad",))[0]["kad"].verdict != "cannot tell"
+    assert decided / 200 <= 0.07
 
 
 @pytest.mark.slow
