@@ -70,8 +70,9 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     sources = find_pretrained_metrics(search, metric_names)
     held_out, trained_ids = load_held_out(config, spec.name, stack)
     sync_check = plan_sync_check(config, search)
-    general_dir = config.output_dir / "general"
-    general, reason = load_general_domain(spec, config.general_videos, general_dir, config.weights, config.device)
+    general, reason = load_general_domain(
+        spec, config.general_videos, config.general_dir, config.weights, config.device
+    )
     metric_inputs = {
         "metrics": metric_names,
         "judges": sources.identities,
