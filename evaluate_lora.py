@@ -4,7 +4,8 @@
         --compare_original
 
 Writes metrics.json, metrics.tsv and report/index.html beside the checkpoint's folder (or into --output). Does nothing
-where they are still valid.
+where they are still valid. An experiment that was trained with folds (--lora_checkpoint output/EXP) has each fold
+evaluated on the videos that it held out, and one report on all of them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from mmaudio.data.folds import read_fold_plan
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation import uncomputed_metrics
-from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
+from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
 from mmaudio.evaluation.evaluate import Evaluation, evaluate
-from mmaudio.evaluation.result_files import write_results
 from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.lora.stack import adapter_name, pair_strengths
 from mmaudio.lora.strength import AS_TRAINED, Strength
 from mmaudio.model.spec import MODELS
-from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
-from mmaudio.report.provenance import collect_provenance
-from mmaudio.report.render import write_report
-from mmaudio.report.summary import Summary
+from mmaudio.report.fold_evaluation import ADAPTER, open_experiment, summarize, write_files
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
@@ -46,7 +44,7 @@ from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT, TRACKERS, check_tr
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Compare a base model and an adapter on held-out videos.")
-    parser.add_adapter_flags("--lora_checkpoint", required=True)
+    parser.add_adapter_flags("--lora_checkpoint", required=True)  # or an experiment's folder
     parser.add_argument("--test_videos", type=Path, required=True, help="the folder with the videos of the clips")
     parser.add_argument(
         "--compare_original", action="store_true", help="compare with the base model and the original audio: always on"
@@ -80,6 +78,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
+    parser.add_argument("--fold", type=int, help="evaluate this fold of an experiment alone, from 1 on")
     parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
     parser.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
     add_tracker_flags(parser)
@@ -101,7 +100,12 @@ def add_tracker_flags(parser: cli.Parser) -> None:
 
 def main(arguments: list[str]) -> int:
     """Evaluate, or say that the results are still valid."""
-    config = parse_config(arguments)
+    args = build_parser().parse_args(arguments)
+    root = experiment_with_folds(args)
+    if root is not None:
+        return evaluate_folds(args, root)
+    args.lora_checkpoint = [path / ADAPTER if (path / ADAPTER).is_file() else path for path in args.lora_checkpoint]
+    config = build_config(args)
     start = time.monotonic()
     waiting = f"another process evaluates into {config.output_dir}"
     with ExitStack() as stack:
@@ -117,9 +121,51 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def experiment_with_folds(args: argparse.Namespace) -> Path | None:
+    """The experiment that is to be evaluated, where it has folds.
+
+    ConfigError for a fold that there is not, and for an experiment where one adapter is expected.
+    """
+    plans = {path: read_fold_plan(path) for path in args.lora_checkpoint}
+    root, plan = next(((path, plan) for path, plan in plans.items() if plan is not None), (None, None))
+    if plan is not None and (len(plans) > 1 or args.strength):
+        raise ConfigError(
+            f"--lora_checkpoint {root}: an experiment with folds is evaluated as it is, without --strength or a second "
+            "adapter"
+        )
+    if args.fold is not None and (plan is None or args.fold not in plan.numbers):
+        number = "no folds" if plan is None else f"folds 1 to {len(plan)}"
+        raise ConfigError(f"--fold {args.fold}: --lora_checkpoint names an experiment with {number}")
+    return root
+
+
+def evaluate_folds(args: argparse.Namespace, root: Path) -> int:
+    """Evaluate an experiment with folds, or one of them, or say that the results are still valid."""
+    start = time.monotonic()
+    args.lora_checkpoint = [root / ADAPTER]
+    experiment = open_experiment(build_config(args), root)
+    if args.fold is not None:
+        experiment.evaluate_folds([args.fold])
+        return 0
+    experiment.evaluate_folds(experiment.plan.numbers)
+    with working("pooling the folds and writing the report"):
+        summary = experiment.pool()
+    report = experiment.config.report_path
+    if summary is None:
+        print_lines(f"evaluation: {report} is still valid, nothing to do")
+    else:
+        print_lines(*summary.terminal_lines())
+    print_lines(f"report: {report} ({time.monotonic() - start:.0f} s)", flush=True)
+    return 0
+
+
 def parse_config(arguments: list[str]) -> EvaluationConfig:
     """The settings of the command line; ConfigError for numbers out of range."""
-    args = build_parser().parse_args(arguments)
+    return build_config(build_parser().parse_args(arguments))
+
+
+def build_config(args: argparse.Namespace) -> EvaluationConfig:
+    """The settings of the command line; ConfigError for numbers out of range."""
     check_numbers(args)
     check_trackers(args.trackers, "--trackers")
     device = cli.pick_device(args.device)
@@ -160,27 +206,11 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ConfigError(f"--guidance {args.guidance:g}: a number from 1, for none, up; 4.5 is usual")
 
 
-def write_files(evaluation: Evaluation) -> None:
-    """Write the report, then the other files; `metrics.json`, which marks results as complete, comes last."""
-    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
-    write_report(evaluation.inputs.config.report_path, held_out, general, collect_provenance(evaluation))
-    write_results(evaluation)
-
-
 def print_summary(evaluation: Evaluation) -> None:
     """Print the verdict, every metric, what was forgotten, the strength to use, and the metrics without a value."""
-    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
-    summary = Summary(
-        held_out.comparisons(),
-        {} if general is None else general.comparisons(),
-        evaluation.inputs.no_general_reason,
-        held_out.recommended,
-        held_out.recommendation,
-        "" if evaluation.prompt_results is None else evaluation.prompt_results.sentence,
-    )
-    lines = verdict.terminal_lines(summary.comparisons)
-    lines += [f"{label}: {text}" for label, text in summary.lines().items() if label != "Verdict"]
-    for line in lines + uncomputed_metrics.terminal_lines(held_out.not_computed):
+    prompts = "" if evaluation.prompt_results is None else evaluation.prompt_results.sentence
+    summary = summarize(evaluation.results, evaluation.inputs.no_general_reason, prompts=prompts)
+    for line in summary.terminal_lines() + uncomputed_metrics.terminal_lines(evaluation.results[HELD_OUT].not_computed):
         print_lines(line)
 
 

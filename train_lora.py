@@ -142,14 +142,13 @@ def check_overrides(arguments: list[str]) -> None:
 
 
 def train_composed(composed: DictConfig) -> TrainingResult:
-    """Train one composed configuration; every job of a sweep has its own folder."""
+    """Train one composed configuration; every job of a sweep has its own folder, but for those of folds."""
     config: TrainConfig = to_train_config(composed)
     config = replace(config, offline=cli.is_offline(config.offline))
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        settings = re.sub(r"(^|,)fold=\d+", "", hydra_config.job.override_dirname).lstrip(",")
-        name = job_folder_name(settings) or ("" if config.fold else str(hydra_config.job.num))
-        config = replace(config, exp_id=f"{config.exp_id}/{name}".rstrip("/"))  # folds share one experiment
+    if hydra_config.mode == RunMode.MULTIRUN and config.fold is None:  # folds share one experiment
+        name = job_folder_name(hydra_config.job.override_dirname) or str(hydra_config.job.num)
+        config = replace(config, exp_id=f"{config.exp_id}/{name}")
     distributed = init_distributed(config.device)
     try:
         return train_with_folds(config, distributed.device, distributed)

@@ -63,6 +63,7 @@ def build_parser() -> cli.Parser:
     add("--scenes", action="store_true", help="no clip across a shot boundary (needs the extra `scenes`)")
     add("--flags", action="store_true", help="note how much speech and music is in a clip (needs the extra `flags`)")
     add("--keep-all", action="store_true", help="keep clips that break a rule of the configuration")
+    add("--folds", action="store_true", help="for training with folds: no word on too few held-out videos")
     add("--report", action="store_true", help="write a page that shows every clip, used or left out")
     add("--timeout-per-video", type=float, help="seconds for one file; 120 and 5 for each MB of it if not given")
     add("--seconds", type=float, help="duration of a clip; 8 if not given")
@@ -105,6 +106,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
         keep_all=args.keep_all,
         recursive=args.recursive,
         timeout=args.timeout_per_video,
+        with_folds=args.folds,
         debug=args.debug,
     )
 

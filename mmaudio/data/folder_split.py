@@ -58,6 +58,8 @@ class SplitSettings:
     """Search sub-folders too."""
     timeout: float | None = None
     """Seconds that scanning one file may take; None: more for a larger file."""
+    with_folds: bool = False
+    """Whether training has folds: a verdict does not hang on the videos that are held out here."""
     debug: bool = False
     """Show the errors that are raised while a file is scanned."""
 
@@ -129,6 +131,7 @@ def split_folder(
     scans, scanned_count = _scan_files(root, files, settings, store, progress)
     usable, left_out = _apply_rules(scans, settings)
     divided, notes = _split_usable(usable, settings.ratios, split_store)
+    notes += [] if settings.with_folds else _describe_verdict_needs(divided, settings.ratios)
     left_out += _windows_in_gaps(usable, divided)
     left_out.sort(key=lambda row: (row.video, row.start or 0.0))
     by_video = {scan.video: scan for scan in scans}
@@ -224,7 +227,7 @@ def _split_usable(
         divided, notes = split_videos(usable, ratios, split_store.splits if split_store else None)
     if split_store is not None:
         split_store.save(divided)
-    return divided, [*notes, *_describe_verdict_needs(divided, ratios)]
+    return divided, notes
 
 
 def _describe_verdict_needs(divided: dict[str, WindowsBySplit], ratios: SplitRatios) -> list[str]:

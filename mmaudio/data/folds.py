@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mmaudio.config import TrainConfig
 from mmaudio.data.clip_table import read_clips, write_clips
 from mmaudio.data.clips import MIN_VERDICT_VIDEOS, Clip
 from mmaudio.data.feature_store import read_left_out_videos
@@ -28,9 +29,16 @@ VAL_RATIO = 0.1
 """Share of a fold's clips for validation, where two videos or fewer are left and each is divided in time."""
 
 
-def count_folds(name: str, text: str, num_videos: int, on_gpu: bool) -> int:
-    """The number of folds for so many videos, 0 for none; ConfigError where more are asked for than can be had."""
+def count_folds(name: str, text: str, num_videos: int, on_gpu: bool, experiment: Path | None = None) -> int:
+    """The number of folds for so many videos, 0 for none; ConfigError where more are asked for than can be had.
+
+    AUTO keeps what an experiment that has begun has.
+    """
     text = parse_folds(name, text)
+    if text == AUTO and experiment is not None and (plan := read_fold_plan(experiment)) is not None:
+        return len(plan)
+    if text == AUTO and experiment is not None and (experiment / "lora_checkpoints").is_dir():
+        return 0
     if text == OFF or (text == AUTO and not (on_gpu and MIN_VERDICT_VIDEOS <= num_videos <= AUTO_MAX_VIDEOS)):
         return 0
     if num_videos < MIN_VERDICT_VIDEOS:
@@ -46,6 +54,28 @@ def count_folds(name: str, text: str, num_videos: int, on_gpu: bool) -> int:
             f"{num_videos} folds are the most, {min(num_videos, AUTO_FOLDS)} are usual"
         )
     return int(text)
+
+
+def can_have_folds(name: str, text: str, config: TrainConfig) -> bool:
+    """Whether the settings of training go together with folds; ConfigError where they do not and folds are asked for.
+
+    With OFF False, and with AUTO wherever they do not.
+    """
+    if text == OFF:
+        return False
+    obstacles = {
+        "custom_finetune=false": not config.custom_finetune,
+        "validation.enabled=false": not config.validation.enabled,
+        "lora.enabled=false": not config.lora.enabled,
+        "lora.phases": bool(config.lora.phases),
+    }
+    obstacle = next((setting for setting, is_set in obstacles.items() if is_set), "")
+    if obstacle and text != AUTO:
+        raise ConfigError(
+            f"{name}{text} with {obstacle}: folds take a table of clips, an adapter of one rank, and the validation "
+            "that chooses the steps"
+        )
+    return not obstacle
 
 
 @dataclass(frozen=True)

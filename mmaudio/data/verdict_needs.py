@@ -27,7 +27,9 @@ def describe_verdict_needs(held_out: int, count: int, ratios: SplitRatios) -> li
     numbers = f"{held_out} of {count} videos {verb} held out, {MIN_VERDICT_VIDEOS} are needed"
     reason = f"none will be possible: {numbers}. Ways to one:"
     start = f": from {VIDEOS_FOR_VERDICT} on, {MIN_VERDICT_VIDEOS} are held out" if count < VIDEOS_FOR_VERDICT else ""
-    return [reason, f"more videos{start}", *_describe_ratios(count, ratios)]
+    folds = "--folds on (of train_lora.py: folds=on): every video is held out once, and training has all of them"
+    more = f"more videos{start}"
+    return [reason, *([folds] if count >= MIN_VERDICT_VIDEOS else []), more, *_describe_ratios(count, ratios)]
 
 
 def _describe_ratios(count: int, ratios: SplitRatios) -> list[str]:

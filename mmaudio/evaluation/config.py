@@ -53,6 +53,8 @@ class EvaluationConfig:
     """Whether absent weights are an error rather than fetched."""
     general_videos: Path | None = None
     """Videos of the base model's own domain; None: those that ship with the model, if any."""
+    shared_dir: Path | None = None
+    """The folder of what evaluations of several folds have in common: features of these videos; None: `output_dir`."""
     model: str | None = None
     """The base model, for an adapter whose file does not name it."""
     strengths: tuple[float, ...] | None = ()
@@ -64,9 +66,9 @@ class EvaluationConfig:
     metrics: tuple[str, ...] | None = None
     """Names of the only metrics to compute (`metrics.registry.METRICS`); None: every available one."""
     check_data: bool = False
+    """Whether to list the training clips whose audio is out of sync with the video."""
     allow_outside: bool = False
     """Whether the table may name videos outside of the folder of videos."""
-    """Whether to list the training clips whose audio is out of sync with the video."""
     strength: Strength = AS_TRAINED
     """Of the adapter."""
     other_adapters: tuple[tuple[Path, Strength], ...] = ()
@@ -87,6 +89,11 @@ class EvaluationConfig:
     def report_path(self) -> Path:
         """The report's page; its media lie beside it."""
         return self.output_dir / "report" / "index.html"
+
+    @property
+    def general_dir(self) -> Path:
+        """The folder of the features of videos of the base model's own domain."""
+        return (self.shared_dir or self.output_dir) / "general"
 
     @property
     def metrics_path(self) -> Path:

@@ -78,8 +78,9 @@ def load_inputs(config: EvaluationConfig) -> EvaluationInputs:
     if config.strengths is None:
         config = replace(config, strengths=default_strengths(len(set(held_out.videos))))
     sync_check = plan_sync_check(config, search)
-    general_dir = config.output_dir / "general"
-    general, reason = load_general_domain(spec, config.general_videos, general_dir, config.weights, config.device)
+    general, reason = load_general_domain(
+        spec, config.general_videos, config.general_dir, config.weights, config.device
+    )
     counts = [len(held_out), *([] if general is None else [len(general.features)])]
     prompts, no_prompts_reason = plan_prompts(config, spec, counts, held_out.seconds)
     metric_inputs = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio.evaluation.clip_set import GENERAL, HELD_OUT
+from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
 from mmaudio.evaluation.results import Results
 from mmaudio.evaluation.scalars import write_scalars
@@ -37,8 +38,18 @@ def write_results(evaluation: Evaluation) -> None:
 
 def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
     """The contents of `metrics.json`."""
-    held_out, general = evaluation.results[HELD_OUT], evaluation.results.get(GENERAL)
-    config, comparisons, sync_report = evaluation.inputs.config, held_out.comparisons(), evaluation.sync_report
+    inputs, sync_report = evaluation.inputs, evaluation.sync_report
+    return results_json(evaluation.results, inputs.no_general_reason) | {
+        **inputs_json(inputs.config, inputs.key, inputs.spec.name),
+        "generic_prompts": _prompts_to_json(evaluation),
+        "data_check": None if sync_report is None else sync_report.to_json(),
+    }
+
+
+def results_json(sets: Mapping[str, Results], no_general_reason: str) -> dict[str, Any]:
+    """The entries of `metrics.json` about what was measured."""
+    held_out, general = sets[HELD_OUT], sets.get(GENERAL)
+    comparisons = held_out.comparisons()
     return {
         "schema": SCHEMA,
         "clips": len(held_out.clips),
@@ -50,17 +61,21 @@ def metrics_json(evaluation: Evaluation) -> dict[str, Any]:
         "forgetting_by_strength": {} if general is None else _strengths_to_json(general),
         "recommended_strength": held_out.recommended,
         "recommendation": held_out.recommendation,
-        "no_forgetting_reason": evaluation.inputs.no_general_reason,
-        "generic_prompts": _prompts_to_json(evaluation),
+        "no_forgetting_reason": no_general_reason,
+        "trained_clips": held_out.num_trained,
         "not_computed": held_out.not_computed,
-        "inputs": evaluation.inputs.key,
-        "model": evaluation.inputs.spec.name,
+    }
+
+
+def inputs_json(config: EvaluationConfig, key: str, model: str) -> dict[str, Any]:
+    """The entries of `metrics.json` about what was compared; `key` is the hash of all that the results depend on."""
+    return {
+        "inputs": key,
+        "model": model,
         "adapter": str(config.checkpoint),
         "adapter_sha256": [file_sha256(adapter_files(path)[0]) for path, _ in config.adapters],
-        "trained_clips": held_out.num_trained,
         "adapters": [{"adapter": str(path), "strength": strength.plain()} for path, strength in config.adapters],
         "draws": config.sampling.to_json(),
-        "data_check": None if sync_report is None else sync_report.to_json(),
     }
 
 

@@ -21,6 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mmaudio.config import TrainConfig
+from mmaudio.data.folds import folds_folder
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.run_inputs import LOCATION_KEYS, RunInputs, describe_differences
 from mmaudio.finetune.state import TrainState
@@ -35,12 +36,17 @@ FORMAT = 2
 
 
 def experiment_folder(config: TrainConfig) -> Path:
-    """`output_dir/exp_id`, or with resume=false and adapters or a state in it the next free one: `exp_id-2`, ..."""
+    """`output_dir/exp_id`, or with resume=false and adapters or folds in it the next free one: `exp_id-2`, ..."""
     folder = Path(config.output_dir) / config.exp_id
-    if config.resume or not Checkpoints(folder).folder.exists():
+    if config.resume or not _is_begun(folder):
         return folder
     siblings = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    return next(sibling for sibling in siblings if not Checkpoints(sibling).folder.exists())
+    return next(sibling for sibling in siblings if not _is_begun(sibling))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether an experiment has adapters, a state or folds."""
+    return Checkpoints(folder).folder.exists() or folds_folder(folder).exists()
 
 
 @dataclass(frozen=True)

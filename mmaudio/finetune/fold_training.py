@@ -20,6 +20,7 @@ from mmaudio.data.clip_table import read_clips
 from mmaudio.data.folds import (
     FoldPlan,
     all_clips_table,
+    can_have_folds,
     count_folds,
     fold_folder,
     fold_table,
@@ -35,7 +36,7 @@ from mmaudio.finetune.loop import TrainingResult
 from mmaudio.finetune.trainer import train
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.utils.locks import FileLocks
-from mmaudio.utils.setting_checks import AUTO, OFF
+from mmaudio.utils.setting_checks import OFF
 from mmaudio.utils.terminal import print_lines
 
 
@@ -44,10 +45,15 @@ def train_with_folds(config: TrainConfig, device: torch.device, distributed: Dis
 
     With `fold` that fold alone. Raises as `train` and `write_fold_tables`.
     """
-    num_folds = count_training_folds(config, device)
+    root = experiment_folder(config)
+    num_folds = count_training_folds(config, root, device)
     if not num_folds:
         return train(config, device, distributed)
-    root = experiment_folder(config)
+    if read_fold_plan(root) is None and Checkpoints(root).state.exists():
+        raise TrainingError(
+            f"{root} was trained without folds; take another exp_id, or start over in a new folder with resume=false "
+            "(of the pipeline: --from train)"
+        )
     config = replace(config, exp_id=root.relative_to(config.output_dir).as_posix(), resume=True)
     plan = prepare_plan(config, root, num_folds, distributed)
     run = FoldTraining(config, root, plan, device, distributed)
@@ -57,33 +63,16 @@ def train_with_folds(config: TrainConfig, device: torch.device, distributed: Dis
     return run.train_final()
 
 
-def count_training_folds(config: TrainConfig, device: torch.device) -> int:
-    """The number of folds that the settings ask for, 0 for none; ConfigError where they do not go together."""
-    if config.folds == OFF:
+def count_training_folds(config: TrainConfig, root: Path, device: torch.device) -> int:
+    """The number of folds of the experiment `root`, 0 for none; ConfigError where they do not go together."""
+    if not can_have_folds("folds=", config.folds, config):
         return 0
-    if obstacle := find_obstacle(config):
-        if config.folds == AUTO:
-            return 0
-        raise ConfigError(
-            f"folds={config.folds} with {obstacle}: folds take a table of clips, an adapter of one rank, and the "
-            "validation that chooses the steps"
-        )
     clips = usable_clips(Path(config.clips_tsv), Path(config.features_dir))
-    num_folds = count_folds("folds=", config.folds, len({clip.video for clip in clips}), device.type == "cuda")
+    videos, on_gpu = {clip.video for clip in clips}, device.type == "cuda"
+    num_folds = count_folds("folds=", config.folds, len(videos), on_gpu, root)
     if config.fold is not None and config.fold > num_folds:
         raise ConfigError(f"fold={config.fold}: there are {num_folds} folds with folds={config.folds} here")
     return num_folds
-
-
-def find_obstacle(config: TrainConfig) -> str:
-    """The setting that folds do not go together with; empty where there is none."""
-    obstacles = {
-        "custom_finetune=false": not config.custom_finetune,
-        "validation.enabled=false": not config.validation.enabled,
-        "lora.enabled=false": not config.lora.enabled,
-        "lora.phases": bool(config.lora.phases),
-    }
-    return next((name for name, is_set in obstacles.items() if is_set), "")
 
 
 def prepare_plan(config: TrainConfig, root: Path, num_folds: int, distributed: Distributed) -> FoldPlan:
@@ -159,6 +148,7 @@ class FoldTraining:
             self.config,
             exp_id=f"{self.config.exp_id}/{fold_folder(self.root, number).relative_to(self.root).as_posix()}",
             clips_tsv=str(fold_table(self.root, number)),
+            validation=replace(self.config.validation, split_ratio=None),
             folds=OFF,
             fold=None,
         )

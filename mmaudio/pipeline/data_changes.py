@@ -12,6 +12,7 @@ from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import read_header, shard_path
 from mmaudio.data.fingerprint import fingerprint
 from mmaudio.data.folder_split import name_in_table
+from mmaudio.data.folds import fold_folder
 from mmaudio.data.split_files import SplitFiles
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_videos
 from mmaudio.errors import DataError, MMAudioError
@@ -25,7 +26,9 @@ MAX_NAMES = 3
 
 def find_data_changes(job: Job) -> dict[str, list[str]]:
     """The videos of each kind of change since training began; empty where there is none, or training begins anew."""
-    adapters = job.experiment / "lora_checkpoints"
+    folders = (job.experiment, fold_folder(job.experiment, 1))
+    all_adapters = [folder / "lora_checkpoints" for folder in folders]
+    adapters = next((path for path in all_adapters if (path / "state.pt").is_file()), all_adapters[0])
     if starts_anew(job) or not (adapters / "state.pt").is_file() or not job.videos.is_dir():
         return {}
     from mmaudio.lora.checkpoint import read_adapter  # here, as peft takes seconds to import

@@ -11,6 +11,7 @@ from mmaudio import cli
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.pipeline.job import PRECISIONS, SPLIT_KEYS, STAGES, Job
+from mmaudio.utils.setting_checks import AUTO, parse_folds
 
 MODES = {"16k": "small_16k", "44k": "small_44k"}
 DEMO_OUTPUT = Path("demo_output")
@@ -43,6 +44,8 @@ RESERVED_KEYS = {
     "weights": "--weights",
     "offline": "--offline",
     "resume": "--from train",
+    "folds": "--folds",
+    "fold": "--folds",
 }
 """Training settings that other stages need too, with the flag that sets them for all stages."""
 
@@ -73,6 +76,13 @@ def build_parser() -> cli.Parser:
     parser.add_weights_flags()
     for flag, options in SPLIT_FLAGS.items():
         parser.add_argument(flag, **options)
+    parser.add_argument(
+        "--folds",
+        default=AUTO,
+        metavar="auto|on|off|K",
+        help="train so often, each time without some of the videos, for a verdict over all of them, then on all; auto: "
+        "on a GPU with 3 to 12 videos",
+    )
     parser.add_argument(
         "--init-from",
         type=Path,
@@ -136,6 +146,7 @@ def build_job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         offline=cli.is_offline(arguments.offline),
         first_stage=arguments.first,
         init_from=arguments.init_from,
+        folds=parse_folds("--folds ", arguments.folds),
         overrides=tuple(text for text in overrides if not text.lstrip("+~").startswith("split.")),
         split_arguments=(*split_flags(arguments), *split_settings),
         debug=arguments.debug,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmaudio.utils.checkout import ROOT
 from mmaudio.utils.hydra_quote import quote_value
+from mmaudio.utils.setting_checks import AUTO
 
 STAGES = ("split", "extract", "train", "evaluate")
 PRECISIONS = ("auto", "bf16", "float32")
@@ -45,6 +46,10 @@ class Job:
     """The adapter that training starts from; None: a new one."""
     preset: str | None = None
     """Preset of training for the number of videos; None: the defaults, or `quick` without a GPU."""
+    folds: str = AUTO
+    """A number of folds, or a word of `utils.setting_checks`."""
+    num_folds: int = 0
+    """The folds that the plan has counted; 0: none."""
     debug: bool = field(default=False, compare=False)
     allow_outside: bool = False
     """Whether the table of clips may name videos outside of the folder."""
@@ -99,7 +104,8 @@ def split_command(job: Job) -> list[str]:
     ratios = DEMO_SPLIT if job.demo and DEMO_SPLIT[0] not in job.split_arguments else ()
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
     script = script_path("training/split_videos_for_finetuning.py")
-    return [*_python(), script, *paths, *ratios, *prompt, *job.split_arguments]
+    folds = ["--folds"] if job.num_folds else []
+    return [*_python(), script, *paths, *ratios, *prompt, *folds, *job.split_arguments]
 
 
 def extract_command(job: Job) -> list[str]:
@@ -121,7 +127,7 @@ def extract_command(job: Job) -> list[str]:
 
 def evaluate_command(job: Job) -> list[str]:
     """Command of the stage `evaluate`."""
-    adapter = ["--lora_checkpoint", str(best_adapter_path(job))]
+    adapter = ["--lora_checkpoint", str(job.experiment if job.num_folds else best_adapter_path(job))]
     videos = ["--test_videos", str(job.videos), "--compare_original"]
     data = ["--clips", str(job.clips), "--features", str(job.features), *_outside_flag(job)]
     flags = [*_tracker_flags(job), *_weights_flags(job)]
@@ -164,6 +170,7 @@ def training_overrides(job: Job) -> list[str]:
         **({} if job.weights is None else {"weights": job.weights}),
         **({"offline": True} if job.offline else {}),
         **({} if job.init_from is None else {"init_from": job.init_from}),
+        **({"folds": job.folds} if job.num_folds else {}),
     }
     user_overrides = [text for text in job.overrides if not _sets_exp_id(text)]
     if preset := job.preset or (None if has_gpu() else "quick"):

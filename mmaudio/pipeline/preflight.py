@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -27,6 +27,7 @@ from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
 from mmaudio.pipeline.data_changes import describe_data_changes, find_data_changes, starts_anew
+from mmaudio.pipeline.fold_plan import count_job_folds, fold_experiments, print_folds
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, best_adapter_path, training_overrides
 from mmaudio.pipeline.size_preset import check_training, choose_preset
 from mmaudio.pipeline.video_folder import (
@@ -107,7 +108,7 @@ class Plan:
     stage_seconds: dict[str, float]
     is_accepted: bool
     job: Job
-    """The job with the preset for its number of videos."""
+    """The job with the preset and the folds for its number of videos."""
 
 
 def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan:
@@ -122,18 +123,14 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     print_lines(f"decoder:  PyAV {av.__version__}, {describe_missing_decoders() or 'all common codecs'}")
     seconds, names = measure_videos(job)
     job, preset_reason = choose_preset(job, len(names), device.type == "cuda")
+    job = replace(job, num_folds=count_job_folds(job, len(names), device.type == "cuda"))
     config, split = compose(training_overrides(job)), read_split_config(job)
     ratios = split_ratios(job, split)
     clips = round(max(0.0, seconds - len(names) * (split.seconds - split.stride)) / split.stride)
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
-    step, sweep = find_step(job), find_sweep(names, ratios)
-    stage_seconds = {
-        "split": seconds / cost_model.SCAN_SPEED,
-        **estimate_seconds(job, config, clips, device, split.seconds, step),
-        "evaluate": estimate_evaluation(job, round(clips * ratios.test), device, split.seconds, sweep),
-    }
-    val_clips = round(clips * ratios.val)
-    stage_seconds["train"] += estimate_checks(job, config, val_clips, config.total_steps - step, device)
+    step, sweep = find_step(job.experiment, job), find_sweep(job, names, ratios)
+    costs, training = estimate_stages(job, config, clips, ratios, device, split.seconds, sweep)
+    stage_seconds = {"split": seconds / cost_model.SCAN_SPEED, **costs}
     for name, share in cost_model.START_SHARES.items():
         stage_seconds[name] += share * load_seconds
     print_lines(
@@ -142,6 +139,7 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     if (example := find_video_in_subfolder(job)) is not None:
         print_lines(f"          more in sub-folders, such as {example}: --recursive takes them")
     print_verdict_needs(job, names, ratios)
+    print_folds(job, len(names), training, lambda n: estimate_evaluation(job, round(clips / n), device, split.seconds))
     print_training(config, step, preset_reason)
     durations = ", ".join(f"{name} {cost_model.format_duration(cost)}" for name, cost in stage_seconds.items())
     print_lines(f"time:     about {durations}")
@@ -275,6 +273,25 @@ def estimate_seconds(
     }
 
 
+def estimate_stages(
+    job: Job,
+    config: TrainConfig,
+    clips: int,
+    ratios: SplitRatios,
+    device: torch.device,
+    seconds: float,
+    sweep: tuple[int, int],
+) -> tuple[dict[str, float], float]:
+    """The seconds of extraction, training (its steps that are left) and evaluation, and of one whole training."""
+    costs = estimate_seconds(job, config, clips, device, seconds)
+    training = costs["train"] + estimate_checks(job, config, round(clips * ratios.val), config.total_steps, device)
+    shares = [find_step(experiment, job) / config.total_steps for experiment in fold_experiments(job)]
+    held_out = clips / job.num_folds if job.num_folds else clips * ratios.test
+    evaluation = max(1, job.num_folds) * estimate_evaluation(job, round(held_out), device, seconds, sweep)
+    left = sum(max(0.0, 1 - share) for share in shares)
+    return {"extract": costs["extract"], "train": left * training, "evaluate": evaluation}, training
+
+
 def estimate_checks(job: Job, config: TrainConfig, val_clips: int, num_steps: int, device: torch.device) -> float:
     """Estimate the seconds of the validation losses and the samples of a training of `num_steps` steps."""
     if num_steps <= 0:
@@ -292,9 +309,9 @@ def _network_speed(device: torch.device) -> float:
     return measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
 
 
-def find_step(job: Job) -> int:
-    """The step from which a training that has begun continues; 0 where it starts."""
-    adapter = job.experiment / "lora_checkpoints" / "last_lora.pt"
+def find_step(experiment: Path, job: Job) -> int:
+    """The step from which a training that has begun in the folder `experiment` continues; 0 where it starts."""
+    adapter = experiment / "lora_checkpoints" / "last_lora.pt"
     if starts_anew(job) or not adapter.is_file():
         return 0
     from mmaudio.lora.checkpoint import read_adapter  # here, as peft takes seconds to import
@@ -305,9 +322,10 @@ def find_step(job: Job) -> int:
         return 0
 
 
-def find_sweep(videos: Sequence[str], ratios: SplitRatios) -> tuple[int, int]:
+def find_sweep(job: Job, videos: Sequence[str], ratios: SplitRatios) -> tuple[int, int]:
     """How many strengths an evaluation tries, and on how many clips: none where too few of `videos` are held out."""
-    return STRENGTH_SWEEP if count_held_out(videos, ratios, {}) >= MIN_VERDICT_VIDEOS else (0, 0)
+    num_held_out = len(videos) if job.num_folds else count_held_out(videos, ratios, {})
+    return STRENGTH_SWEEP if num_held_out >= MIN_VERDICT_VIDEOS else (0, 0)
 
 
 def estimate_evaluation(

@@ -134,7 +134,8 @@ def reset_stages(job: Job) -> None:
         renamed = job.experiment.rename(f"{job.experiment}.{number}")
         print_lines(f"the earlier experiment is kept in {renamed}")
     if "evaluate" in stages:
-        (job.experiment / "metrics.json").unlink(missing_ok=True)
+        for path in (job.experiment / "metrics.json", *job.experiment.glob("folds/*/metrics.json")):
+            path.unlink(missing_ok=True)
 
 
 def make_demo_videos(job: Job) -> None:

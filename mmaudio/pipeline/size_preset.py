@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mmaudio.config import TrainConfig, compose, flatten
+from mmaudio.data.folds import fold_folder
 from mmaudio.errors import ConfigError
 from mmaudio.lora.targets import select_targets
 from mmaudio.model.networks import build_network
@@ -53,13 +54,15 @@ def choose_preset(job: Job, count: int, on_gpu: bool) -> tuple[Job, str]:
 
 def is_training_begun(job: Job) -> bool:
     """Whether training would continue from a state."""
-    return not starts_anew(job) and (job.experiment / "lora_checkpoints" / "state.pt").is_file()
+    folders = (job.experiment, fold_folder(job.experiment, 1))
+    return not starts_anew(job) and any((folder / "lora_checkpoints" / "state.pt").is_file() for folder in folders)
 
 
 def has_settings_of_experiment(job: Job) -> bool:
     """Whether the job's settings by size are those in the experiment's config.yaml."""
-    path = job.experiment / "config.yaml"
-    if not path.is_file():
+    paths = [folder / "config.yaml" for folder in (fold_folder(job.experiment, 1), job.experiment)]
+    path = next((path for path in paths if path.is_file()), None)  # a fold's steps are as set, those of the adapter not
+    if path is None:
         return False
     saved = flatten(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
     current = flatten(compose(training_overrides(job)).to_dict())

@@ -46,8 +46,8 @@ def split_ratios(job: Job, split: SplitConfig) -> SplitRatios:
 
 
 def print_verdict_needs(job: Job, names: Sequence[str], ratios: SplitRatios) -> None:
-    """Print why the videos `names` will allow no verdict, and the ways to one; nothing where they do."""
-    if not names:
+    """Print why the videos `names` will allow no verdict, and the ways to one; nothing where they or folds do."""
+    if not names or job.num_folds:
         return
     is_reset = job.first_stage == STAGES[0]
     previous = {} if is_reset else SplitStore(job.clips.with_suffix(".splits.json"), ratios).splits

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmaudio.config import TrainConfig
@@ -18,14 +20,19 @@ from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT
 
 
 def build_commands(
-    config: EvaluationConfig, spec: ModelSpec, adapter: AdapterFile, strength: float | None = None
+    config: EvaluationConfig,
+    spec: ModelSpec,
+    adapter: AdapterFile,
+    strength: float | None = None,
+    experiment: Path | None = None,
 ) -> list[tuple[str, str]]:
     """Titles and command lines; that of training only where the adapter's file has its settings.
 
-    `strength` is the recommended one, with which audio is generated.
+    `strength` is the recommended one, with which audio is generated; `experiment` is evaluated in place of the adapter.
     """
+    evaluated = config if experiment is None else replace(config, checkpoint=experiment)
     commands = {
-        "Make this report again": _evaluation_command(config),
+        "Make this report again": _evaluation_command(evaluated),
         "Extract the features again": _extraction_command(config, spec),
         "Train again": _training_command(config, spec, adapter) if adapter.config and not config.other_adapters else [],
         "Make a sound for a video with the adapter": _generation_command(config, spec, strength),

@@ -28,6 +28,18 @@ MAX_TARGETS = 8
 
 
 @dataclass(frozen=True)
+class TrainedFold:
+    """How one fold was trained."""
+
+    videos: Sequence[str]
+    """Those that it held out."""
+    step: int
+    """Its best one."""
+    history: Sequence[Mapping[str, float]]
+    """Lines of its training's log."""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the results of an evaluation come from."""
 
@@ -52,6 +64,8 @@ class Provenance:
     """Outcome of the sync check, where there was one."""
     prompts: str = ""
     """How far the sounds of generic prompts moved, in a sentence; empty where that was not measured."""
+    folds: Sequence[TrainedFold] = ()
+    """The folds that the results are pooled from; the rest is then of the adapter of all videos."""
 
 
 def collect_provenance(evaluation: Evaluation) -> Provenance:
@@ -68,8 +82,8 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
         clips=read_clips(config.clips_tsv),
         left_out=left_out + read_left_out_videos(config.clips_tsv, config.features_dir),
         settings=[
-            ("This evaluation", _evaluation_settings(config, spec) | _prompt_settings(inputs)),
-            *(setting for number in range(len(stack.adapters)) for setting in _describe_adapter(stack, number)),
+            ("This evaluation", evaluation_settings(config, spec) | _prompt_settings(inputs)),
+            *(setting for number in range(len(stack.adapters)) for setting in describe_adapter(stack, number)),
             ("Versions", collect_versions()),
             ("Times", {phase: f"{seconds:.0f} s" for phase, seconds in evaluation.times.items()}),
         ],
@@ -81,7 +95,8 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
     )
 
 
-def _evaluation_settings(config: EvaluationConfig, spec: ModelSpec) -> dict[str, object]:
+def evaluation_settings(config: EvaluationConfig, spec: ModelSpec) -> dict[str, object]:
+    """The settings of an evaluation by their names in the report."""
     sampling = config.sampling
     return {
         "seed": sampling.seed,
@@ -102,7 +117,7 @@ def _prompt_settings(inputs: EvaluationInputs) -> dict[str, object]:
     return {"generic prompts": inputs.no_prompts_reason if prompts is None else "; ".join(prompts.captions)}
 
 
-def _describe_adapter(stack: AdapterStack, index: int) -> list[tuple[str, Mapping[str, object]]]:
+def describe_adapter(stack: AdapterStack, index: int) -> list[tuple[str, Mapping[str, object]]]:
     """Titled settings of one of the adapters and of its training."""
     adapter, number = stack.adapters[index], f" {index + 1}" if len(stack.adapters) > 1 else ""
     training = f"Training of adapter{number}" if number else "Its training"

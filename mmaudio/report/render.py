@@ -20,11 +20,12 @@ from mmaudio.report.clip_cards import (
     largest_changes,
     page_data,
 )
+from mmaudio.report.fold_section import fold_training_section
 from mmaudio.report.metric_table import metric_rows
 from mmaudio.report.number_format import plural
 from mmaudio.report.provenance import Provenance
 from mmaudio.report.sections import data_section, strength_section, training_section, validation_doubles_as_test
-from mmaudio.report.verdict import METHOD, verdict_section
+from mmaudio.report.verdict import FOLD_METHOD, METHOD, verdict_section
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.templates import load_templates
 
@@ -42,13 +43,15 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
     now = datetime.now(timezone.utc)
     date = f"{now.day} {now:%B %Y}"
     cards = clip_cards(held_out)
-    reservations = provenance.no_general_reason, validation_doubles_as_test(provenance.clips)
+    folds = provenance.folds
+    reservations = provenance.no_general_reason, not folds and validation_doubles_as_test(provenance.clips)
     return {
         "title": f"{provenance.model} and its adapter: did it help?",
         "model": provenance.model,
         "licence": f"Base model: {provenance.licence}. Adapters and merged models made from it are under its terms.",
         "date": date,
-        "counts": f"{plural(len(held_out.clips), 'held-out clip')} from {plural(held_out.num_videos, 'video')}",
+        "counts": f"{plural(len(held_out.clips), 'held-out clip')} from {plural(held_out.num_videos, 'video')}"
+        + (f" in {len(folds)} folds" if folds else ""),
         "videos": list(dict.fromkeys(held_out.videos)),
         "verdict": verdict_section(held_out, general, *reservations, provenance.prompts),
         "sounds": available_sounds(held_out),
@@ -57,16 +60,18 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
         "frequencies": frequency_marks(model_spec(provenance.model).codec.sample_rate),
         "tables": _metric_tables(held_out, general, provenance),
         "clip_table": clip_table(held_out),
-        "method": METHOD,
+        "method": METHOD + (FOLD_METHOD if folds else ""),
         "metrics": [METRICS[name] for name in held_out.comparisons()],
         "not_computed": [
             {"title": METRICS[name].title if name in METRICS else name, "reason": reason}
             for name, reason in held_out.not_computed.items()
         ],
         "strengths": strength_section(held_out, general),
-        "training": training_section(provenance.history, provenance.step),
+        "training": fold_training_section(held_out, provenance)
+        if folds
+        else training_section(provenance.history, provenance.step),
         "sync_report": provenance.sync_report,
-        "data": data_section(provenance.clips, provenance.left_out),
+        "data": data_section(provenance.clips, provenance.left_out, [fold.videos for fold in folds]),
         "settings": [{"title": title, "pairs": list(pairs.items())} for title, pairs in provenance.settings],
         "commands": [{"title": title, "text": text} for title, text in provenance.commands],
         "page": page_data(held_out, cards, provenance.model, date),

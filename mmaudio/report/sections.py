@@ -50,6 +50,7 @@ def training_section(history: Sequence[Mapping[str, float]], step: int | None) -
         "charts": line_charts(lines, "step", "velocity loss", mark),
         "legend": [{"name": line.name, "style": line.style} for line in lines],
         "note": _training_note(history, step),
+        "folds": [],
     }
 
 
@@ -128,8 +129,10 @@ def _strength_cell(comparison: Comparison | None) -> dict[str, str]:
     return {"text": format_number(comparison.adapted), "sort": format_sortable(comparison.adapted)}
 
 
-def data_section(clips: Sequence[Clip], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """The clips by split, and what was left out and why; the counts add up."""
+def data_section(
+    clips: Sequence[Clip], left_out: Sequence[LeftOut], folds: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """The clips by split, or by the fold that held their videos out; and what was left out and why. Counts add up."""
     unused = {item.video for item in left_out if item.start is None}
     used = {clip.video for clip in clips} - unused
     windows = Counter((item.video, item.reason) for item in left_out if item.start is not None)
@@ -142,7 +145,11 @@ def data_section(clips: Sequence[Clip], left_out: Sequence[LeftOut]) -> dict[str
     rows = [{"name": item.video, "reason": item.reason} for item in left_out if item.start is None]
     for (video, reason), number in windows.items():
         rows.append({"name": f"{video}, {plural(number, 'window')}", "reason": reason})
-    splits = [_split_row(title, [clip for clip in clips if clip.split == name]) for name, title in SPLITS]
+    if folds:
+        titles = [f"held out in fold {number}" for number in range(1, len(folds) + 1)]
+        splits = [_split_row(t, [c for c in clips if c.video in fold]) for t, fold in zip(titles, folds, strict=True)]
+    else:
+        splits = [_split_row(title, [clip for clip in clips if clip.split == name]) for name, title in SPLITS]
     return {"summary": summary, "splits": splits, "left_out": rows}
 
 

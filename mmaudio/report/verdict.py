@@ -30,6 +30,17 @@ METHOD = (
     f"tell. The verdict at the top is that of the {METRICS[PRIMARY].title.lower()}, or mixed where another metric that "
     "counts says the opposite. Codec is the original through the model's codec and back: what the codec alone loses."
 )
+FOLD_METHOD = (
+    " The videos are divided into folds: for each, an adapter was trained on the others with these settings, and its "
+    "best step chosen on some of those. All videos are pooled. The folds share most of their training videos: what "
+    "chance did there is in all of them alike, and the interval is widened for it. Its variance is multiplied by "
+    "1 + K / (K - 1) for K folds (Nadeau and Bengio 2003). Metrics of whole sets of sounds stay with the folds' own "
+    "reports."
+)
+RECIPE = (
+    "This is a verdict of the recipe: every video was judged with an adapter of these settings that was trained "
+    "without it. The adapter that you get is trained on all videos, with no video left to judge it by itself."
+)
 VALIDATION_CLIPS = (
     "There were too few videos for separate validation and test videos: the clips compared here also chose the best "
     "step of training, so the adapter looks a little better here than it is."
@@ -81,7 +92,7 @@ def describe_verdict(comparisons: Mapping[str, Comparison]) -> str:
 
 def _reservations(held_out: Results, comparisons: Mapping[str, Comparison]) -> list[str]:
     """Sentences that limit what the verdict says."""
-    sentences = []
+    sentences = [RECIPE] if held_out.num_folds else []
     if held_out.num_trained:
         sentences.append(
             f"{held_out.num_trained} of these {plural(len(held_out.clips), 'clip')} are of videos that the adapter was "

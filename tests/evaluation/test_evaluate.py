@@ -36,6 +36,7 @@ from mmaudio.lora import checkpoint as adapters
 from mmaudio.metrics.pretrained_metrics import ModelSearch
 from mmaudio.metrics.registry import METRICS, PRIMARY
 from mmaudio.model.spec import model_spec
+from mmaudio.report import fold_evaluation
 from mmaudio.utils import heartbeat
 
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4", "four.mp4")
@@ -219,7 +220,7 @@ def test_an_interrupted_evaluation_leaves_no_valid_report_with_mixed_media(root,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(evaluate_lora, "write_report", interrupted)
+        patched.setattr(fold_evaluation, "write_report", interrupted)
         evaluate_lora.main(evaluate_arguments(root, *short, "--seed", "1"))
     assert sound.read_bytes() != before and not last.exists()
     capsys.readouterr()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import mini_training
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 
 from mmaudio.config import compose
 from mmaudio.data.clips import Clip
-from mmaudio.errors import ConfigError
+from mmaudio.errors import ConfigError, TrainingError
+from mmaudio.finetune.checkpoint import experiment_folder
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.fold_training import final_steps, train_with_folds
 from mmaudio.lora.checkpoint import read_adapter
@@ -195,3 +197,18 @@ def test_what_does_not_go_together_is_refused_before_any_work(data, tmp_path, se
 def test_auto_takes_no_folds_on_a_cpu(data, tmp_path):
     result = train_here(data, tmp_path, "folds=auto", "validation.split_ratio=0.3")
     assert result.step == 2 and not (tmp_path / "exp" / "folds").exists()
+
+
+def test_an_experiment_without_folds_is_refused_before_any_fold_is_trained(data, tmp_path):
+    (tmp_path / "exp" / "lora_checkpoints").mkdir(parents=True)
+    (tmp_path / "exp" / "lora_checkpoints" / "state.pt").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"exp was trained without folds; .*--from train"):
+        train_here(data, tmp_path)
+    assert not (tmp_path / "exp" / "folds").exists()
+
+
+def test_a_new_folder_is_taken_where_folds_have_begun(tmp_path):
+    (tmp_path / "exp" / "folds").mkdir(parents=True)
+    (tmp_path / "exp-2" / "lora_checkpoints").mkdir(parents=True)
+    config = compose(["exp_id=exp", f"output_dir={tmp_path}"])
+    assert [experiment_folder(replace(config, resume=resume)).name for resume in (True, False)] == ["exp", "exp-3"]

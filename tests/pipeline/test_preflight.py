@@ -29,13 +29,13 @@ def build(tmp_path, *flags):
 @pytest.mark.slow
 def test_the_steps_that_are_left_of_a_training_count(tmp_path):
     job = build(tmp_path)
-    assert preflight.find_step(job) == 0
+    assert preflight.find_step(job.experiment, job) == 0
     lora = LoRAConfig(rank=4)
     model = add_lora(mini(), lora)
     adapter = AdapterFile(lora, adapter_state(model), "tiny_16k", "0" * 64, targets=list(lora_layers(model)), step=75)
     write_adapter(job.experiment / "lora_checkpoints" / "last_lora.pt", adapter)
-    assert preflight.find_step(job) == 75
-    assert preflight.find_step(build(tmp_path, "--from", "train")) == 0
+    assert preflight.find_step(job.experiment, job) == 75
+    assert preflight.find_step(job.experiment, build(tmp_path, "--from", "train")) == 0
     config = compose(training_overrides(job))
     whole, rest = (preflight.estimate_seconds(job, config, 10, CPU, step=step) for step in (0, 75))
     assert rest["train"] == pytest.approx(whole["train"] / 4) and rest["extract"] == whole["extract"]

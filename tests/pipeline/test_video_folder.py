@@ -10,7 +10,11 @@ from mmaudio.pipeline.flags import build_job, build_parser
 from mmaudio.pipeline.video_folder import print_verdict_needs, split_ratios
 
 NEEDS = "verdict:  none will be possible: 1 of 6 videos is held out, 3 are needed. Ways to one:\n"
-WAYS = ("more videos: from 9 on, 3 are held out", "--test_ratio 0.5: 3 are held out, and training has 2")
+WAYS = (
+    "--folds on (of train_lora.py: folds=on): every video is held out once, and training has all of them",
+    "more videos: from 9 on, 3 are held out",
+    "--test_ratio 0.5: 3 are held out, and training has 2",
+)
 
 
 def build(tmp_path, *flags):
