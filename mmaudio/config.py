@@ -374,14 +374,6 @@ def dotted_names(schema: type, prefix: str = "") -> list[str]:
     return names
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten `{"lora": {"rank": 4}}` to `{"lora.rank": 4}`."""
-    values: dict[str, Any] = {}
-    for name, value in nested.items():
-        values |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return values
-
-
 def _suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean ...?` with the nearest whole name, else the name with the nearest last component."""
     leaves = {key.rsplit(".", 1)[-1]: key for key in known}

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from mmaudio.config import TrainConfig, flatten
+from mmaudio.config import TrainConfig
 from mmaudio.data.feature_set import AnyFeatureSet
 from mmaudio.finetune.base_samples import hash_samples
 from mmaudio.finetune.initial_adapter import InitialAdapter
+from mmaudio.utils.nested_names import flatten
 
 LOCATION_KEYS = ("output_dir", "clips_tsv", "features_dir", "weights", "offline", "video_root", "device", "resume")
 """Settings that say where, not what; adapter files leave them out."""

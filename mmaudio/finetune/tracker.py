@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmaudio.config import TrainConfig, flatten
+from mmaudio.config import TrainConfig
 from mmaudio.errors import DataError, MMAudioError
 from mmaudio.finetune.diagnostics import UtilizationMeter, compute_adapter_norms, peak_memory_gb
 from mmaudio.finetune.early_stopping import ValidationHistory
@@ -30,6 +30,7 @@ from mmaudio.finetune.validation import ValidationSet
 from mmaudio.lora.clip_names import hide_files
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat, has_bars
+from mmaudio.utils.nested_names import flatten
 from mmaudio.utils.progress import Progress
 from mmaudio.utils.trackers import TrackedRun
 

@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from mmaudio.config import TrainConfig, compose, flatten
+from mmaudio.config import TrainConfig, compose
 from mmaudio.data.folds import fold_folder
 from mmaudio.errors import ConfigError
 from mmaudio.lora.targets import select_targets
 from mmaudio.model.networks import build_network
 from mmaudio.pipeline.data_changes import starts_anew
 from mmaudio.pipeline.job import Job, override_keys, training_overrides
+from mmaudio.utils.nested_names import flatten
 from mmaudio.utils.trackers import check_trackers
 
 SIZES = ("very_small", "small", "medium")

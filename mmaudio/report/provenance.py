@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from mmaudio.config import flatten
 from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.clips import Clip, LeftOut
 from mmaudio.data.feature_store import read_left_out_videos
@@ -21,6 +20,7 @@ from mmaudio.lora.stack import AdapterStack, StackedAdapter
 from mmaudio.model.spec import ModelSpec
 from mmaudio.report.commands import build_commands
 from mmaudio.report.sections import read_history
+from mmaudio.utils.nested_names import flatten
 
 PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")
 MAX_TARGETS = 8
