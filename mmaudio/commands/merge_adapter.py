@@ -30,7 +30,9 @@ COMFYUI_MODELS = ("small_44k", "large_44k", "large_44k_v2")
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
     parser = cli.Parser("Merge one adapter, or the sum of several, into the base model.")
-    parser.add_argument("adapter", type=Path, nargs="+", help="best_lora.pt, a PEFT folder or a .safetensors file")
+    parser.add_argument(
+        "adapter", type=Path, nargs="+", help="best_lora.pt, a PEFT folder, a .safetensors file or USER/NAME"
+    )
     parser.add_argument("--output", type=Path, help="a .safetensors, .pt or .pth; EXP_MODEL.safetensors if not given")
     parser.add_strength_flag()
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; the base file's own if not given")

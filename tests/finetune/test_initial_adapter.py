@@ -7,6 +7,7 @@ from pathlib import Path
 import mini_training
 import pytest
 import torch
+from hub_server import Repository, serve_hub, use_hub
 
 from mmaudio.config import TrainConfig, ValidationConfig
 from mmaudio.data.clip_table import write_clips
@@ -128,3 +129,20 @@ def test_held_out_videos_that_were_trained_on_before_are_refused(tmp_path):
 def test_without_init_from_there_is_none():
     assert load_initial_adapter(TrainConfig(model="tiny_16k")) is None
     assert initial_adapter.start_name(TrainConfig(init_from="a.pt")) != initial_adapter.start_name(TrainConfig())
+
+
+@pytest.mark.slow
+def test_it_may_be_on_the_hub(tmp_path, monkeypatch):
+    write_tiny(tmp_path / "best_lora.pt", step=5)
+    monkeypatch.chdir(tmp_path)
+    with serve_hub() as site:
+        use_hub(site, tmp_path / "home", monkeypatch)
+        site.repositories["anna/dogs"] = Repository()
+        site.repositories["anna/dogs"].commit({p.name: p.read_bytes() for p in (tmp_path / "best_lora").iterdir()})
+        config = TrainConfig(model="tiny_16k", init_from="anna/dogs", lora=LoRAConfig(rank=4))
+        with pytest.raises(WeightsError, match="not in the hub's cache"):
+            load_initial_adapter(replace(config, offline=True))
+        first = load_initial_adapter(config)
+        again = load_initial_adapter(replace(config, offline=True))
+    assert first is not None and again is not None and first.lineage == again.lineage
+    assert (first.lineage[0]["file"], first.lineage[0]["step"]) == ("dogs", 5)
