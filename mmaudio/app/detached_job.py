@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class DetachedJob:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        threading.Thread(target=process.wait, daemon=True).start()  # takes note of its end, while this process lives
         end_time = time.monotonic() + START_SECONDS
         while not self._read("process") and process.poll() is None and time.monotonic() < end_time:
             time.sleep(POLL_SECONDS)

@@ -15,6 +15,8 @@ from mmaudio.lora.strength import AS_TRAINED, parse_strength
 from mmaudio.report.summary import read_summary
 
 CHECKPOINTS = "lora_checkpoints"
+DTYPES = ("fp32", "fp16", "bf16")
+"""Kinds of numbers of a merged checkpoint."""
 DEPTH = 3
 """Levels below the folder of results: NAME/output/EXPERIMENT of the page, EXPERIMENT of the commands."""
 
@@ -80,6 +82,8 @@ def merge_experiment(config: AppConfig, name: str, strength: str, dtype: str) ->
     """Merge an experiment's adapter into its base: the checkpoint, and whether ComfyUI takes it."""
     from mmaudio.commands import merge_adapter  # here, as torch and peft take seconds to import
 
+    if dtype not in DTYPES:
+        raise ConfigError(f"{dtype[:20]}: no kind of numbers; there are {', '.join(DTYPES)}")
     experiment, adapter = find_experiment(config.folders, name), find_adapter(config.folders, name)
     model, value = experiment.model(), parse_strength(strength)
     suffix = "" if value == AS_TRAINED else "_" + re.sub(r"[^\w.-]+", "-", str(value.plain()))

@@ -7,26 +7,26 @@ from typing import Any
 
 from mmaudio.app.config import AppConfig
 from mmaudio.app.experiment_list import (
+    DTYPES,
     export_experiment,
     find_experiment,
     find_experiments,
     merge_experiment,
 )
-from mmaudio.app.handlers import GPU_QUEUE, HIDDEN, explain_errors, text_field
+from mmaudio.app.handlers import GPU_QUEUE, HIDDEN, explain_errors, list_field, text_field
 from mmaudio.app.markup import show_experiment
 
-DTYPES = ("fp32", "fp16", "bf16")
 COLUMNS = ("Experiment", "Model", "Verdict")
 
 
 def build_experiments_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list[Any]], list[Any]]:
     """Build the tab; a function that lists the experiments anew, and the components that it fills."""
     table = gr.Dataframe(headers=list(COLUMNS), datatype="str", interactive=False, wrap=True, elem_id="experiments")
-    choice = gr.Dropdown([], label="Experiment", elem_id="experiment")
+    choice = list_field(gr, [], label="Experiment", elem_id="experiment")
     details = gr.HTML(elem_id="experiment-details")
     with gr.Row():
-        strength = gr.Textbox("1", label="Strength of the merge, as 0.7 or joint=1,fused=0.5")
-        dtype = gr.Dropdown(list(DTYPES), value="fp16", label="Numbers of the merge")
+        strength = gr.Textbox("1", label="Merge at strength")
+        dtype = gr.Dropdown(list(DTYPES), value="fp16", label="in")
     with gr.Row():
         export = gr.Button("The adapter as one file", elem_id="export")
         merge = gr.Button("Merge into the base model", elem_id="merge")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 from mmaudio.app.config import AppConfig
 from mmaudio.app.detached_job import GPU_LOCK
 from mmaudio.app.experiment_list import find_experiments
-from mmaudio.app.handlers import GPU_QUEUE, HIDDEN, decimal, explain_errors, optional_number, text_field, whole_number
+from mmaudio.app.handlers import (
+    GPU_QUEUE,
+    HIDDEN,
+    decimal,
+    explain_errors,
+    list_field,
+    optional_number,
+    text_field,
+    whole_number,
+)
 from mmaudio.app.markup import show_takes
 from mmaudio.app.take_pairs import MAX_TAKES, TakeRequest, generate_pairs
 from mmaudio.app.video_upload import check_upload
@@ -70,11 +79,11 @@ def build_fields(gr: Any) -> dict[str, gradio.components.Component]:
     with gr.Row():
         with gr.Column(min_width=300):
             fields["upload"] = gr.Video(label="A video of yours", sources=["upload"], elem_id="upload", height=260)
-            fields["video"] = gr.Dropdown([NONE], label="or one of the folder of videos; neither: the prompt alone")
+            fields["video"] = list_field(gr, [NONE], label="or one of the folder of videos; neither: the prompt alone")
         with gr.Column(min_width=300):
             fields["prompt"] = gr.Textbox(label="Prompt", lines=2, elem_id="prompt")
             fields["negative_prompt"] = gr.Textbox(label="Negative prompt: what shall not be heard")
-            fields["adapter_1"] = gr.Dropdown([NONE], label="Adapter", elem_id="adapter")
+            fields["adapter_1"] = list_field(gr, [NONE], label="Adapter", elem_id="adapter")
             fields["strength_1"] = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="Strength")
             fields["has_base"] = gr.Checkbox(True, label="The base beside the adapter")
     with gr.Accordion("Takes, a second adapter, length and steps", open=False):
@@ -83,7 +92,7 @@ def build_fields(gr: Any) -> dict[str, gradio.components.Component]:
             fields["rank_by"] = gr.Dropdown([("no ranking", NONE), *RANKINGS], value=NONE, label="Best first, by")
             fields["seed"] = gr.Number(0, label="Seed", precision=0)
         with gr.Row():
-            fields["adapter_2"] = gr.Dropdown([NONE], label="Second adapter: the changes add up")
+            fields["adapter_2"] = list_field(gr, [NONE], label="Second adapter: the changes add up")
             fields["strength_2"] = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="Its strength")
             fields["model"] = gr.Dropdown(
                 [("small_16k", NONE), *(name for name in MODELS if name != "small_16k")],

@@ -79,6 +79,14 @@ def decimal(value: object, label: str) -> float | None:
     return number
 
 
+def list_field(gr: Any, choices: list[Any], **settings: Any) -> Any:
+    """A field for a name from a list that grows; this package checks what comes back.
+
+    Gradio would, too, and show a name that is no longer there as HTML.
+    """
+    return gr.Dropdown(choices, allow_custom_value=True, **settings)
+
+
 def optional_number(gr: Any, label: str, **settings: Any) -> Any:
     """A field for a number that may be empty; Gradio's own shows 0 then, and sends it."""
     return gr.Textbox(label=label, max_lines=1, **settings)

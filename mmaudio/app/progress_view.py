@@ -9,8 +9,6 @@ from mmaudio.app.detached_job import CUT_OFF, DONE, FAILED, RUNNING, STATE_FOLDE
 from mmaudio.app.experiment_list import Experiment
 from mmaudio.app.folders import walk_folders
 from mmaudio.app.markup import render, show_experiment
-from mmaudio.app.train_request import plan_job
-from mmaudio.errors import MMAudioError
 from mmaudio.report.sections import read_history, training_section
 from mmaudio.utils.escapes import escape_controls
 
@@ -31,14 +29,6 @@ def list_jobs(config: AppConfig) -> list[DetachedJob]:
     return sorted(jobs, key=lambda job: (job.state() not in (RUNNING, STOPPING), -_start_time(job), job.root.name))
 
 
-def find_experiment_folder(job: DetachedJob) -> Path | None:
-    """The folder of the job's experiment; None where its arguments are no longer valid."""
-    try:
-        return plan_job(job.arguments()).experiment
-    except (MMAudioError, OSError, SystemExit):  # such as a folder of videos that is gone
-        return None
-
-
 def describe_state(job: DetachedJob) -> str:
     """The state in one line, with what it does now."""
     state = job.state()
@@ -57,11 +47,11 @@ def show_losses(folder: Path) -> str:
 
 def show_progress(config: AppConfig, job: DetachedJob) -> tuple[str, str, str, str]:
     """State, losses, log, and the verdict with the link to the report once there is one."""
-    folder = find_experiment_folder(job)
+    folder = (job.root / "output" / job.root.name).resolve()  # as TrainRequest names it
     log = "\n".join(map(escape_controls, job.log_lines()))
-    if folder is None or not folder.is_dir() or not folder.resolve().is_relative_to(config.folders.output):
+    if not folder.is_dir() or not folder.is_relative_to(config.folders.output):
         return describe_state(job), "", log, ""
-    experiment = Experiment(folder.resolve().relative_to(config.folders.output).as_posix(), folder)
+    experiment = Experiment(folder.relative_to(config.folders.output).as_posix(), folder)
     report = show_experiment(experiment) if experiment.report and job.state() not in (RUNNING, STOPPING) else ""
     return describe_state(job), show_losses(folder), log, report
 

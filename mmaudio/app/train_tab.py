@@ -9,7 +9,7 @@ from mmaudio.app.caption_files import write_captions
 from mmaudio.app.config import AppConfig
 from mmaudio.app.detached_job import RUNNING, STOPPING, DetachedJob
 from mmaudio.app.folders import check_name, list_video_folders
-from mmaudio.app.handlers import HIDDEN, decimal, explain_errors, optional_number, text_field, whole_number
+from mmaudio.app.handlers import HIDDEN, decimal, explain_errors, list_field, optional_number, text_field, whole_number
 from mmaudio.app.progress_view import list_jobs, show_progress
 from mmaudio.app.train_request import FolderLook, TrainRequest, describe_plan, look_at_folder
 from mmaudio.app.video_upload import add_upload
@@ -55,7 +55,7 @@ def build_fields(gr: Any) -> dict[str, Any]:
     """The fields, by the names that `build_request` reads."""
     fields: dict[str, Any] = {}
     with gr.Row():
-        fields["videos"] = gr.Dropdown([], label="Folder of videos", elem_id="folder")
+        fields["videos"] = list_field(gr, [], label="Folder of videos", elem_id="folder")
         fields["name"] = gr.Textbox(label="Name of the experiment", elem_id="name", max_lines=1)
         fields["model"] = gr.Dropdown(list(MODELS), value="small_16k", label="Base model", elem_id="model")
     with gr.Accordion("Settings (empty: as the pipeline chooses)", open=False, elem_id="settings"):
@@ -151,8 +151,8 @@ def build_look(gr: Any, config: AppConfig, fields: dict[str, Any]) -> None:
 
 def build_progress(gr: Any) -> tuple[Any, list[Any], dict[str, Any]]:
     """Build the part that shows a training: the choice of one, what is shown of it, and the buttons."""
-    job = gr.Dropdown([], label="Training", elem_id="job")
-    state = gr.Textbox(label="State", interactive=False, elem_id="job-state", max_lines=2)
+    job = list_field(gr, [], label="Training", elem_id="job")
+    state = gr.Textbox(label="State", interactive=False, elem_id="job-state", lines=2, max_lines=4)
     with gr.Row():
         stop = gr.Button("Stop", variant="stop", elem_id="stop")
         go_on = gr.Button("Continue", elem_id="continue")
