@@ -36,6 +36,7 @@ from mmaudio.report import verdict
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.provenance import collect_provenance
 from mmaudio.report.render import write_report
+from mmaudio.report.source_sections import renew_report
 from mmaudio.report.summary import Summary
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
@@ -95,7 +96,8 @@ def main(arguments: list[str]) -> int:
         lock = wait_for_lock(config.output_dir, "evaluation", waiting)
         evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
         if evaluation is None:
-            print_lines(f"evaluation: {config.report_path} is still valid, nothing to do")
+            renewed = "its sections on training and data are made anew" if renew_report(config) else "nothing to do"
+            print_lines(f"evaluation: {config.report_path} is still valid, {renewed}")
         else:
             with working("writing the report"):
                 write_files(evaluation)
