@@ -15,7 +15,16 @@ from mmaudio.evaluation.results import ClipMeasurement, ClipResult, Results
 from mmaudio.lora.adapter import MAX_STRENGTH
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
-from mmaudio.metrics.statistics import BETTER, WORSE, Comparison, compare, video_means
+from mmaudio.metrics.statistics import (
+    BETTER,
+    CONFIDENCE_LEVEL,
+    WORSE,
+    Comparison,
+    compare,
+    t_interval,
+    verdict,
+    video_means,
+)
 
 FULL = 1.0
 """The strength as trained."""
@@ -64,7 +73,7 @@ def recommend(
     one's: less of an adapter forgets less. `video_values` are the videos' means of that metric by strength.
     The rule of one standard error: Breiman et al., Classification and Regression Trees, 1984.
     """
-    better = [s for s, metrics in strengths.items() if s and PRIMARY in metrics and metrics[PRIMARY].verdict == BETTER]
+    better = _find_better(strengths, video_values)
     if not better:
         return None, "At no strength is the distance to the originals clearly smaller than the base's on these clips."
     admitted = [strength for strength in better if not losses[strength]]
@@ -83,6 +92,26 @@ def recommend(
         return best, f"{candidates}, this one is closest{ending}{excluded}"
     reason = f"{candidates}, {best:g} is closest, and {strength:g} about as close: less of an adapter forgets less."
     return strength, f"{reason}{excluded}"
+
+
+def _find_better(
+    strengths: Mapping[float, Mapping[str, Comparison]], video_values: Mapping[float, Sequence[float]]
+) -> list[float]:
+    """The strengths that are clearly better than the base by `PRIMARY`.
+
+    The adapter as trained is tested first. Where it is not better, the other strengths share the chance of an error
+    (Bonferroni): one of several is better by chance more often than one.
+    """
+    better = [s for s, metrics in strengths.items() if s and PRIMARY in metrics and metrics[PRIMARY].verdict == BETTER]
+    if FULL in better:
+        return better
+    level = 1 - (1 - CONFIDENCE_LEVEL) / max(1, len(set(strengths) - {0.0, FULL}))
+    differences = {strength: np.subtract(video_values[strength], video_values[0.0]) for strength in better}
+    return [
+        strength
+        for strength, values in differences.items()
+        if verdict(t_interval(values, level), len(values), METRICS[PRIMARY].better) == BETTER
+    ]
 
 
 def describe_forgetting(strengths: Mapping[float, Mapping[str, Comparison]], recommended: float | None) -> str:
