@@ -35,6 +35,7 @@ from mmaudio.lora.strength import AS_TRAINED, Strength
 from mmaudio.model.spec import MODELS
 from mmaudio.report.clip_media import ClipMediaWriter
 from mmaudio.report.fold_evaluation import ADAPTER, open_experiment, summarize, write_files
+from mmaudio.report.source_sections import renew_report
 from mmaudio.utils.locks import wait_for_lock
 from mmaudio.utils.progress import working
 from mmaudio.utils.terminal import print_lines
@@ -112,7 +113,8 @@ def main(arguments: list[str]) -> int:
         lock = wait_for_lock(config.output_dir, "evaluation", waiting)
         evaluation = evaluate(config, ClipMediaWriter(config.report_path), lambda: stack.enter_context(lock))
         if evaluation is None:
-            print_lines(f"evaluation: {config.report_path} is still valid, nothing to do")
+            renewed = "its sections on training and data are made anew" if renew_report(config) else "nothing to do"
+            print_lines(f"evaluation: {config.report_path} is still valid, {renewed}")
         else:
             with working("writing the report"):
                 write_files(evaluation)

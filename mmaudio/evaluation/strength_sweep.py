@@ -17,11 +17,14 @@ from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
 from mmaudio.metrics.statistics import (
     BETTER,
+    CONFIDENCE_LEVEL,
     MIN_VIDEOS,
     WORSE,
     Comparison,
     compare,
     fold_variance_factor,
+    t_interval,
+    verdict,
     video_means,
 )
 
@@ -61,7 +64,7 @@ def compare_strengths(results: Results, general: Results | None = None) -> None:
     if general is not None:
         general.strengths = _compare_by_strength([clip for clip in general.clips if clip.strengths])
     losses = {strength: _find_clear_losses(clips, strength, factor) for strength in results.strengths}
-    choice = recommend(results.strengths, _primary_video_means(clips), losses)
+    choice = recommend(results.strengths, _primary_video_means(clips), losses, factor)
     forgetting = "" if general is None else describe_forgetting(general.strengths, choice[0])
     results.recommended, results.recommendation = choice[0], f"{choice[1]}{forgetting}"
 
@@ -70,15 +73,17 @@ def recommend(
     strengths: Mapping[float, Mapping[str, Comparison]],
     video_values: Mapping[float, Sequence[float]],
     losses: Mapping[float, Sequence[str]],
+    variance_factor: float = 1.0,
 ) -> tuple[float | None, str]:
     """The strength to use and the reason in a sentence; None where none is clearly better than the base.
 
     Of the strengths that are better than the base by `PRIMARY`, and in none of STRENGTH_METRICS clearly worse than the
     adapter as trained (`losses` names those metrics), the smallest whose mean is within one standard error of the best
-    one's: less of an adapter forgets less. `video_values` are the videos' means of that metric by strength.
+    one's: less of an adapter forgets less. `video_values` are the videos' means of that metric by strength, and
+    `variance_factor` that of `t_interval`.
     The rule of one standard error: Breiman et al., Classification and Regression Trees, 1984.
     """
-    better = [s for s, metrics in strengths.items() if s and PRIMARY in metrics and metrics[PRIMARY].verdict == BETTER]
+    better = _find_better(strengths, video_values, variance_factor)
     if not better:
         return None, "At no strength is the distance to the originals clearly smaller than the base's on these clips."
     admitted = [strength for strength in better if not losses[strength]]
@@ -97,6 +102,28 @@ def recommend(
         return best, f"{candidates}, this one is closest{ending}{excluded}"
     reason = f"{candidates}, {best:g} is closest, and {strength:g} about as close: less of an adapter forgets less."
     return strength, f"{reason}{excluded}"
+
+
+def _find_better(
+    strengths: Mapping[float, Mapping[str, Comparison]],
+    video_values: Mapping[float, Sequence[float]],
+    variance_factor: float,
+) -> list[float]:
+    """The strengths that are clearly better than the base by `PRIMARY`.
+
+    The adapter as trained is tested first. Where it is not better, the other strengths share the chance of an error
+    (Bonferroni): one of several is better by chance more often than one.
+    """
+    better = [s for s, metrics in strengths.items() if s and PRIMARY in metrics and metrics[PRIMARY].verdict == BETTER]
+    if FULL in better:
+        return better
+    level = 1 - (1 - CONFIDENCE_LEVEL) / max(1, len(set(strengths) - {0.0, FULL}))
+    differences = {strength: np.subtract(video_values[strength], video_values[0.0]) for strength in better}
+    return [
+        strength
+        for strength, values in differences.items()
+        if verdict(t_interval(values, level, variance_factor), len(values), METRICS[PRIMARY].better) == BETTER
+    ]
 
 
 def describe_forgetting(strengths: Mapping[float, Mapping[str, Comparison]], recommended: float | None) -> str:

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out
 from mmaudio.data.clips import Clip, LeftOut
-from mmaudio.data.feature_store import read_left_out_videos
 from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.evaluate import Evaluation
@@ -19,7 +17,7 @@ from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.stack import AdapterStack, StackedAdapter
 from mmaudio.model.spec import ModelSpec
 from mmaudio.report.commands import build_commands
-from mmaudio.report.sections import read_history
+from mmaudio.report.source_sections import read_sources
 from mmaudio.utils.nested_names import flatten
 
 PACKAGES = ("mmaudio-lora", "torch", "torchaudio", "peft", "open_clip_torch", "av", "numpy", "scipy")
@@ -73,14 +71,14 @@ def collect_provenance(evaluation: Evaluation) -> Provenance:
     inputs = evaluation.inputs
     config, stack, spec, general = inputs.config, inputs.stack, inputs.spec, inputs.general
     adapter = stack.adapters[0].file
-    left_out = read_left_out(left_out_path(config.clips_tsv))
+    sources = read_sources(config, adapter)
     return Provenance(
         model=spec.name,
         licence=spec.licence,
-        history=read_history(config.checkpoint.parent.parent / "metrics.jsonl"),
-        step=adapter.step if adapter.data else None,  # files of other programs have no step
-        clips=read_clips(config.clips_tsv),
-        left_out=left_out + read_left_out_videos(config.clips_tsv, config.features_dir),
+        history=sources.history,
+        step=sources.step,
+        clips=sources.clips,
+        left_out=sources.left_out,
         settings=[
             ("This evaluation", evaluation_settings(config, spec) | _prompt_settings(inputs)),
             *(setting for number in range(len(stack.adapters)) for setting in describe_adapter(stack, number)),

@@ -141,6 +141,13 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     evaluate_lora.main(evaluate_arguments(root))
     assert "still valid" in capsys.readouterr().out
     assert report.stat().st_mtime_ns == before
+    with (results_folder / "metrics.jsonl").open("a") as history:
+        history.write('\n{"step": 15, "train/loss": 0.9, "validation/loss": 1.05}\n')
+    results = (results_folder / "metrics.json").read_bytes()
+    evaluate_lora.main(evaluate_arguments(root))
+    assert "still valid, its sections on training and data are made anew" in capsys.readouterr().out
+    assert "1.500 before, 1.050 at its lowest" in report.read_text()
+    assert (results_folder / "metrics.json").read_bytes() == results
     again = root / "again"
     evaluate_lora.main(
         evaluate_arguments(root, "--output", str(again), "--seed", "1", "--max_clips", "3", "--samples", "2")

@@ -1,5 +1,6 @@
 """Which strength is recommended: the smallest of those that are about as good as the best."""
 
+import numpy as np
 import pytest
 
 from mmaudio.data.clips import Clip
@@ -85,6 +86,31 @@ def test_no_strength_is_recommended_where_none_beats_the_base():
     assert outcome.recommended is None and "At no strength" in outcome.recommendation
     unsure = make_results({0.0: 1.0, 0.5: 0.99, 1.0: 0.99}, (-0.3, 0.3, 0.2, -0.2, 0.1))
     assert unsure.recommended is None
+
+
+BARELY = (0.62, 0.92, 0.7, 0.94, 0.65)
+"""Better than the base, 1 in every video, by a 95 % interval, but not by one of 98.3 %."""
+
+
+def test_one_of_several_strengths_has_to_be_better_by_more_where_the_adapter_as_trained_is_not():
+    unsure = {0.0: (1.0,) * 5, 0.5: BARELY, 0.75: (1.1,) * 5, 1.0: (0.9, 1.2, 1.0, 1.3, 0.8), 1.25: (1.2,) * 5}
+    outcome = compare_values(unsure)
+    assert outcome.strengths[0.5][PRIMARY].verdict == "better"
+    assert outcome.recommended is None and "At no strength" in outcome.recommendation
+    alone = compare_values({strength: unsure[strength] for strength in (0.0, 0.5, 1.0)})
+    assert alone.recommended == 0.5, "of one other than the adapter as trained"
+    assert compare_values(unsure | {1.0: BARELY}).recommended == 0.5, "the adapter as trained is better"
+
+
+@pytest.mark.slow
+def test_without_an_effect_hardly_a_strength_is_recommended():
+    """400 repeats in which every strength has noise of its own: what is called better is so by chance."""
+    rng, recommended = np.random.default_rng(0), 0
+    for _ in range(400):
+        values = {strength: rng.normal(1.0, 0.2, 5).tolist() for strength in DISTANCES}
+        values[0.0] = [1.0] * 5
+        recommended += compare_values(values).recommended is not None
+    assert recommended / 400 <= 0.055
 
 
 def values_that_vary(means):

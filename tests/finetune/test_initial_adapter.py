@@ -90,6 +90,25 @@ def test_a_run_that_is_interrupted_resumes_bit_for_bit(first, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "starts_from", "equal"), [("constant", True, True), ("cosine", False, False)])
+def test_raising_max_steps_is_a_whole_run_with_a_constant_rate_alone(schedule, starts_from, equal, first, tmp_path):
+    """With `init_from`, too; the rates of a falling schedule follow from `max_steps`, also without it."""
+
+    def last_adapter(name, *max_steps):
+        for steps in max_steps:
+            settings = {"schedule": schedule, "warmup_steps": 0, "max_steps": steps}
+            if starts_from:
+                train_on(tmp_path / name, first, **settings)
+            else:
+                mini_training.train_mini(tmp_path / name, **settings)
+        return read_adapter((tmp_path / name / BEST).with_name("last_lora.pt"))
+
+    raised, whole = last_adapter("raised", 3, 6), last_adapter("whole", 6)
+    assert raised.step == whole.step == 6
+    assert all(torch.equal(raised.state[key], whole.state[key]) for key in whole.state) == equal
+
+
+@pytest.mark.slow
 def test_another_first_adapter_does_not_continue_the_run(first, tmp_path):
     train_on(tmp_path, first, max_steps=2)
     train, held_out = mini_training.mini_clips(5, seed=7), mini_training.mini_clips(3, "val")
