@@ -44,8 +44,8 @@ from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT, TRACKERS, check_tr
 
 def build_parser() -> cli.Parser:
     """The parser of the command line."""
-    parser = cli.Parser("Compare a base model and an adapter on held-out videos.")
-    parser.add_adapter_flags("--lora_checkpoint", required=True)  # or an experiment's folder
+    parser = cli.Parser("Compare a base model and an adapter, or the folds of an experiment, on held-out videos.")
+    parser.add_adapter_flags("--lora_checkpoint", required=True)
     parser.add_argument("--test_videos", type=Path, required=True, help="the folder with the videos of the clips")
     parser.add_argument(
         "--compare_original", action="store_true", help="compare with the base model and the original audio: always on"

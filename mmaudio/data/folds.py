@@ -59,9 +59,9 @@ def count_folds(name: str, text: str, num_videos: int, on_gpu: bool, experiment:
 def can_have_folds(name: str, text: str, config: TrainConfig) -> bool:
     """Whether the settings of training go together with folds; ConfigError where they do not and folds are asked for.
 
-    With OFF False, and with AUTO wherever they do not.
+    With OFF False; with AUTO too where they do not, or training starts from an adapter, which may know the videos.
     """
-    if text == OFF:
+    if text == OFF or (text == AUTO and config.init_from is not None):
         return False
     obstacles = {
         "custom_finetune=false": not config.custom_finetune,

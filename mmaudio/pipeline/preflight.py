@@ -17,6 +17,7 @@ from mmaudio.data.caption_table import read_captions
 from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
+from mmaudio.data.folds import read_fold_plan
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
@@ -181,11 +182,12 @@ def report_data_changes(job: Job) -> bool:
         return False
     print_lines("", f"Videos changed since the training in {job.experiment} began: {describe_data_changes(changes)}.")
     adapter = best_adapter_path(job)
-    number = "Three" if adapter.is_file() else "Two"
+    may_train_on = adapter.is_file() and read_fold_plan(job.experiment) is None  # that of folds has seen all videos
+    number = "Three" if may_train_on else "Two"
     print_lines(f"Training goes on only with the clips that it began with. {number} ways on, unless you put them back:")
     print_lines("  --from train       begin training anew; the experiment is kept under another name")
     print_lines("  -- exp_id=NAME     train another experiment", flush=True)
-    if adapter.is_file():
+    if may_train_on:
         command = join_command(["--init-from", str(adapter), "--", f"exp_id={free_exp_id(job)}"])
         print_lines(
             f"  {command}",

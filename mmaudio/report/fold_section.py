@@ -37,8 +37,8 @@ def fold_training_section(held_out: Results, provenance: Provenance) -> dict[str
 
 
 def _label(number: int, points: dict[float, float]) -> list[str]:
-    """The fold's number beside its last point."""
-    return [*[""] * (len(points) - 1), str(number)]
+    """The fold's number beside its first point, where the curves are furthest apart."""
+    return [str(number), *[""] * (len(points) - 1)]
 
 
 def _fold_row(number: int, fold: TrainedFold, clips: Sequence[ClipResult]) -> dict[str, Any]:

@@ -126,9 +126,12 @@ def test_a_finished_training_is_not_done_again(trained, data, capsys):
 
 @pytest.mark.slow
 def test_a_fold_that_another_process_trains_is_left_to_it(trained, data, tmp_path, capsys):
-    """The first fold is another process's, this one takes the others meanwhile and waits; all are the same as alone."""
+    """The first fold is another process's, this one takes the others meanwhile and waits; all are the same as alone.
+
+    It is a job of a sweep, as on a cluster: sweeps over folds have one experiment.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train_lora.py"), *overrides(data, tmp_path, "fold=1")]
+    command = [sys.executable, str(ROOT / "train_lora.py"), "--multirun", *overrides(data, tmp_path, "fold=1")]
     other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not (tmp_path / "exp/folds/1/config.yaml").is_file() and other.poll() is None:
         time.sleep(0.01)

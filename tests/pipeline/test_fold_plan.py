@@ -48,6 +48,7 @@ def test_auto_takes_folds_on_a_gpu_and_keeps_what_has_begun(tmp_path):
     job = build(tmp_path, tmp_path)
     assert [count_job_folds(job, 6, on_gpu) for on_gpu in (True, False)] == [5, 0]
     assert count_job_folds(build(tmp_path, tmp_path, overrides=["validation.enabled=false"]), 6, True) == 0
+    assert count_job_folds(build(tmp_path, tmp_path, "--init-from", "a.pt"), 6, True) == 0, "it may know the videos"
     write_plan(job.experiment, 3)
     assert count_job_folds(job, 6, on_gpu=False) == 3
     assert count_job_folds(build(tmp_path, tmp_path, "--from", "train"), 6, True) == 5
