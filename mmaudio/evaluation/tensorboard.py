@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
 from mmaudio.evaluation.clip_set import HELD_OUT
 from mmaudio.evaluation.results import Results
 
@@ -19,6 +17,8 @@ def write_scalars(folder: Path, sets: Mapping[str, Results], step: int) -> None:
     step is the strength in per cent.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
+
     with SummaryWriter(str(folder)) as writer:
         for set_name, results in sets.items():
             for metric, comparison in results.comparisons().items():

@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard.writer import SummaryWriter
-
 from mmaudio.errors import MMAudioError
 from mmaudio.lora.checkpoint import write_synced
 from mmaudio.utils.files import unwritable_error
@@ -26,6 +24,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
+
         try:
             str(folder).encode()
         except UnicodeEncodeError as error:

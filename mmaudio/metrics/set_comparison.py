@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
 from mmaudio.metrics.registry import METRICS, Metric
@@ -96,5 +95,7 @@ def jackknife(
     pseudovalues = ratio * estimate - (ratio - 1) * leave_one_out
     center = num_groups * estimate - ((1 - 1 / ratio) * leave_one_out).sum()
     deviation = math.sqrt(((pseudovalues - center) ** 2 / (ratio - 1)).mean())
+    from scipy import stats  # slow to import
+
     half_width = float(stats.t.ppf((1 + level) / 2, num_groups - 1)) * deviation
     return (estimate - half_width, estimate + half_width) if math.isfinite(half_width) else None

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
@@ -104,6 +103,8 @@ def t_interval(values: Sequence[float] | np.ndarray, level: float = CONFIDENCE_L
     sample = np.asarray(values, np.float64)
     if len(sample) < 2:
         return None
+    from scipy import stats  # slow to import
+
     half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
     return float(sample.mean() - half_width), float(sample.mean() + half_width)
 
