@@ -29,13 +29,13 @@ from mmaudio import cli
 if __name__ == "__main__":
     cli.handle_signals()  # the imports below take seconds
 
-import os
 import time
 from pathlib import Path
 
 import torch
 
 from mmaudio.pretraining.stages import STAGES, Pretraining, PretrainingConfig, parse_steps
+from mmaudio.utils.cores import count_cores
 from mmaudio.utils.terminal import print_lines
 
 
@@ -52,11 +52,6 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--steps", nargs="+", default=[], metavar="STAGE=N", help="other numbers of steps")
     parser.add_argument("--eager", action="store_true", help="on a GPU, no CUDA graph: every kernel is launched anew")
     return parser
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments: list[str]) -> None:

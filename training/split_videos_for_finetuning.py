@@ -66,6 +66,7 @@ def build_parser() -> cli.Parser:
     add("--folds", action="store_true", help="for training with folds: no word on too few held-out videos")
     add("--report", action="store_true", help="write a page that shows every clip, used or left out")
     add("--timeout-per-video", type=float, help="seconds for one file; 120 and 5 for each MB of it if not given")
+    add("--workers", type=int, help="files that are scanned at once; one per core if not given")
     add("--seconds", type=float, help="duration of a clip; 8 if not given")
     add("--stride", type=float, help="seconds between the starts of two clips; 4 if not given")
     add("--val_ratio", type=float, help="share of the videos for validation; 0.1 if not given")
@@ -107,6 +108,7 @@ def read_settings(args: argparse.Namespace) -> SplitSettings:
         recursive=args.recursive,
         timeout=args.timeout_per_video,
         with_folds=args.folds,
+        workers=args.workers,
         debug=args.debug,
     )
 

@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from mmaudio.data.captions import Captions
 from mmaudio.data.clip_builder import build_clips
 from mmaudio.data.clips import DEFAULT_TEST_RATIO, Clip, LeftOut
 from mmaudio.data.filters import FilterRules, reason_kind
-from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_video
+from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_on_threads
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
 from mmaudio.data.verdict_needs import describe_verdict_needs
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.utils.cores import count_cores
+from mmaudio.utils.memory import free_memory
 from mmaudio.utils.progress import working
-from mmaudio.utils.subprocess_worker import SubprocessWorker, WorkerError
+from mmaudio.utils.subprocess_pool import SubprocessPool
+from mmaudio.utils.subprocess_worker import WorkerError
 
 GAP_REASON = "between training and held-out clips"
 NAME_REASON = "its name is no UTF-8; rename it"
@@ -32,6 +37,9 @@ NORMALIZATIONS: dict[str, Callable[[VideoScan], float | None]] = {
     "none": lambda scan: 0.0,
 }
 """The gain in decibels of a video's clips by the way of normalising; None: every clip to the same peak."""
+WORKER_BYTES = 1 << 30
+"""Memory that a process may need for the pictures of one video."""
+MAX_WORKERS = 1024
 MAX_TIMEOUT = 1e6
 """Longest time limit in seconds; the system waits for no more than about twice as many."""
 
@@ -60,6 +68,8 @@ class SplitSettings:
     """Seconds that scanning one file may take; None: more for a larger file."""
     with_folds: bool = False
     """Whether training has folds: a verdict does not hang on the videos that are held out here."""
+    workers: int | None = None
+    """Files that are scanned at once; None: one per core, as far as the memory goes."""
     debug: bool = False
     """Show the errors that are raised while a file is scanned."""
 
@@ -68,6 +78,8 @@ class SplitSettings:
             raise ConfigError(f"timeout per video {self.timeout:g}: more than 0 s, at most {MAX_TIMEOUT:g}")
         if self.normalize not in NORMALIZATIONS:
             raise ConfigError(f"split.normalize={self.normalize}: {', '.join(NORMALIZATIONS)} are known")
+        if self.workers is not None and not 1 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(f"--workers {self.workers}: 1 to {MAX_WORKERS} processes; without it, one per core")
         _ = self.ratios
 
     @property
@@ -160,18 +172,31 @@ def _scan_files(
         path: store.find(path, settings.scan, name) if (root / name) == path else VideoScan(name, "", NAME_REASON)
         for path, name in names.items()
     }
-    new = [path for path, scan in scans.items() if scan is None]
-    with SubprocessWorker(scan_video, quiet=not settings.debug) as worker:
-        for path in progress(new):
-            size = path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110, Path's own raises in a folder without access
-            timeout = settings.timeout or TIMEOUT + TIMEOUT_PER_MB * size / 1e6
-            try:
-                scans[path] = scan = worker((path, settings.scan, names[path]), timeout)
-            except WorkerError as error:  # not stored: it may succeed on another machine or another day
-                scans[path] = VideoScan(names[path], "", str(error))
+    sizes = {path: _file_size(path) for path, scan in scans.items() if scan is None}
+    new = sorted(sizes, key=lambda path: -sizes[path])  # the last one to end shall be short
+    workers = max(1, min(len(new), settings.workers or default_workers()))
+    threads = max(1, count_cores() // max(1, len(new)))  # not by the workers: a cut file ends by them (FFmpeg)
+    calls = [
+        ((threads, path, settings.scan, names[path]), settings.timeout or TIMEOUT + TIMEOUT_PER_MB * sizes[path] / 1e6)
+        for path in new
+    ]
+    with SubprocessPool(scan_on_threads, workers, quiet=not settings.debug) as pool:
+        for _, (number, scan) in zip(progress(new), pool.run(calls), strict=True):
+            if isinstance(scan, WorkerError):  # not stored: it may succeed on another machine or another day
+                scan = VideoScan(names[new[number]], "", str(scan))
             else:
                 store.add(scan)
+            scans[new[number]] = scan
     return [scan for scan in scans.values() if scan is not None], len(new)
+
+
+def default_workers() -> int:
+    """Processes that scan videos: one per core, as far as the memory goes."""
+    return max(1, min(count_cores(), free_memory(torch.device("cpu")) // WORKER_BYTES))
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size if os.path.exists(path) else 0  # noqa: PTH110, Path's own raises in a folder without access
 
 
 def name_in_table(path: Path, root: Path) -> str:

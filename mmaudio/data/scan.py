@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from mmaudio.data.audio_stats import FLOOR_DB, FLOOR_LUFS, integrated_loudness, measure_levels
 from mmaudio.data.clips import DEFAULT_STRIDE
 from mmaudio.data.filters import format_beside
@@ -23,7 +25,7 @@ from mmaudio.errors import ConfigError, DataError
 from mmaudio.media.audio import decode_audio, native_sample_rate
 from mmaudio.media.audio_windows import AudioWindow, read_native_windows
 from mmaudio.media.gain import LevelMeter, video_gain_db
-from mmaudio.media.streams import StreamChoice
+from mmaudio.media.streams import StreamChoice, limit_codec_threads
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe, timing_key
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
@@ -173,6 +175,13 @@ def scan_video(path: Path, settings: ScanSettings, video: str | None = None) -> 
         )
     except DataError as error:
         return VideoScan(video, key, reason=str(error).removeprefix(f"{path.name}: "))
+
+
+def scan_on_threads(count: int, path: Path, settings: ScanSettings, video: str) -> VideoScan:
+    """`scan_video` with `count` threads, for a process beside others that do the same."""
+    torch.set_num_threads(count)
+    with limit_codec_threads(count):
+        return scan_video(path, settings, video)
 
 
 def _measure_windows(

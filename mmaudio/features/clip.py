@@ -36,6 +36,7 @@ class ClipEncoder(ReleasedModule):
 
     def __init__(self, spec: ClipSpec) -> None:
         import open_clip  # imported here because it is slow to import
+        import torchvision.transforms.v2.functional  # noqa: F401, before the threads that resize need it
 
         super().__init__()
         self.spec = spec

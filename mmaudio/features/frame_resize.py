@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
 
@@ -19,5 +17,8 @@ def resize_frames(frames: Tensor, size: Sequence[int]) -> Tensor:
     """
     if frames.dtype != torch.uint8:
         raise DataError(f"frames are {frames.dtype}: they are resized as torch.uint8")
+    from torchvision.transforms.v2 import InterpolationMode  # slow to import
+    from torchvision.transforms.v2 import functional as vision
+
     resized: Tensor = vision.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.errors import DataError
 from mmaudio.features.attention import BatchFirstAttention
@@ -183,6 +182,8 @@ class Synchformer(ReleasedModule):
     """The visual branch, with the key prefix of the released file."""
 
     def __init__(self, spec: SyncSpec) -> None:
+        import torchvision.transforms.v2.functional  # noqa: F401, before the threads that resize need it
+
         super().__init__()
         self.spec = spec
         self.vfeat_extractor = Motionformer(spec)
@@ -202,6 +203,8 @@ class Synchformer(ReleasedModule):
 
         Raises DataError as `resize_frames`.
         """
+        from torchvision.transforms.v2 import functional as vision  # slow to import
+
         size = self.spec.image_size
         cropped: Tensor = vision.center_crop(resize_frames(frames, (size,)), [size, size])
         return cropped.contiguous()  # frees the memory outside the crop

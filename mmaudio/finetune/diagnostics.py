@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +21,9 @@ from mmaudio.lora import base_values
 from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
 from mmaudio.model.blocks import block_name
 from mmaudio.utils.matmul_speed import measure_matmul_speed
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 @torch.no_grad()

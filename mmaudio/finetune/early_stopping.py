@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE_LEVEL = 0.95
 """Coverage of an interval."""
@@ -53,6 +52,8 @@ def compute_paired_change(before: Sequence[float], after: Sequence[float], video
     clip_videos = np.array(videos)
     shifts = np.array([differences[clip_videos != name].mean() - mean for name in video_names])
     error = math.sqrt((len(video_names) - 1) / len(video_names) * float((shifts**2).sum()))
+    from scipy import stats  # slow to import
+
     half_width = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(video_names) - 1)) * error
     return Change(mean, (mean - half_width, mean + half_width))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from mmaudio.lora.checkpoint import write_synced
 from mmaudio.utils.files import unwritable_error
 from mmaudio.utils.trackers import DEFAULT_TRACKERS, TensorBoard, TrackedRun, open_trackers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
@@ -190,6 +189,8 @@ def _shrink(frames: Tensor) -> Tensor:
 
 def draw_mels(mels: list[Tensor]) -> npt.NDArray[np.uint8]:
     """Spectrograms (mels, frames) one above the other on the first one's scale, low frequencies at the bottom."""
+    from matplotlib import colormaps  # slow to import
+
     low, high = float(mels[0].min()), float(mels[0].max())
     images = []
     for mel in mels:

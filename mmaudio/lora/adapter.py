@@ -16,21 +16,23 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.lora import base_values, pissa
 from mmaudio.lora.config import DEFAULT_TARGETS, LoRAConfig, Phase, progressive
-from mmaudio.lora.fused_layers import LORA_LAYERS
-from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
+from mmaudio.lora.peft_layers import ADAPTER_NAME, is_peft_model, lora_layers
 from mmaudio.lora.strength import MAX_STRENGTH, Strength, parse_strength
 from mmaudio.lora.targets import expand_targets, layer_settings, select_targets
 from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.state_dict import check_keys
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = [
     "DEFAULT_TARGETS",
@@ -90,6 +92,8 @@ def add_lora(network: MMAudio, config: LoRAConfig, generator: torch.Generator | 
 
 def inject_adapter(network: MMAudio, config: LoRAConfig, targets: Sequence[str]) -> nn.Module:
     """Add a new adapter to the layers `targets`, by full names, without the checks of `add_lora`."""
+    from peft import get_peft_model  # slow to import
+
     _refuse_adapted(network)
     model: nn.Module = get_peft_model(network, peft_settings(config, targets))
     base_values.record(model)
@@ -103,6 +107,10 @@ def _refuse_adapted(network: nn.Module) -> None:
 
 def peft_settings(config: LoRAConfig, targets: Sequence[str]) -> LoraConfig:
     """Convert the settings to peft's LoraConfig, for the modules `targets` by full names."""
+    from peft import LoraConfig  # slow to import
+
+    from mmaudio.lora.fused_layers import LORA_LAYERS
+
     layers = layer_settings(config, targets)
     peft_config = LoraConfig(
         r=config.rank,
@@ -128,7 +136,7 @@ def draw_lora_a(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 def adapted_network(model: nn.Module) -> MMAudio:
     """The network inside `model`: the object given to `add_lora`, which computes with the adapter."""
-    network = model.get_base_model() if isinstance(model, PeftModel) else model
+    network = model.get_base_model() if is_peft_model(model) else model
     assert isinstance(network, MMAudio)
     return network
 
@@ -148,8 +156,10 @@ def saved_lora_config(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
 
 
 def _live_state(model: nn.Module) -> dict[str, Tensor]:
-    if not isinstance(model, PeftModel):
+    if not is_peft_model(model):
         return dict(model.named_parameters())
+    from peft import get_peft_model_state_dict
+
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return state
 
@@ -157,7 +167,9 @@ def _live_state(model: nn.Module) -> dict[str, Tensor]:
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the adapter's weights; WeightsError with the first keys that do not fit."""
     check_keys(_live_state(model), state, "adapter")
-    if isinstance(model, PeftModel):
+    if is_peft_model(model):
+        from peft import set_peft_model_state_dict
+
         set_peft_model_state_dict(model, dict(state))
     else:
         model.load_state_dict(dict(state), strict=False)
@@ -187,7 +199,7 @@ def merge(model: nn.Module) -> MMAudio:
     network.to("cpu", torch.float32)  # on a GPU the convolutions that merge may round to TF32
     non_finite = not all(weight.isfinite().all() for weight in network.parameters())
     try:
-        if isinstance(model, PeftModel) and not non_finite:
+        if is_peft_model(model) and not non_finite:
             model.merge_and_unload(safe_merge=True)
     except ValueError:
         non_finite = True

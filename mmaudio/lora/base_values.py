@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
+
+from mmaudio.lora.peft_layers import is_peft_model
 
 _ATTRIBUTE = "mmaudio_base_values"
 
@@ -80,7 +81,7 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _lora_disabled(model: nn.Module) -> Iterator[None]:
-    if not isinstance(model, PeftModel):
+    if not is_peft_model(model):
         yield
         return
     with warnings.catch_warnings():

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, WeightsError
@@ -200,6 +199,8 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             f"init_lora_weights is {initialization!r}, which changes the base weights; let peft convert it "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
+    from peft import LoraConfig  # slow to import
+
     defaults = {field.name: getattr(LoraConfig(), field.name) for field in dataclasses.fields(LoraConfig)}
     for name in defaults.keys() - _IGNORED_SETTINGS - _SUPPORTED_SETTINGS - {"init_lora_weights"}:
         value = config.get(name)

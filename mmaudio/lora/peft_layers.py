@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from peft.tuners.lora import LoraLayer
+from typing import TYPE_CHECKING, TypeGuard
+
 from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER_NAME = "default"
 """Name under which peft stores the adapter."""
@@ -11,7 +16,16 @@ KEY_PREFIX = "base_model.model."
 """Prefix of PEFT's state-dict keys."""
 
 
+def is_peft_model(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Whether peft has wrapped the network."""
+    from peft import PeftModel  # slow to import
+
+    return isinstance(model, PeftModel)
+
+
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Adapted layers by module name, in the order of the network."""
+    from peft.tuners.lora import LoraLayer  # slow to import
+
     modules = model.named_modules()
     return {name.removeprefix(KEY_PREFIX): module for name, module in modules if isinstance(module, LoraLayer)}

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from mmaudio.lora.adapter import draw_lora_a
 from mmaudio.lora.config import LoRAConfig
-from mmaudio.lora.peft_layers import ADAPTER_NAME, KEY_PREFIX, lora_layers
+from mmaudio.lora.peft_layers import ADAPTER_NAME, KEY_PREFIX, is_peft_model, lora_layers
 from mmaudio.lora.targets import layer_settings
 
 
@@ -64,7 +63,7 @@ def grow_rank(
             half.weight = nn.Parameter(growth.apply(half.weight.detach()))
             growths[f"{KEY_PREFIX}{name}.lora_{'A' if half is a else 'B'}.{ADAPTER_NAME}.weight"] = growth
         _set_sizes(a, b, new.rank)
-    if isinstance(model, PeftModel):
+    if is_peft_model(model):
         model.peft_config[ADAPTER_NAME].r, model.peft_config[ADAPTER_NAME].lora_alpha = config.rank, config.alpha
     return growths
 

@@ -5,6 +5,9 @@ A picture is a video stream that is no cover. Pictures, sound tracks and channel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,18 @@ from mmaudio.errors import DataError
 
 STILL_SECONDS = 0.2
 """A video stream that is no longer than this by the header is a still."""
+_THREADS: ContextVar[int] = ContextVar("codec_threads", default=0)
+"""Threads that decode a picture; 0: one per core."""
+
+
+@contextmanager
+def limit_codec_threads(count: int) -> Iterator[None]:
+    """Pictures that are opened in the block are decoded by `count` threads, not by one per core."""
+    token = _THREADS.set(count)
+    try:
+        yield
+    finally:
+        _THREADS.reset(token)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ def picture_streams(container: Any) -> list[Any]:
 
 
 def video_stream(container: Any, path: Path, number: int | None = None) -> Any:
-    """The video stream that is used, decoded on all cores; DataError where there is none.
+    """The video stream that is used, decoded on all cores or in `limit_codec_threads`; DataError where there is none.
 
     Without a `number` it is, of several, the default one, else the longest one; stills beside a stream that moves do
     not count.
@@ -62,7 +77,7 @@ def video_stream(container: Any, path: Path, number: int | None = None) -> Any:
     stream = _default_picture(pictures) if number is None else pictures[number]
     if stream.codec_context is None:
         raise DataError(f"{path.name}: its picture cannot be decoded: unknown codec")
-    stream.thread_type = "AUTO"
+    stream.thread_type, stream.codec_context.thread_count = "AUTO", _THREADS.get()
     return stream
 
 

@@ -9,8 +9,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import cdist, pdist
-from scipy.special import log_softmax, logsumexp
 
 Array = npt.NDArray[np.float64]
 
@@ -28,6 +26,8 @@ SPLITS, SPLIT_SEED = 10, 2020
 
 def median_distance(reference: Array) -> float:
     """The median Euclidean distance between two different rows of (n, D): the kernel's bandwidth."""
+    from scipy.spatial.distance import pdist  # slow to import
+
     return float(np.median(pdist(np.asarray(reference, np.float64))))
 
 
@@ -55,6 +55,8 @@ class PairwiseKernels:
         weights: Array | None = None,
         reference_weights: Array | None = None,
     ) -> None:
+        from scipy.spatial.distance import cdist  # slow to import
+
         x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
         self.has_value = min(len(x), len(y)) >= MIN_ROWS_FOR_KAD and (bandwidth := median_distance(y)) > 0
         x_weights = np.ones(len(x)) if weights is None else weights
@@ -135,6 +137,8 @@ def kl_divergence(logits: Array, reference: Array) -> Array:
     sum of r ln(r / p) over the classes, p and r the softmax of both, as in arXiv 2209.15352. Source: Kullback and
     Leibler, 1951.
     """
+    from scipy.special import log_softmax  # slow to import
+
     p, r = (log_softmax(np.asarray(x, np.float64), axis=1) for x in (logits, reference))
     divergence: Array = (np.exp(r) * (r - p)).sum(1)
     return divergence
@@ -158,6 +162,8 @@ def inception_scores(logits: Array, splits: Indices) -> Array:
     exp of the mean divergence of each sound's classes, the softmax of its logits, from the split's mean. Published is
     the mean over 10 splits. Source: arXiv 1606.03498.
     """
+    from scipy.special import log_softmax, logsumexp  # slow to import
+
     log_p = log_softmax(np.asarray(logits, np.float64), axis=1)
     scores = []
     for number in np.unique(splits):

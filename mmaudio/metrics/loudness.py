@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from einops import rearrange
-from scipy.signal import sosfilt
 from torch import Tensor
 
 ABSOLUTE_GATE = -70.0
@@ -41,6 +40,8 @@ def loudness(waveforms: Tensor, sample_rate: int) -> Tensor:
     block_length, hop_length = round(BLOCK_SECONDS * sample_rate), round(BLOCK_SECONDS * sample_rate / OVERLAP)
     if waves.shape[1] < block_length:
         return torch.full((len(waves),), torch.nan, dtype=torch.float64)
+    from scipy.signal import sosfilt  # slow to import
+
     weighted = sosfilt(k_weighting(sample_rate), waves) ** 2
     cumulative = np.cumsum(np.pad(weighted, ((0, 0), (1, 0))), axis=1)
     starts = np.arange(0, waves.shape[1] - block_length + 1, hop_length)

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
 from mmaudio.media.streams import DEFAULT_STREAMS, StreamChoice
@@ -51,6 +50,8 @@ def read_grey_frames(
 def _to_small_grey(frames: Tensor) -> Tensor:
     """RGB uint8 (1, 3, H, W) -> grey (1, FRAME_SIZE, FRAME_SIZE), 0 to 255."""
     grey = frames.float().mean(1)
+    from torchvision.transforms.v2 import functional as vision  # slow to import
+
     small: Tensor = vision.resize(grey, [FRAME_SIZE, FRAME_SIZE], antialias=True)
     return small
 

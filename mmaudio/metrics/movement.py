@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from mmaudio.metrics.statistics import CONFIDENCE_LEVEL
 
@@ -54,6 +53,8 @@ def ratio_interval(pairs: npt.NDArray[np.float64]) -> tuple[float, float] | None
     count = pairs.shape[1]
     if count < 2:
         return None
+    from scipy import stats  # slow to import
+
     covariance, (first, second) = np.cov(pairs) / count, pairs.mean(1)
     squared_t = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, count - 1)) ** 2
     a, b, c = (

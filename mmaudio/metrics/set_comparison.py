@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from mmaudio.metrics.distribution import Array
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
@@ -100,6 +99,8 @@ def jackknife(
     group_of_video = {video: index % num_groups for index, video in enumerate(names)}
     groups = np.array([group_of_video[video] for video in videos])
     estimate = statistic(np.ones(len(videos), np.bool_))
+    from scipy import stats  # slow to import
+
     shifts = np.array([statistic(groups != index) for index in range(num_groups)]) - estimate
     error = math.sqrt((num_groups - 1) / num_groups * float((shifts**2).sum()))
     half_width = float(stats.t.ppf((1 + level) / 2, num_groups - 1)) * error

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.metrics.registry import LOWER, METRICS, PRIMARY
@@ -128,6 +127,8 @@ def t_interval(
     sample = np.asarray(values, np.float64)
     if len(sample) < 2:
         return None
+    from scipy import stats  # slow to import
+
     error = sample.std(ddof=1) * math.sqrt(variance_factor / len(sample))
     half_width = stats.t.ppf((1 + level) / 2, len(sample) - 1) * error
     return float(sample.mean() - half_width), float(sample.mean() + half_width)

@@ -31,6 +31,7 @@ SPLIT_FLAGS: dict[str, dict[str, Any]] = {
     "--keep-all": {"action": "store_true", "help": "keep clips that break a rule of config/split_config.yaml"},
     "--report": {"action": "store_true", "help": "write a page that shows every clip, used or left out"},
     "--timeout-per-video": {"type": float, "help": "seconds for a look through one file; by its size if not given"},
+    "--workers": {"type": int, "help": "files that splitting looks through at once; one per core if not given"},
     "--val_ratio": {"type": float, "help": "share of the videos for validation; 0.1 if not given"},
     "--test_ratio": {"type": float, "help": "share of the videos for the test; 0.2, for the demo 0.3, if not given"},
 }

@@ -88,7 +88,7 @@ def check_splitting(job: Job) -> None:
     """Raise ConfigError for invalid settings of splitting."""
     split = read_split_config(job)
     flags = dict(zip(job.split_arguments, job.split_arguments[1:], strict=False))
-    video_track, timeout = flags.get("--video-track"), flags.get("--timeout-per-video")
+    video_track, timeout, workers = map(flags.get, ("--video-track", "--timeout-per-video", "--workers"))
     scan = ScanSettings(
         split.seconds,
         split.stride,
@@ -99,7 +99,14 @@ def check_splitting(job: Job) -> None:
         scene_tolerance=split.scene_tolerance,
     )
     timeout_seconds = None if timeout is None else float(timeout)
-    SplitSettings(scan, split.rules, split.val_ratio, split.test_ratio, timeout=timeout_seconds)
+    SplitSettings(
+        scan,
+        split.rules,
+        split.val_ratio,
+        split.test_ratio,
+        timeout=timeout_seconds,
+        workers=None if workers is None else int(workers),
+    )
 
 
 @dataclass(frozen=True)

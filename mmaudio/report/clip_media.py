@@ -9,8 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
 
 from mmaudio.data.clips import Clip
 from mmaudio.evaluation.results import ClipMedia
@@ -103,5 +101,8 @@ def _shrink(frames: Tensor) -> Tensor:
     size = [max(2, 2 * round(side * scale / 2)) for side in (height, width)]
     if size == [height, width]:
         return frames
+    from torchvision.transforms.v2 import InterpolationMode  # slow to import
+    from torchvision.transforms.v2 import functional as vision
+
     resized: Tensor = vision.resize(frames, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
     return resized

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -19,6 +18,8 @@ MEL_QUALITY = 60
 
 def mel_image(mel: Tensor, log_base: float, log10_max: float) -> str:
     """A mel spectrogram (M, F) as a data URI, low frequencies below; `log10_max` has the brightest colour."""
+    import matplotlib  # slow to import
+
     log10 = np.asarray(mel.float().cpu()) * (math.log(log_base) / math.log(10))
     level = np.clip((log10 - log10_max) / MEL_RANGE + 1, 0, 1)[::-1]
     colours = np.round(255 * matplotlib.colormaps["magma"](level)[..., :3]).astype(np.uint8)

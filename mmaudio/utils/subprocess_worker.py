@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -39,16 +40,46 @@ class SubprocessWorker(Generic[Result]):
             self._context.set_forkserver_preload([function.__module__])
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._limit = self._deadline = 0.0
 
     def __call__(self, arguments: tuple[Any, ...], limit: float) -> Result:
         """Call `function(*arguments)`; WorkerError if it takes more than `limit` seconds or ends the process."""
-        pipe = self._ensure_started()
-        pipe.send(arguments)
+        self.begin(arguments, limit)
+        return self.finish()
+
+    def begin(self, arguments: tuple[Any, ...], limit: float) -> None:
+        """Start a call that may take `limit` seconds; `finish` has its result."""
+        self._ensure_started().send(arguments)
+        self._limit, self._deadline = limit, time.monotonic() + limit
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process; None while there is none."""
+        return None if self._pipe is None else int(self._process.pid)
+
+    @property
+    def pipe(self) -> Connection:
+        """The connection that is ready to be read when the call that was begun has ended."""
+        assert self._pipe is not None
+        return self._pipe
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time limit of the call that was begun, at least 0."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `finish` returns or raises at once."""
+        return not self.seconds_left or self.pipe.poll()
+
+    def finish(self) -> Result:
+        """Wait for the call that was begun; its result, or WorkerError as `__call__`."""
         try:
-            if not pipe.poll(limit):
+            if not self.pipe.poll(self.seconds_left):
                 self._stop(kill=True)
-                raise WorkerError(f"not finished after {limit:g} s (--timeout-per-video)")
-            result: Result = pipe.recv()
+                raise WorkerError(f"not finished after {self._limit:g} s (--timeout-per-video)")
+            result: Result = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
             self._process.join(SHUTDOWN_SECONDS)
             status = self._process.exitcode

@@ -95,6 +95,17 @@ def test_the_command_writes_tables_that_read_back_and_prints_the_counts(messy, t
 
 
 @pytest.mark.slow
+def test_any_number_of_workers_writes_the_same_tables(messy, tmp_path):
+    tables = []
+    for workers in (1, 3):
+        table = tmp_path / str(workers) / "clips.tsv"
+        flags = ("--input_dir", messy, "--output_tsv", table, "--seconds", 1, "--stride", 0.5, "--workers", workers)
+        assert split_command(*flags) == 0
+        tables.append([table.read_bytes(), left_out_path(table).read_bytes()])
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
 def test_a_table_inside_the_folder_is_not_read_as_captions(messy, tmp_path):
     for path in find_videos(messy)[:4]:
         (tmp_path / path.name).write_bytes(path.read_bytes())

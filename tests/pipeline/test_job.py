@@ -38,6 +38,8 @@ def test_flags_and_settings_go_to_splitting(tmp_path):
         "--report",
         "--timeout-per-video",
         "60.0",
+        "--workers",
+        "3",
     )
     recursive_job = job(tmp_path, flags, ["split.stride=8", "max_steps=5", "validation.split_ratio=0.2"])
     split = stage_commands(recursive_job)["split"]
@@ -69,6 +71,7 @@ def test_a_wrong_setting_of_splitting_is_refused_before_any_work(tmp_path):
         (["--audio-track", "-1"], []),
         (["--timeout-per-video", "nan"], []),
         (["--timeout-per-video", "inf"], []),
+        (["--workers", "0"], []),
         ([], ["split.seconds=nan"]),
         ([], ["split.stride=1e-7"]),
         ([], ["split.stride=inf"]),
