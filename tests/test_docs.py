@@ -102,6 +102,7 @@ MODULES = {
     "benchmarks.long_generation": "benchmarks.long_generation",
     "benchmarks.long_videos": "benchmarks.long_videos",
     "benchmarks.loudness": "benchmarks.loudness",
+    "benchmarks.whole_job": "benchmarks.whole_job",
 }
 
 
