@@ -31,10 +31,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; the order is otherwise as it was."""
+    """The longest files first, those with tests marked `alone` last: a worker waits there for the other one's test."""
     tests = Path(__file__).parent
     rank = {tests / name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    rank |= {item.path: len(LONGEST) + 1 for item in items if item.get_closest_marker("alone")}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
