@@ -143,7 +143,7 @@ class TrainConfig:
     seed: int = 42
     """another one shows how much of a difference is chance"""
     folds: str = "off"
-    """a number, auto or on: train that often without some of the videos, then on all; see docs/training.md"""
+    """a number, auto or on: train so often without some videos, then on all; see docs/training.md"""
     fold: int | None = None
     """train this one of the folds alone, from 1 on: for several GPUs, or a cluster"""
 
