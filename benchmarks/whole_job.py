@@ -199,29 +199,28 @@ def take_sample(process: psutil.Process) -> Sample:
 
 def watch_job(command: Sequence[str], environment: Mapping[str, str]) -> list[StageUse]:
     """Run the job, print what it prints, and measure it; SystemExit where it fails."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    )
-    root, stages, end = psutil.Process(process.pid), [StageUse("plan")], threading.Event()
-    stages[0].samples.append(take_sample(root))
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=variables) as process:
+        root, end = psutil.Process(process.pid), threading.Event()
+        stages = [StageUse("plan", [take_sample(root)])]
 
-    def poll() -> None:
-        while not end.wait(POLL_SECONDS):
-            stages[-1].samples.append(take_sample(root))
+        def poll() -> None:
+            while not end.wait(POLL_SECONDS):
+                stages[-1].samples.append(take_sample(root))
 
-    watcher = threading.Thread(target=poll)
-    watcher.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        name = next((name for name in STAGES if line.startswith(f"== {name}")), None)
-        if name is not None:
-            sample = take_sample(root)
-            stages[-1].samples.append(sample)
-            stages.append(StageUse(name, [sample]))
-    end.set()
-    watcher.join()
-    if process.wait():
+        watcher = threading.Thread(target=poll)
+        watcher.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            name = line.strip().removeprefix("== ")
+            if name in STAGES:
+                sample = take_sample(root)
+                stages[-1].samples.append(sample)
+                stages.append(StageUse(name, [sample]))
+        end.set()
+        watcher.join()
+    if process.returncode:
         sys.exit(f"the job ended with status {process.returncode}")
     return stages
 
