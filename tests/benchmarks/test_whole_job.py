@@ -22,8 +22,8 @@ RELEASED = {
 @pytest.mark.parametrize("component", RELEASED)
 def test_random_weights_have_the_released_keys_and_shapes(component):
     released = {key: tuple(shape) for key, (_, shape) in manifest(RELEASED[component]).items()}
-    made = {key: tuple(tensor.shape) for key, tensor in empty_state("small_16k", component).items()}
-    assert made.items() <= released.items() and len(made) > 0.3 * len(released)
+    random = {key: tuple(tensor.shape) for key, tensor in empty_state("small_16k", component).items()}
+    assert random.items() <= released.items() and len(random) > 0.3 * len(released)
 
 
 @pytest.mark.slow
