@@ -46,7 +46,8 @@ def test_every_cell_runs_from_videos_to_an_adapter_that_is_used(tmp_path, monkey
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(values))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    patient = {"timeout": None, "startup_timeout": 600, "iopub_timeout": 60}
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **patient).execute()
     printed = outputs(notebook)
     assert "cannot tell" in printed and "report/index.html" in printed and printed.count("<video") == 2
     assert (tmp_path / "result" / "output" / "x" / "lora_checkpoints" / "x_lora.safetensors").is_file()
