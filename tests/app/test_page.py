@@ -63,7 +63,10 @@ def choose(browser, selector, text):
 
 
 def fill(browser, selector, text):
-    field = browser.find(f"{selector} textarea, {selector} input")
+    """Write into a field, once it is shown."""
+    field = f"{selector} textarea, {selector} input"
+    browser.wait(f"return document.querySelector('{field}')?.getBoundingClientRect().width > 0", seconds=WAIT)
+    field = browser.find(field)
     field.clear()
     field.send_keys(text, Keys.TAB)
 
