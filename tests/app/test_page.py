@@ -19,7 +19,7 @@ pytestmark = [
 ]
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 TAKES = "return [...document.querySelectorAll('#takes video')].map(video => video.duration)"
-JOB_STATE = "return document.querySelector('#job-state textarea').value"
+JOB_STATE = "return (document.querySelector('#job-state textarea')?.value ?? '')"
 WAIT, LONG_WAIT = 240, 900
 """Seconds after which a state that does not come is a failure, on the slowest machine."""
 
@@ -109,7 +109,7 @@ def look(browser):
     for selector, value in (("#train-steps", "2"), ("#clip-seconds", "2"), ("#test-ratio", "0.3")):
         fill(browser, selector, value)
     browser.click("#look")
-    browser.wait("return document.querySelector('#captions').textContent.includes('hacked')", seconds=WAIT)
+    browser.wait("return document.querySelector('#captions')?.textContent.includes('hacked')", seconds=WAIT)
     assert "no video file" in browser.run("return document.querySelector('#left-out').textContent")
     assert fits(browser)
 
@@ -145,9 +145,9 @@ def test_from_an_upload_to_the_report(folder, checkout, tmp_path):
             open_tab(browser, server.address, "Train")
             browser.wait(f"{JOB_STATE}.includes('mini: done')", seconds=WAIT)
             assert browser.wait("return document.querySelector('#losses svg')", seconds=WAIT)
-            report = browser.wait("return document.querySelector('#job-report a.report').href", seconds=WAIT)
+            report = browser.wait("return document.querySelector('#job-report a.report')?.href", seconds=WAIT)
             open_tab(browser, server.address, "Experiments")
-            browser.wait("return document.querySelector('#experiments').textContent.includes('mini')", seconds=WAIT)
+            browser.wait("return document.querySelector('#experiments')?.textContent.includes('mini')", seconds=WAIT)
             assert fits(browser)
             browser.open(report)
             assert "did it help" in browser.driver.title
