@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @dataclass
@@ -107,8 +108,14 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve_files(**settings: object) -> Iterator[FileSite]:
     """A server, up while the block runs."""
-    site = FileSite(**settings)  # type: ignore[arg-type]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
+    with serve(FileSite(**settings), _Handler) as site:  # type: ignore[arg-type]
+        yield site
+
+
+@contextmanager
+def serve(site: Any, handler: type[BaseHTTPRequestHandler]) -> Iterator[Any]:
+    """A server of `site` on the loopback address, up while the block runs; `site` gets its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"site": site}))
     site.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from file_server import serve
 from huggingface_hub import constants
 
 TOKEN = "hf_right"
@@ -184,16 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve_hub() -> Iterator[HubSite]:
     """A hub, up while the block runs."""
-    site = HubSite()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site}))
-    site.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serve(HubSite(), _Handler) as site:
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def use_hub(site: HubSite, home: Path, patch: Any) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 from helpers import mini
+from safetensors.torch import save_file
 
 from mmaudio.config import TrainConfig
 from mmaudio.data.clip_table import write_clips
@@ -14,6 +15,7 @@ from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.trainer import train_adapter
 from mmaudio.lora.adapter import LoRAConfig
+from mmaudio.model.networks import build_network
 from mmaudio.model.spec import NetworkSpec, model_spec
 from mmaudio.utils.files import atomic_write
 
@@ -60,6 +62,18 @@ def write_shards(folder, rows, spec=MINI, model="tiny_16k", features=None):
         header = Header(video, ids, captions, model, 8.0, encoders, "0", "0", "0")
         shard = shard_path(features or folder, video)
         write_shard(shard, header, random_features(len(clip_rows_of_video), spec, seed))
+
+
+def write_training_data(folder, rows):
+    """What train_lora.py needs for tiny_16k: clips.tsv of `rows`, feature shards and a random network in `folder`."""
+    spec = model_spec("tiny_16k")
+    write_shards(folder, rows, spec.network, features=folder / "features")
+    network = build_network(spec.name)
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():  # a fresh network's zero output cannot be adapted
+        if not weight.any():
+            weight.data.normal_(0, 0.02, generator=generator)
+    save_file(network.state_dict(), folder / "network.safetensors")
 
 
 def build_config(folder, **settings):

@@ -13,14 +13,11 @@ import torch
 from helpers import ROOT
 from memmap_set import write_memmap_set
 from random_model import write_noise_video
-from safetensors.torch import save_file
 
 from mmaudio.config import compose
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.trainer import lock_experiment, train
 from mmaudio.lora.checkpoint import read_adapter
-from mmaudio.model.networks import build_network
-from mmaudio.model.spec import model_spec
 
 STEPS = 6
 
@@ -29,15 +26,8 @@ STEPS = 6
 def data(tmp_path_factory):
     """clips.tsv, feature shards and a weights folder."""
     folder = tmp_path_factory.mktemp("data")
-    spec = model_spec("tiny_16k")
     rows = mini_training.clip_rows(4, videos=2) + mini_training.clip_rows(2, "val", videos=1)
-    mini_training.write_shards(folder, rows, spec.network, features=folder / "features")
-    network = build_network(spec.name)
-    generator = torch.Generator().manual_seed(0)
-    for weight in network.parameters():  # a fresh network's zero output cannot be adapted
-        if not weight.any():
-            weight.data.normal_(0, 0.02, generator=generator)
-    save_file(network.state_dict(), folder / "network.safetensors")
+    mini_training.write_training_data(folder, rows)
     return folder
 
 

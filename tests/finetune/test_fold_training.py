@@ -10,7 +10,6 @@ import mini_training
 import pytest
 import torch
 from helpers import ROOT, TESTS
-from safetensors.torch import save_file
 
 from mmaudio.config import compose
 from mmaudio.data.clips import Clip
@@ -19,8 +18,6 @@ from mmaudio.finetune.checkpoint import experiment_folder
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.fold_training import final_steps, train_with_folds
 from mmaudio.lora.checkpoint import read_adapter
-from mmaudio.model.networks import build_network
-from mmaudio.model.spec import model_spec
 
 VIDEOS = [f"v{number}.mp4" for number in range(4)]
 
@@ -29,15 +26,8 @@ VIDEOS = [f"v{number}.mp4" for number in range(4)]
 def data(tmp_path_factory):
     """clips.tsv of four videos with a clip each, feature shards and a weights folder."""
     folder = tmp_path_factory.mktemp("data")
-    spec = model_spec("tiny_16k")
     rows = [Clip(f"{video}_0", video, 0.0, 8.0, "a sound", "train", -3.0, -20.0, 0.1) for video in VIDEOS]
-    mini_training.write_shards(folder, rows, spec.network, features=folder / "features")
-    network = build_network(spec.name)
-    generator = torch.Generator().manual_seed(0)
-    for weight in network.parameters():  # a fresh network's zero output cannot be adapted
-        if not weight.any():
-            weight.data.normal_(0, 0.02, generator=generator)
-    save_file(network.state_dict(), folder / "network.safetensors")
+    mini_training.write_training_data(folder, rows)
     return folder
 
 
