@@ -134,7 +134,7 @@ def describe_forgetting(strengths: Mapping[float, Mapping[str, Comparison]], rec
         comparison = strengths.get(strength, {}).get(PRIMARY)
         if comparison is None or comparison.base == 0:
             return ""
-        changes.append(f"{100 * comparison.difference / comparison.base:+.0f} % at {strength:g}")
+        changes.append(f"{round(100 * comparison.difference / comparison.base):+d} % at {strength:g}")
     return f" Distance on other audio, against the base's: {', '.join(changes)}."
 
 

@@ -6,8 +6,15 @@ import pytest
 from mmaudio.data.clips import Clip
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation.results import ClipMeasurement, ClipResult, Results
-from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, compare_strengths, default_strengths, strengths_to_try
-from mmaudio.metrics.registry import PRIMARY
+from mmaudio.evaluation.strength_sweep import (
+    DEFAULT_STRENGTHS,
+    compare_strengths,
+    default_strengths,
+    describe_forgetting,
+    strengths_to_try,
+)
+from mmaudio.metrics.registry import METRICS, PRIMARY
+from mmaudio.metrics.statistics import compare
 
 SPREAD = (-0.02, 0.0, 0.02, 0.01, -0.01)
 """How the videos differ from their mean."""
@@ -173,3 +180,9 @@ def test_invalid_strengths_are_refused():
     for value in (-0.1, 1.6, float("nan")):
         with pytest.raises(ConfigError, match="from 0"):
             strengths_to_try([value])
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus():
+    results = build_results({PRIMARY: {0.0: [1.0, 1.0, 1.0], 1.0: [0.998, 0.999, 0.998]}})
+    comparison = compare([1.0, 1.0, 1.0], [0.998, 0.999, 0.998], list(results.videos), METRICS[PRIMARY].better)
+    assert describe_forgetting({1.0: {PRIMARY: comparison}}, None).endswith("against the base's: +0 % at 1.")
