@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -16,6 +19,23 @@ from mmaudio.weights import store
 
 LONGEST = ("pipeline/test_demo.py", "pipeline/test_run.py")
 """Files that begin first, so that no worker is left alone with one of them at the end."""
+
+
+HOME = Path(tempfile.mkdtemp(prefix="mmaudio_tests_"))
+"""Stands for the user's caches. Named to the packages before any test module imports them: they look once."""
+os.environ |= {
+    "HF_HOME": str(HOME),
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "TRACKIO_DIR": str(HOME / "trackio"),
+}
+for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_ENDPOINT"):
+    os.environ.pop(name, None)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the caches of the tests."""
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 def pytest_configure() -> None:
@@ -62,18 +82,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What was fetched on this machine before is not seen, and nothing is fetched, by the processes of tests too."""
-    home = tmp_path_factory.mktemp("hub")
+def no_caches() -> Iterator[None]:
+    """What was fetched on this machine before is not seen, and nothing is fetched."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(home))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("TRACKIO_DIR", str(home / "trackio"))
-        for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_ENDPOINT"):
-            patch.delenv(name, raising=False)
-        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        patch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
+        patch.setattr(constants, "HF_HUB_CACHE", str(HOME / "hub"))
+        patch.setattr(constants, "HF_ASSETS_CACHE", str(HOME / "assets"))
         yield
 
 

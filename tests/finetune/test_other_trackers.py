@@ -1,5 +1,7 @@
 """A training and its evaluation in wandb and Trackio, offline, by the real packages."""
 
+import os
+
 import mini_training
 import pytest
 
@@ -34,6 +36,7 @@ def test_trackio_has_every_step_of_a_run_that_went_on(tmp_path, capsys):
     )
     result = train(tmp_path, "trackio")
     assert not list(result.folder.glob("events.*"))
+    assert SQLiteStorage.get_project_db_path("mini").is_relative_to(os.environ["TRACKIO_DIR"]), "not the user's"
     assert SQLiteStorage.get_runs("mini") == ["exp"]
     rows = SQLiteStorage.get_logs("mini", "exp")
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3]
