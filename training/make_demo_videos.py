@@ -3,7 +3,7 @@
     python training/make_demo_videos.py --output_dir demo_videos
 
 writes 16 videos of 32 s (H.264/AAC) with a caption beside each, in about 10 s on two CPU cores. The same flags give the
-same videos; existing ones are not written again.
+same videos; existing ones are not written again. `--domain chimes` has other colours and timbres than the demo's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mmaudio.errors import ConfigError
 from mmaudio.synthetic.demo import is_complete, plan_demo_videos, write_demo_videos
+from mmaudio.synthetic.domains import SAMPLE_DOMAINS
 from mmaudio.utils.progress import progress
 from mmaudio.utils.terminal import print_lines
 
@@ -33,6 +34,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--videos", type=int, default=16, help="how many, at least 8")
     parser.add_argument("--seconds", type=float, default=32.0, help="length of each, at least 9 s")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other videos")
+    parser.add_argument("--domain", default="demo", choices=list(SAMPLE_DOMAINS), help="which objects and sounds")
     return parser
 
 
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"--seconds {args.seconds:g}: a video is {MIN_SECONDS} to {MAX_SECONDS} s long")
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: a number from 0 on")
-    videos = plan_demo_videos(args.output_dir, args.videos, args.seconds, args.seed)
+    videos = plan_demo_videos(args.output_dir, args.videos, args.seconds, args.seed, args.domain)
     missing = [video for video in videos if not is_complete(video)]
     for _ in progress(write_demo_videos(missing, min(4, os.cpu_count() or 1)), len(missing), "sample videos"):
         pass

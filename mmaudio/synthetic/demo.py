@@ -1,4 +1,4 @@
-"""Sample videos: scenes of the demo's domain, with every kind of object in several of them."""
+"""Sample videos: scenes of a domain that the base was not trained on, with every kind of object in several of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from mmaudio.errors import DataError
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
-from mmaudio.synthetic.domains import DEMO
+from mmaudio.synthetic.domains import SAMPLE_DOMAINS
 from mmaudio.synthetic.renderer import render_scene
 from mmaudio.synthetic.scenes import build_scene, random_actor
 from mmaudio.utils.files import atomic_write
@@ -36,11 +36,16 @@ class DemoVideo:
     number: int
     seconds: float
     seed: int
+    domain: str = "demo"
+    """One of SAMPLE_DOMAINS."""
 
 
-def plan_demo_videos(folder: Path, count: int, seconds: float, seed: int) -> list[DemoVideo]:
+def plan_demo_videos(folder: Path, count: int, seconds: float, seed: int, domain: str = "demo") -> list[DemoVideo]:
     """The videos of a demo folder; the same arguments give the same files."""
-    return [DemoVideo(folder / f"demo_{seed}_{number:02d}.mp4", number, seconds, seed) for number in range(count)]
+    return [
+        DemoVideo(folder / f"{domain}_{seed}_{number:02d}.mp4", number, seconds, seed, domain)
+        for number in range(count)
+    ]
 
 
 def write_demo_video(video: DemoVideo) -> DemoVideo:
@@ -48,8 +53,9 @@ def write_demo_video(video: DemoVideo) -> DemoVideo:
     generator = np.random.default_rng((video.seed, video.number))
     cast = CASTS[video.number % len(CASTS)]
     events_per_second = EVENTS_PER_SECOND / len(cast) ** 0.5
-    actors = [random_actor(DEMO.kinds[kind], events_per_second, video.seconds, generator) for kind in cast]
-    scene = build_scene(DEMO, actors, video.seconds, generator)
+    domain = SAMPLE_DOMAINS[video.domain]
+    actors = [random_actor(domain.kinds[kind], events_per_second, video.seconds, generator) for kind in cast]
+    scene = build_scene(domain, actors, video.seconds, generator)
     fps = FRAME_RATES[video.number % len(FRAME_RATES)]
     rendered = render_scene(scene, fps, IMAGE_SIZE, SAMPLE_RATE, generator)
     write_video(video.path, rendered.frames, fps, rendered.waveform, SAMPLE_RATE)

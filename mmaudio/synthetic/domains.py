@@ -1,7 +1,9 @@
-"""Kinds of object of the two domains: names, looks and timbres.
+"""Kinds of object of the domains: names, looks and timbres.
 
 A kind is a colour and a shape. In the base's domain the shape sets the character of the sound and the colour its pitch;
-the demo's domain has other shapes, other colours and other timbres (noise bands, a low hum), all new to the base.
+the demo's domain has other shapes, other colours and other timbres (noise bands, a low hum), all new to the base. The
+domain of chimes has the demo's shapes in further colours, with the partials of metal bars: what was chosen on the demo
+is tried on it.
 """
 
 from __future__ import annotations
@@ -106,6 +108,27 @@ DEMO_KINDS: tuple[tuple[str, str, str, Timbre], ...] = (
 """Kinds of the demo's domain: noise bands, broad enough in mel for a small codec that was not trained on them and so
 short that fluctuations of the noise do not count as onsets. The fan hums low: in a high hum the codec loses strikes."""
 
+CHIME_COLOURS: dict[str, Colour] = {
+    "navy": (0.04, 0.08, 0.40),
+    "olive": (0.48, 0.46, 0.05),
+    "maroon": (0.42, 0.03, 0.16),
+    "peach": (1.00, 0.82, 0.62),
+}
+
+BAR_PARTIALS = ((1.0, 0.7), (2.756, 0.45), (5.404, 0.25))
+"""Of a free metal bar: the ratios of its first bending modes (Fletcher and Rossing, The Physics of Musical
+Instruments)."""
+
+CHIME_KINDS: tuple[tuple[str, str, str, Timbre], ...] = (
+    ("peach", "star", "strike", Timbre(1180.0, 0.30, BAR_PARTIALS)),
+    ("maroon", "heart", "strike", Timbre(415.0, 0.40, BAR_PARTIALS)),
+    ("olive", "hexagon", "strike", Timbre(740.0, 0.25, BAR_PARTIALS, sweep_octaves=0.1)),
+    ("navy", "moon", "strike", Timbre(250.0, 0.45, BAR_PARTIALS)),
+    ("peach", "lantern", "switch", Timbre(1900.0, 0.08, BAR_PARTIALS)),
+    ("olive", "fan", "spin", Timbre(150.0, 0.2, ((1.0, 0.6), (1.26, 0.5), (4.2, 0.4)))),
+)
+"""Kinds of the domain of chimes."""
+
 
 def _base_kinds() -> tuple[Kind, ...]:
     """Every colour with every shape."""
@@ -115,6 +138,14 @@ def _base_kinds() -> tuple[Kind, ...]:
             timbre = replace(shape_timbre, frequency=shape_timbre.frequency * pitch)
             kinds.append(Kind(colour_name, shape, colour, timbre, motion_type))
     return tuple(kinds)
+
+
+def _kinds(rows: tuple[tuple[str, str, str, Timbre], ...], colours: dict[str, Colour]) -> tuple[Kind, ...]:
+    """The kinds of rows of colour's name, shape, motion type and timbre."""
+    return tuple(
+        Kind(colour_name, shape, colours[colour_name], timbre, motion_type)
+        for colour_name, shape, motion_type, timbre in rows
+    )
 
 
 BASE = Domain(
@@ -137,10 +168,17 @@ BASE = Domain(
 
 DEMO = Domain(
     "demo",
-    tuple(
-        Kind(colour_name, shape, DEMO_COLOURS[colour_name], timbre, motion_type)
-        for colour_name, shape, motion_type, timbre in DEMO_KINDS
-    ),
+    _kinds(DEMO_KINDS, DEMO_COLOURS),
     backgrounds=((0.12, 0.10, 0.18), (0.20, 0.16, 0.14), (0.10, 0.14, 0.20)),
 )
 """Domain of the sample videos: no shape, colour or timbre of it is in the base's."""
+
+CHIMES = Domain(
+    "chimes",
+    _kinds(CHIME_KINDS, CHIME_COLOURS),
+    backgrounds=((0.26, 0.24, 0.20), (0.18, 0.22, 0.20), (0.86, 0.86, 0.82)),
+)
+"""A second domain of sample videos, used for no choice of a default."""
+
+SAMPLE_DOMAINS = {domain.name: domain for domain in (DEMO, CHIMES)}
+"""Domains of sample videos, by name; kind number i of each has the motion of kind i of the others."""

@@ -13,7 +13,7 @@ from mmaudio.metrics.onsets import count_matches, onset_times
 from mmaudio.model.spec import CODECS
 from mmaudio.synthetic.canvas import SHAPES, draw_frames
 from mmaudio.synthetic.demo import CASTS, is_complete, plan_demo_videos, write_demo_video
-from mmaudio.synthetic.domains import BASE, DEMO
+from mmaudio.synthetic.domains import BASE, CHIMES, DEMO
 from mmaudio.synthetic.motion import WALL_THICKNESS, Glide, Hop
 from mmaudio.synthetic.renderer import render_audio, render_scene
 from mmaudio.synthetic.scenes import build_scene, random_actor, random_event_times, random_scene
@@ -29,7 +29,7 @@ def scene_of(domain, motion, seed, seconds=8.0):
     return build_scene(domain, [actor], seconds, generator), generator
 
 
-@pytest.mark.parametrize("domain", [BASE, DEMO], ids=lambda domain: domain.name)
+@pytest.mark.parametrize("domain", [BASE, DEMO, CHIMES], ids=lambda domain: domain.name)
 @pytest.mark.parametrize("motion", ["strike", "switch"])
 def test_every_event_has_an_onset_at_its_time(domain, motion):
     matched = num_events = num_onsets = 0
@@ -91,6 +91,13 @@ def test_the_domains_share_no_shape_no_colour_and_no_sound():
         assert not base & demo, field
     nearest = min(np.abs(np.subtract(a.colour, b.colour)).max() for a in BASE.kinds for b in DEMO.kinds)
     assert nearest > 0.15
+
+
+def test_chimes_have_the_motion_of_the_demo_and_no_colour_or_sound_of_another_domain():
+    assert [kind.motion_type for kind in CHIMES.kinds] == [kind.motion_type for kind in DEMO.kinds]
+    others = BASE.kinds + DEMO.kinds
+    assert not {kind.timbre for kind in CHIMES.kinds} & {kind.timbre for kind in others}
+    assert min(np.abs(np.subtract(a.colour, b.colour)).max() for a in CHIMES.kinds for b in others) > 0.15
 
 
 def test_every_shape_is_drawn_at_its_position():
