@@ -99,10 +99,10 @@ def build_config(folder, **settings):
     return config
 
 
-def write_base_samples(config, base_sha256="0" * 64, seconds=8.0):
+def write_base_samples(config, base_sha256="0" * 64, seconds=8.0, captions=None, spec=MINI):
     """Random samples of the base at the place where training looks for those that it has made."""
-    path, count = samples_path(config, base_sha256, seconds), len(training_captions(config.model))
-    features = random_features(count, seed=7)
+    path = samples_path(config, base_sha256, seconds, captions)
+    features = random_features(len(captions or training_captions(config.model)), spec, seed=7)
     with atomic_write(path) as temporary:  # of several processes, perhaps
         torch.save({"latents": features.mean, "text_features": features.text_features}, temporary)
 

@@ -1,7 +1,7 @@
 """The base model's own samples of generic captions, at which training holds the adapted model to the base.
 
-The captions are those of `data.generic_captions` that no evaluation measures. The samples are made once, by text alone,
-and stay beside the features.
+The captions are those of `data.generic_captions` that no evaluation measures, unless others are passed. The samples are
+made once, by text alone, and stay beside the features; for `tiny_16k` and 8 s their latents ship with the model.
 
 R samples, N latent tokens, C latent channels, L text tokens, D text width.
 """
@@ -9,9 +9,12 @@ R samples, N latent tokens, C latent channels, L text tokens, D text width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
@@ -33,35 +36,67 @@ BATCH_SIZE = 8
 """Samples that are made at once."""
 SEED = 0
 """Of the first sample's noise."""
+SHIPPED_FILE = "base_samples.safetensors"
+"""Latents among a model's assets."""
 
 
-def hash_samples(config: TrainConfig, base_sha256: str, seconds: float) -> str:
+def hash_samples(config: TrainConfig, base_sha256: str, seconds: float, captions: Sequence[str] | None = None) -> str:
     """What the samples follow from: the base's weights, the captions and the duration."""
-    return hashlib.sha256(repr((base_sha256, training_captions(config.model), seconds)).encode()).hexdigest()[:16]
+    captions = list(captions or training_captions(config.model))
+    return hashlib.sha256(repr((base_sha256, captions, seconds)).encode()).hexdigest()[:16]
 
 
-def samples_path(config: TrainConfig, base_sha256: str, seconds: float) -> Path:
+def samples_path(config: TrainConfig, base_sha256: str, seconds: float, captions: Sequence[str] | None = None) -> Path:
     """The file of the samples: below the features, or below the results where the features are another program's."""
     folder = Path(config.features_dir if config.custom_finetune else config.output_dir)
-    return folder / FOLDER / f"{hash_samples(config, base_sha256, seconds)}.pt"
+    return folder / FOLDER / f"{hash_samples(config, base_sha256, seconds, captions)}.pt"
 
 
-def make_base_samples(network: MMAudio, config: TrainConfig, base_sha256: str, seconds: float) -> None:
+def make_base_samples(
+    network: MMAudio, config: TrainConfig, base_sha256: str, seconds: float, captions: Sequence[str] | None = None
+) -> None:
     """Make the samples with the base `network`, of that duration, unless their file exists and is whole."""
-    path = samples_path(config, base_sha256, seconds)
+    path = samples_path(config, base_sha256, seconds, captions)
     if path.exists() and not find_damage(path):
         return
-    device, captions = next(network.parameters()).device, training_captions(config.model)
-    text_features, starts = encode_captions(config, captions, device), range(0, len(captions), BATCH_SIZE)
+    device, captions = next(network.parameters()).device, captions or training_captions(config.model)
+    text_features = encode_captions(config, captions, device)
+    latents = read_shipped_latents(config.model, hash_samples(config, base_sha256, seconds, captions))
+    if latents is None:
+        latents = sample_captions(network, text_features, config)
+    with atomic_write(path) as temporary:
+        torch.save({"latents": latents, "text_features": text_features}, temporary)
+
+
+def read_shipped_latents(model: str, samples_hash: str) -> Tensor | None:
+    """Latents (R, N, C), float32, that ship with a model; None where there are none of that hash."""
+    path = weights.ASSETS / model / SHIPPED_FILE
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("latents").float() if file.metadata()["hash"] == samples_hash else None
+
+
+def ship_latents(config: TrainConfig, base_sha256: str, seconds: float) -> Path:
+    """Write the latents of the samples that were made to the model's assets, in float16: the file's path."""
+    latents = torch.load(samples_path(config, base_sha256, seconds), weights_only=True)["latents"]
+    path = weights.ASSETS / config.model / SHIPPED_FILE
+    with atomic_write(path) as temporary:
+        save_file({"latents": latents.half()}, temporary, {"hash": hash_samples(config, base_sha256, seconds)})
+    return path
+
+
+def sample_captions(network: MMAudio, text_features: Tensor, config: TrainConfig) -> Tensor:
+    """Latents (R, N, C) of text features (R, L, D), on the CPU, sampled with the base `network`."""
+    device, starts = next(network.parameters()).device, range(0, len(text_features), BATCH_SIZE)
     latents = [
         sample_from_text(network, text_features[start : start + BATCH_SIZE].to(device), start, config)
         for start in progress(starts, len(starts), "the base's samples of generic captions")
     ]
-    with atomic_write(path) as temporary:
-        torch.save({"latents": torch.cat(latents).cpu(), "text_features": text_features}, temporary)
+    return torch.cat(latents).cpu()
 
 
-def encode_captions(config: TrainConfig, captions: list[str], device: torch.device) -> Tensor:
+def encode_captions(config: TrainConfig, captions: Sequence[str], device: torch.device) -> Tensor:
     """Text features of the captions (R, L, D), float32 on the CPU; WeightsError where CLIP is missing."""
     weights.fetch_files(config.model, (ENCODER_COMPONENTS["clip"],), config.weights_folder, config.offline)
     encoders = load_encoders(config.model, config.weights_folder, device, ("clip",))
@@ -83,8 +118,10 @@ def sample_from_text(network: MMAudio, text_features: Tensor, first: int, config
     return network.unnormalize(latents.float())
 
 
-def read_base_samples(network: MMAudio, config: TrainConfig, base_sha256: str, seconds: float) -> FeatureSet:
+def read_base_samples(
+    network: MMAudio, config: TrainConfig, base_sha256: str, seconds: float, captions: Sequence[str] | None = None
+) -> FeatureSet:
     """The samples as clips, whose video features are the learned empty ones."""
-    tensors = torch.load(samples_path(config, base_sha256, seconds), weights_only=True)
-    captions = training_captions(config.model)
+    tensors = torch.load(samples_path(config, base_sha256, seconds, captions), weights_only=True)
+    captions = captions or training_captions(config.model)
     return build_text_set(network, tensors["text_features"], tensors["latents"], captions, seconds, config.model)

@@ -4,8 +4,9 @@
         --features demo_output/lora_data/features --output demo_output/settings
 
 Every run uses the same seed and features. Its best adapter is compared with that of the first run, clip by clip: by the
-velocity loss on the test clips, which no selection has used, and on clips of the base model's own domain, where a
-higher loss means forgetting.
+velocity loss on the test clips, which no selection has used, and on clips of the base model's own domain and the base's
+own sounds of generic captions, where a higher loss means forgetting: of captions that `preserve_base` trains on, and of
+those that are held back.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from mmaudio import cli
 from mmaudio.config import TrainConfig, compose
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.data.feature_store import load_features
+from mmaudio.data.generic_captions import held_back_captions, training_captions
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.evaluation.config import SamplingConfig
 from mmaudio.evaluation.general_domain import load_general_domain
 from mmaudio.evaluation.inference import velocity_losses
+from mmaudio.features.encoders import ENCODER_COMPONENTS
+from mmaudio.finetune.base_samples import make_base_samples, read_base_samples
 from mmaudio.finetune.early_stopping import compute_paired_change
 from mmaudio.finetune.loop import TrainingResult
 from mmaudio.finetune.metrics_log import METRICS_FILE
@@ -35,6 +39,7 @@ from mmaudio.report.sections import VALIDATION, read_history
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.terminal import print_lines
+from mmaudio.weights.store import missing_files
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,15 @@ TRIALS = (
     Trial("drop_captions=0.5", ("drop_captions=0.5",)),
     Trial("weight_decay=0", ("weight_decay=0",)),
     Trial("weight_decay=0.1", ("weight_decay=0.1",)),
+    Trial("preserve_base=0", ("preserve_base=0",)),
     Trial("preserve_base=0.25", ("preserve_base=0.25",)),
     Trial("preserve_base=0.5", ("preserve_base=0.5",)),
-    Trial("preserve_base=1", ("preserve_base=1",)),
     Trial("preserve_base=4", ("preserve_base=4",)),
-    Trial("preserve_base=1 preserve_share=0.5", ("preserve_base=1", "preserve_share=0.5")),
+    Trial("preserve_share=0.125", ("preserve_share=0.125",)),
+    Trial("preserve_share=0.5", ("preserve_share=0.5",)),
     Trial("latent_noise=0.1", ("latent_noise=0.1",)),
+    Trial("half the learning rate", ("learning_rate=1e-3",)),
+    Trial("lora.rank=8", ("lora.rank=8", "lora.alpha=16")),
 )
 """The first is the baseline of the comparison; the second shows the variation by chance."""
 
@@ -159,6 +167,23 @@ def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> Feature
     return general.features
 
 
+def load_generic_sounds(inputs: ComparisonInputs, seconds: float) -> dict[str, FeatureSet]:
+    """The base's sounds of generic captions: of those that `preserve_base` trains on, and of those held back."""
+    config = compose(trial_overrides(TRIALS[0], inputs, []))
+    if missing := missing_files(inputs.model, config.weights_folder, (ENCODER_COMPONENTS["clip"],)):
+        print_lines(f"generic captions: not measured, {missing[0].names[0]} is not at hand")
+        return {}
+    network, sha256 = load_network(config, inputs.device)
+    network.set_duration(seconds)
+    captions = {"captions trained on": training_captions, "captions held back": held_back_captions}
+    sets = {}
+    for name, read_captions in captions.items():
+        arguments = (network, config, sha256, seconds, read_captions(inputs.model))
+        make_base_samples(*arguments)
+        sets[name] = read_base_samples(*arguments)
+    return sets
+
+
 def format_table(results: Sequence[TrialResult], sets: Mapping[str, FeatureSet]) -> list[str]:
     """Lines of a Markdown table that compares every run with the first."""
     first = results[0]
@@ -169,15 +194,16 @@ def format_table(results: Sequence[TrialResult], sets: Mapping[str, FeatureSet])
         row = [run.trial.name, f"{run.training.best_loss:.4f}", str(run.training.best_step), f"{run.last_loss:.4f}"]
         for name, clips in sets.items():
             losses = run.losses[name]
-            change = "" if run is first else format_change(first.losses[name], losses, clips.videos)
+            units = [clip.video or clip.id for clip in clips.clips]  # a caption's sound has no video
+            change = "" if run is first else format_change(first.losses[name], losses, units)
             row += [f"{sum(losses) / len(losses):.4f}", change]
         rows.append(row)
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def format_change(before: list[float], after: list[float], videos: list[str]) -> str:
-    """Format the mean change of the clips' losses, with its confidence interval over several `videos`."""
-    change = compute_paired_change(before, after, videos)
+def format_change(before: list[float], after: list[float], units: list[str]) -> str:
+    """Format the mean change of the clips' losses, with its confidence interval over several videos or captions."""
+    change = compute_paired_change(before, after, units)
     if change.interval is None:
         return f"{change.mean:+.4f}"
     return f"{change.mean:+.4f} ({change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
@@ -211,6 +237,7 @@ def main(arguments: list[str]) -> int:
     general = load_general_clips(inputs, args.general)
     if general is not None:
         sets["base's own domain"] = general
+    sets |= load_generic_sounds(inputs, sets["held out"].seconds)
     results = []
     for trial in trials:
         print_lines("", f"== {trial.name}", flush=True)

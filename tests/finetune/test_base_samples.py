@@ -6,16 +6,23 @@ import pytest
 import torch
 from mini_training import build_config, mini_clips, train_mini
 
+from mmaudio.config import compose
 from mmaudio.data import generic_captions
+from mmaudio.data.generic_captions import training_captions
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.base_samples import (
+    encode_captions,
     hash_samples,
     make_base_samples,
     read_base_samples,
+    read_shipped_latents,
+    sample_captions,
     samples_path,
 )
 from mmaudio.finetune.trainer import load_network
 from mmaudio.lora.checkpoint import read_adapter
+from mmaudio.model.spec import CLIP_SECONDS
+from mmaudio.weights.store import component_sha256
 
 CPU = torch.device("cpu")
 
@@ -42,6 +49,29 @@ def test_samples_are_made_once_by_the_base_from_text_alone(tmp_path, monkeypatch
     path.write_bytes(damaged)
     make_base_samples(network, config, sha256, 2.0)
     assert torch.equal(read_base_samples(network, config, sha256, 2.0).mean, samples.mean), "remade where damaged"
+
+
+def test_latents_ship_for_the_base_and_the_captions_that_ship(tmp_path):
+    config = compose(["model=tiny_16k", f"features_dir={tmp_path}", "offline=true"])
+    sha256 = component_sha256(config.model, "network")
+    latents = read_shipped_latents(config.model, hash_samples(config, sha256, CLIP_SECONDS))
+    assert latents is not None, "python training/make_base_samples.py makes them anew"
+    assert len(latents) == len(training_captions(config.model)) and latents.dtype == torch.float32
+    assert read_shipped_latents(config.model, hash_samples(config, "other", CLIP_SECONDS)) is None
+    assert read_shipped_latents("small_16k", hash_samples(config, sha256, CLIP_SECONDS)) is None
+
+
+@pytest.mark.slow
+def test_the_shipped_latents_are_what_the_base_makes(tmp_path):
+    config = compose(["model=tiny_16k", f"features_dir={tmp_path}", "offline=true", "amp=false"])
+    network, sha256 = load_network(config, CPU)
+    network.set_duration(CLIP_SECONDS)
+    text_features = encode_captions(config, training_captions(config.model)[:2], CPU)
+    latents = read_shipped_latents(config.model, hash_samples(config, sha256, CLIP_SECONDS))
+    assert latents is not None
+    torch.testing.assert_close(latents[:2], sample_captions(network, text_features, config), rtol=2e-3, atol=2e-3)
+    make_base_samples(network, config, sha256, CLIP_SECONDS)
+    assert torch.equal(read_base_samples(network, config, sha256, CLIP_SECONDS).mean, latents)
 
 
 def test_the_file_follows_the_base_the_captions_and_the_duration(tmp_path, monkeypatch):

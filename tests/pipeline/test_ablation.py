@@ -14,6 +14,7 @@ from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.finetune.metrics_log import METRICS_FILE
 from mmaudio.finetune.tracker import Tracker
+from mmaudio.finetune.trainer import load_network
 from mmaudio.model.spec import model_spec
 from mmaudio.pipeline.ablation import (
     TRIALS,
@@ -32,12 +33,13 @@ SHORT_RUN = (
     "warmup_steps=0",
     "learning_rate=0.01",
     "amp=false",
+    "preserve_base=0",
 )
 
 
 @pytest.fixture
-def arguments(tmp_path):
-    """A random base, clips of every split and of a base's domain, and the flags that name them."""
+def arguments(tmp_path, monkeypatch):
+    """A random base, clips of every split and of a base's domain, few captions, and the flags that name them."""
     write_random_weights(tmp_path / "weights", encoders=False)
     spec = model_spec(MODEL).network
     rows = [*mini_training.clip_rows(4), *mini_training.clip_rows(2, "val"), *mini_training.clip_rows(3, "test")]
@@ -51,7 +53,17 @@ def arguments(tmp_path):
         "weights": "weights",
         "output": "runs",
     }
+    write_generic_sounds(tmp_path, monkeypatch)
     return [text for name, path in flags.items() for text in (f"--{name}", str(tmp_path / path))]
+
+
+def write_generic_sounds(folder, monkeypatch):
+    """Samples of the base for one caption that is trained on and two that are held back."""
+    config = compose([f"model={MODEL}", f"weights={folder}/weights", f"features_dir={folder}/data"])
+    sha256 = load_network(config, torch.device("cpu"))[1]
+    for name, captions in (("training_captions", ["a gray box"]), ("held_back_captions", ["a lime fan", "a red ring"])):
+        monkeypatch.setattr(f"mmaudio.pipeline.ablation.{name}", lambda model, captions=captions: captions)
+        mini_training.write_base_samples(config, sha256, 8.0, captions, model_spec(MODEL).network)
 
 
 @pytest.mark.slow
@@ -63,8 +75,9 @@ def test_trials_are_compared_with_the_first(tmp_path, arguments, capsys):
     assert output.endswith("\n".join(lines) + "\n") and len(lines) == 4
     head, _, first, other = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert head[:5] == ["setting", "validation", "at step", "at the end", "held out"]
+    assert head[8] == "captions trained on" and head[10] == "captions held back"
     assert (first[0], other[0]) == ("as preset=quick", "another seed")
-    for column in (4, 6):
+    for column in (4, 6, 10):
         assert first[column + 1] == "", "the first is what the others are compared with"
         match = re.fullmatch(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", other[column + 1])
         mean, low, high = map(float, match.groups())
