@@ -5,9 +5,10 @@ Legend: C channels, T samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +33,7 @@ MAX_HOLE_SECONDS = 6 * 3600.0
 FULL_SCALE = 0.999
 """A sample from this on is at full scale."""
 MAX_CHUNK_SECONDS = 1
+Samples = npt.NDArray[np.float32]
 
 
 def read_audio(path: Path | str, info: VideoInfo | None = None) -> tuple[Tensor, int]:
@@ -80,6 +82,17 @@ class AudioChunk:
 def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
     """As `decode_waveform`, with clipping and holes. A hole longer than MAX_HOLE_SECONDS ends the audio."""
     sample_rate = native_sample_rate(info)
+    for block in _join_blocks(_continuous_blocks(info, sample_rate), MAX_CHUNK_SECONDS * sample_rate):
+        if isinstance(block, int):
+            yield from _silence(block, sample_rate)
+            continue
+        for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
+            is_full_scale = (channels.abs() >= FULL_SCALE).any(0)
+            yield AudioChunk(channels.mean(0), is_full_scale, True, channels.square().sum(1))
+
+
+def _continuous_blocks(info: VideoInfo, sample_rate: int) -> Iterator[Samples | int]:
+    """Samples that follow each other (C, T), from the instant of the first frame on; a number stands for a hole."""
     length, overlaps = 0, False
     for time, block in _decode_blocks(info, sample_rate):
         position = length if time is None else round((time - info.start_time) * sample_rate)
@@ -91,14 +104,35 @@ def decode_audio(info: VideoInfo) -> Iterator[AudioChunk]:
         elif position - length > (MAX_TIMESTAMP_ERROR * sample_rate if length else 0):
             if position - length > MAX_HOLE_SECONDS * sample_rate:
                 break
-            yield from _silence(position - length, sample_rate)
+            yield position - length
             length = position
-        for channels in torch.split(torch.from_numpy(block), MAX_CHUNK_SECONDS * sample_rate, dim=1):
-            is_full_scale = (channels.abs() >= FULL_SCALE).any(0)
-            yield AudioChunk(channels.mean(0), is_full_scale, True, channels.square().sum(1))
+        yield block
         length += block.shape[1]
     if length == 0:
         raise DataError(f"{info.path.name}: its sound ({info.audio_codec}) cannot be decoded")
+
+
+def _join_blocks(blocks: Iterable[Samples | int], samples: int) -> Iterator[Samples | int]:
+    """Join blocks (C, T) to such of at least `samples`: a codec's are so short that each costs more than its samples.
+
+    A block is shorter where a hole, another number of channels or the end follows.
+    """
+    pending: list[Samples] = []
+    length = 0
+    for block in blocks:
+        if pending and (isinstance(block, int) or len(block) != len(pending[0])):
+            yield np.concatenate(pending, axis=1)
+            pending, length = [], 0
+        if isinstance(block, int):
+            yield block
+            continue
+        pending.append(block)
+        length += block.shape[1]
+        if length >= samples:
+            yield np.concatenate(pending, axis=1)
+            pending, length = [], 0
+    if pending:
+        yield np.concatenate(pending, axis=1)
 
 
 def _silence(samples: int, sample_rate: int) -> Iterator[AudioChunk]:
@@ -158,7 +192,7 @@ def pad_and_normalize(window: Tensor, samples: int, peak: float | None = PEAK, g
     return window / loudest * peak
 
 
-def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | None, npt.NDArray[np.float32]]]:
+def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | None, Samples]]:
     """Time in seconds and samples (C, T) of every decoded frame, all channels or the one that is used.
 
     The sample format may change within the file.
@@ -166,13 +200,19 @@ def _decode_blocks(info: VideoInfo, sample_rate: int) -> Iterator[tuple[float | 
     with open_container(info.path) as container:
         resampler, audio_format = None, None
         for frame in decode_frames(container, container.streams.audio[info.audio_track]):
+            time = None if frame.pts is None else float(frame.pts * frame.time_base)
             frame_format = (frame.format.name, frame.layout.name, frame.sample_rate)
             if audio_format != frame_format:
                 audio_format = frame_format
-                resampler = av.AudioResampler(format="flt", rate=sample_rate)  # PyAV crashes on eight planes
-            assert resampler is not None
-            time = None if frame.pts is None else float(frame.pts * frame.time_base)
-            for converted in resampler.resample(frame):
-                channels = converted.layout.nb_channels
-                samples = converted.to_ndarray().reshape(-1, channels).T
-                yield time, samples if info.channel is None else samples[[min(info.channel, channels - 1)]]
+                is_ready = (
+                    frame_format[0] == "fltp" and frame.layout.nb_channels <= 2 and frame.sample_rate == sample_rate
+                )
+                resampler = None if is_ready else av.AudioResampler(format="flt", rate=sample_rate)
+            for samples in [frame.to_ndarray()] if resampler is None else _interleaved(resampler, frame):
+                yield time, samples if info.channel is None else samples[[min(info.channel, len(samples) - 1)]]
+
+
+def _interleaved(resampler: av.AudioResampler, frame: Any) -> Iterator[Samples]:
+    """The frame's samples (C, T), by way of one plane: PyAV crashes on eight."""
+    for converted in resampler.resample(frame):
+        yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels).T

@@ -53,7 +53,8 @@ class Timing:
 def frame_time(frame: Any) -> float:
     """Time stamp of a frame in seconds."""
     timestamp = frame.pts if frame.pts is not None else frame.dts
-    return float((timestamp or 0) * frame.time_base)
+    base = frame.time_base
+    return float((timestamp or 0) * base.numerator / base.denominator)  # as exact as a product of fractions, and fast
 
 
 def stamp_of(frame: Any, timing: Timing) -> int | None:

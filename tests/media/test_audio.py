@@ -8,10 +8,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from video_corpus import Sound, write
 from video_files import RATE, tone, write_blocks, write_tone_video
 
 from mmaudio.errors import DataError
-from mmaudio.media.audio import cut_audio_window, read_audio, resample_audio
+from mmaudio.media.audio import cut_audio_window, decode_audio, read_audio, resample_audio
 from mmaudio.media.mux import write_video
 from mmaudio.media.video import probe
 
@@ -121,3 +122,21 @@ def test_sound_after_a_gap_of_many_minutes_is_there(tmp_path):
     waveform, _ = read_audio(path)
     assert len(waveform) == 1501 * RATE
     assert waveform[RATE:-RATE].abs().max() == 0 and waveform[-RATE:].min() > 0.2
+
+
+@pytest.mark.parametrize(("encoder", "channels"), [("aac", 1), ("aac", 2), ("aac", 6), ("flac", 2)])
+def test_sound_comes_in_blocks_of_a_second_whatever_the_codec_packs(tmp_path, encoder, channels):
+    generator = np.random.default_rng(0)
+    noise = generator.uniform(-0.5, 0.5, (channels, round(2.5 * RATE))).astype(np.float32)
+    path = write(tmp_path / "a.mkv", seconds=2.5, sounds=[Sound(encoder, channels=channels, wave=noise)])
+    info = probe(path)
+    chunks = list(decode_audio(info))
+    assert len(chunks) <= 6 and all(len(chunk.waveform) <= RATE for chunk in chunks)
+    expected, resampler = [], av.AudioResampler(format="flt", rate=RATE)
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            expected += [part.to_ndarray().reshape(-1, channels).T for part in resampler.resample(frame)]
+    shift = round(info.start_time * RATE)
+    assert len(expected) > 10
+    decoded = torch.from_numpy(np.concatenate(expected, axis=1)).mean(0)[shift:]
+    assert torch.equal(torch.cat([chunk.waveform for chunk in chunks]), decoded)
