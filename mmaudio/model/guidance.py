@@ -23,7 +23,7 @@ def guided_velocity(network: MMAudio, cond: Conditions, uncond: Conditions | Non
     both = cond.cat(uncond)
 
     def velocity(latent: Tensor, t: Tensor) -> Tensor:
-        velocities = network.predict_velocity(torch.cat([latent, latent]), t, both)
+        velocities = network.predict_velocity(latent, t, both)
         v_cond, v_uncond = velocities.to(latent.dtype).chunk(2)
         return torch.lerp(v_uncond, v_cond, guidance_scale)
 

@@ -74,7 +74,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, values = self.w1(x), self.w3(x)
+        in_place = not torch.is_grad_enabled()
+        out: Tensor = self.w2(F.silu(gate, inplace=True).mul_(values) if in_place else F.silu(gate) * values)
         return out
 
 
@@ -142,7 +144,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> q, k, v, each (B, H, N, d); q and k are normalised, and rotated if a table is given."""
         qkv = self.qkv(x)
-        if fused_ops.can_fuse(qkv, self.q_norm.weight, self.k_norm.weight):
+        if fused_ops.is_sampling(qkv) or fused_ops.can_fuse(qkv, self.q_norm.weight, self.k_norm.weight):
             weights = torch.stack([self.q_norm.weight, self.k_norm.weight])
             return fused_ops.fused_head_inputs(qkv, weights, table, self.num_heads)
         q, k, v = rearrange(qkv, "b n (h d three) -> three b h n d", h=self.num_heads, three=3)

@@ -190,8 +190,11 @@ class MMAudio(ReleasedModule):
     # --- velocity
 
     def predict_velocity(self, latent: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity (B, N, C) at the normalised latent (B, N, C) and the times t, (B,) or one for all, in [0, 1]."""
-        batch, tokens, _ = latent.shape
+        """Velocity (B, N, C) at the normalised latent (B, N, C) and the times t, (B,) or one for all, in [0, 1].
+
+        Latents for several times as many conditions are repeated, after what depends on them alone.
+        """
+        tokens, batch = latent.shape[1], max(latent.shape[0], conditions.batch_size)
         if tokens != self.lengths.latent_tokens:
             expected = self.lengths.latent_tokens
             raise DataError(f"latent of {tokens} tokens: the network is set to {expected} (set_duration)")
@@ -204,6 +207,7 @@ class MMAudio(ReleasedModule):
         clip_table = rotary_table(clip.shape[1], head_dim, tokens / clip.shape[1], latent.device)
 
         x = self.audio_input_proj(latent)
+        x = x if len(x) == batch else x.repeat(batch // len(x), 1, 1)
         for block in self.joint_blocks:
             x, clip, text = self._run_block(block, x, clip, text, global_cond, token_cond, latent_table, clip_table)
         for block in self.fused_blocks:

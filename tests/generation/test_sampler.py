@@ -91,7 +91,8 @@ def test_conditions_are_computed_once_per_clip_and_both_branches_in_one_batch(sa
     once = ("clip_input_proj", "sync_input_proj", "text_input_proj", "clip_cond_proj", "text_cond_proj")
     for name in once:
         assert calls[name] == [1, 1], name  # the clip, and no clip
-    for name in ("audio_input_proj", "joint_blocks.0.latent_block.linear1", "fused_blocks.0", "final_layer"):
+    assert calls["audio_input_proj"] == [3] * velocities  # the latents alone, the same for both branches
+    for name in ("joint_blocks.0.latent_block.linear1", "fused_blocks.0", "final_layer"):
         assert calls[name] == [6] * velocities, name
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, mini, mini_inputs
 
 from mmaudio.model import fused_ops
 from mmaudio.model.layers import SelfAttention, attend_heads, rotary_table
@@ -39,6 +39,17 @@ def test_fused_head_inputs_match_autograd(rotated, dtype, tolerance, monkeypatch
     for got, expected in both(monkeypatch, lambda qkv: attention(qkv, table), [qkv]):
         assert got.dtype == expected.dtype == dtype
         assert_close(got.float(), expected.float(), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sampling_computes_what_training_computes(dtype):
+    network, inputs = mini(), mini_inputs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = network(**inputs)
+        assert expected.requires_grad
+        with torch.inference_mode():
+            assert fused_ops.is_sampling(inputs["latent"])
+            assert_close(network(**inputs).float(), expected.float(), 1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_trained_norms_get_their_gradients():
