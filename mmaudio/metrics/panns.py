@@ -69,18 +69,13 @@ def find_panns(search: ModelSearch, metrics: tuple[str, ...]) -> PretrainedSourc
 
 def find_file(search: ModelSearch, metrics: tuple[str, ...]) -> Path:
     """The path of the weights, downloaded where that is allowed; WeightsError where they are absent."""
-    folders = [
-        *([] if search.weights is None else [search.weights]),
-        *map(Path, weights.FOLDERS),
-        weights.cache_folder(),
-    ]
-    for folder in folders:
-        if (folder / CNN14.name).is_file():
-            return folder / CNN14.name
+    path = search.find(CNN14.name)
+    if path is not None:
+        return path
     if not search.may_download(metrics):
         raise WeightsError(
-            f"needs {CNN14.name} ({PUBLISHED}), which is not in {', '.join(map(str, folders))}; --metrics kl,kad "
-            "without --offline fetches it"
+            f"needs {CNN14.name} ({PUBLISHED}), which is not in {', '.join(map(str, search.folders))}; "
+            "--metrics kl,kad without --offline fetches it"
         )
     weights.check_disk_space([CNN14])
     target = weights.cache_folder() / CNN14.name

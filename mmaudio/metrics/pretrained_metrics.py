@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from mmaudio.metrics.metric_inputs import ClipAudio
+from mmaudio.weights import store
 
 Array = npt.NDArray[np.float32]
 
@@ -69,6 +70,15 @@ class ModelSearch:
     requested_metrics: Collection[str] = ()
     """Metrics that the user asked for by name: only these are worth a download."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders in which files of weights are searched, the user's first."""
+        return [*([] if self.weights is None else [self.weights]), *map(Path, store.FOLDERS), store.cache_folder()]
+
+    def find(self, name: str) -> Path | None:
+        """The file called `name` in the first folder that has it."""
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
 
     def may_download(self, metrics: Sequence[str]) -> bool:
         """Whether absent files of a model that computes `metrics` may be downloaded."""

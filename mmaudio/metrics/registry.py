@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmaudio.errors import ConfigError
+from mmaudio.metrics import passt
 from mmaudio.metrics.clap import find_clap
 from mmaudio.metrics.desync_score import find_desync
 from mmaudio.metrics.distribution import too_few_for_fd, too_few_for_splits
@@ -217,6 +218,17 @@ METRICS = {
         unit="nats",
         find_model=find_panns,
     ),
+    "kl_passt": Metric(
+        "KL divergence of sound classes (PaSST)",
+        LOWER,
+        describes="How far the sound classes that PaSST recognises in the sound are from those in the original.",
+        limits="Time, loudness and quality within a class.",
+        published="The same computation as in MMAudio's tables with PaSST (passt-s-f128-p16-s10-ap.476-swa, softmax of "
+        "the logits), for clips of 8 s with silence up to the model's 10 s. Values by PANNs, and of 10 s of sound, are "
+        "others.",
+        unit="nats",
+        find_model=passt.find_passt,
+    ),
     "kad": Metric(
         "Kernel audio distance",
         LOWER,
@@ -234,6 +246,16 @@ METRICS = {
         published="The same computation as FD with PANNs, but only sets of the same size have the same bias.",
         find_model=find_panns,
         set_metric=SetMetric(EMBEDDINGS, frechet_statistic, has_interval=False, too_few=too_few_for_fd),
+    ),
+    "fd_passt": Metric(
+        "Frechet distance (PaSST)",
+        LOWER,
+        describes="How far the Gaussian fitted to PaSST's embeddings of the generated sounds is from the originals'.",
+        limits="Whether a sound fits its own picture. Its bias in small sets is larger than most effects.",
+        published="The same computation as FD with PaSST in MMAudio's tables, for clips of 8 s with silence up to the "
+        "model's 10 s, but only sets of the same size have the same bias. Values by PANNs are others.",
+        find_model=passt.find_passt,
+        set_metric=SetMetric(passt.EMBEDDINGS, frechet_statistic, has_interval=False, too_few=too_few_for_fd),
     ),
     "isc": Metric(
         "Inception score",
