@@ -3,11 +3,13 @@
     python -m benchmarks.whole_job --videos 4 --minutes 5 --steps 600
     python -m benchmarks.whole_job --model tiny_16k --videos 3 --minutes 1 --steps 50
     python -m benchmarks.whole_job --memory_gb 8
+    python -m benchmarks.whole_job --videos 8 --minutes 1 --encoder_ms 50
 
 Makes moving, noisy videos at 25 frames per second and, for a released model, weights of its sizes with random values;
 both are kept for the next run. Then it runs the pipeline on them, with its defaults but for the number of steps, and
 prints a table with a column for 20 videos of 5 minutes and 3000 steps: every stage in proportion, start-up included.
-`--memory_gb` is what a process may take of the GPU.
+`--memory_gb` is what a process may take of the GPU. `--encoder_ms` measures the readers of extraction alone, without a
+GPU and without weights (`benchmarks.encoder_pauses`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.encoder_pauses import measure_readers
 from benchmarks.noisy_videos import write_noisy_video
 from benchmarks.timing import describe_device
 from mmaudio import cli
@@ -110,6 +113,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--side", type=int, default=720, help="height of the pictures in pixels, 16:9")
     parser.add_argument("--steps", type=int, default=600, help="training steps")
     parser.add_argument("--memory_gb", type=float, help="of the GPU, for each process; all of it if not given")
+    parser.add_argument("--encoder_ms", type=float, help="extract alone, with a pause of so long for every window")
     parser.add_argument("--output", type=Path, default=Path("whole_job"), help="where everything is written")
     return parser
 
@@ -247,6 +251,9 @@ def main(arguments: list[str]) -> None:
     environment = memory_limit(args.memory_gb)
     videos = args.output / f"videos_{args.videos}"
     make_videos(videos, args.videos, args.minutes, args.side)
+    if args.encoder_ms is not None:
+        print(measure_readers(videos, 60 * args.minutes, args.model, args.encoder_ms, args.output / "paused"))
+        return
     if not model_spec(args.model).bundled:
         make_weights(args.output / "weights", args.model)
     stages = watch_job(pipeline_command(args, videos.resolve()), environment)

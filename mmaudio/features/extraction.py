@@ -1,32 +1,28 @@
 """Extraction of features: from the table of clips to one shard per source video.
 
 A shard is written again only if its inputs changed: the source file, the windows, the encoders' weights. If only
-captions changed, the text features alone are encoded again. A killed run loses at most the video in progress. Several
-processes on one folder share the work through file locks.
+captions changed, the text features alone are encoded again. A killed run loses at most the videos in work, see
+`features.shard_jobs`. Several processes on one folder share the work through file locks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from mmaudio.data.clip_table import check_videos_inside, read_clips
 from mmaudio.data.clips import LeftOut
-from mmaudio.data.feature_set import FEATURE_NAMES
-from mmaudio.data.feature_store import Header, open_shard_writer, read_header, write_shard
-from mmaudio.data.fingerprint import fingerprint
+from mmaudio.data.feature_store import read_header
 from mmaudio.errors import DataError
 from mmaudio.features.encoders import ENCODER_COMPONENTS, Encoders, load_encoders
-from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, TEXTS, ShardPlan, plan_extraction, without_source
-from mmaudio.features.video_features import WriteRow, encode_captions, encode_clips, feature_shapes
+from mmaudio.features.extraction_plan import EVERYTHING, NOTHING, ShardPlan, plan_extraction
+from mmaudio.features.shard_jobs import BY_OTHERS, write_shards
 from mmaudio.utils.files import remove_abandoned_files
 from mmaudio.utils.locks import FileLocks
-from mmaudio.utils.progress import Progress
 
 MAX_PRECOMPUTED_CAPTIONS = 64
 """Up to so many captions are encoded first, to drop the text tower; more would be lost if the run is killed."""
@@ -47,6 +43,10 @@ class ExtractionReport:
     """Clips with features, those of valid shards included."""
     left_out: list[LeftOut] = field(default_factory=list)
 
+    def add(self, result: str) -> None:
+        """Count a shard by what was done with it, one of `shard_jobs`' words."""
+        setattr(self, result, getattr(self, result) + 1)
+
 
 @dataclass(frozen=True)
 class ExtractionConfig:
@@ -66,6 +66,8 @@ class ExtractionConfig:
     """Number of this process: each begins with another part of the videos."""
     world_size: int = 1
     """Number of processes."""
+    readers: int | None = None
+    """Videos that are read at once; None: by the cores, the memory and the device."""
     check_values: bool = False
     """Read the values of all shards, and write those with values that are not finite again."""
 
@@ -118,17 +120,20 @@ def _write_shards(
     with FileLocks(out_dir) as locks:
         remove_abandoned_files(out_dir)
         encoders = _load_encoders(plans, config)
+        ordered = rank_plans + [plan for plan in plans if plan not in rank_plans]
+        results = write_shards(ordered, encoders, locks, config.readers)
         locked = []
-        for plan in progress(rank_plans + [plan for plan in plans if plan not in rank_plans]):
-            if locks.acquire(plan.shard.name):
-                _write_shard(plan, encoders, report)
-                locks.release(plan.shard.name)
-            else:
-                locked.append(plan)
+        with closing(results):
+            for _, (plan, result) in zip(progress(ordered), results, strict=True):
+                if result is None:
+                    locked.append(plan)
+                else:
+                    report.add(result)
         for plan in locked:  # once unlocked it is complete, unless its process was killed
             locks.wait(plan.shard.name, f"another process extracts {plan.header.video}")
-            _write_shard(plan, encoders, report)
-            locks.release(plan.shard.name)
+            with closing(write_shards([plan], encoders, locks)) as again:
+                for _, result in again:
+                    report.add(result or BY_OTHERS)
 
 
 def _load_encoders(plans: list[ShardPlan], config: ExtractionConfig) -> Encoders:
@@ -138,57 +143,3 @@ def _load_encoders(plans: list[ShardPlan], config: ExtractionConfig) -> Encoders
     if len(captions) <= MAX_PRECOMPUTED_CAPTIONS:
         encoders.drop_text_tower(captions)
     return encoders
-
-
-def _write_shard(plan: ShardPlan, encoders: Encoders, report: ExtractionReport) -> None:
-    """Write one video's shard, or the reason for leaving the video out, unless another process has written it."""
-    if plan.is_written_since():
-        report.by_other_processes += 1
-        return
-    header = replace(plan.header, precision=str(encoders.dtype).removeprefix("torch."))
-    if plan.reused_shard is not None and (reused_header := read_header(plan.reused_shard)) is not None:
-        header = replace(header, precision=reused_header.precision)
-    try:
-        _write_features(plan, header, encoders)
-    except DataError as error:
-        reason = str(error).removeprefix(f"{plan.path.name}: ")
-        if fingerprint(plan.path) != plan.header.source:  # the video changed or was removed: the next run tries again
-            header = without_source(header)
-        write_shard(plan.shard, replace(header, left_out=reason), None)
-    if plan.todo == TEXTS:
-        report.text_only += 1
-    else:
-        report.extracted += 1
-
-
-def _write_features(plan: ShardPlan, header: Header, encoders: Encoders) -> None:
-    """Write the features of a video; DataError with the reason for leaving it out."""
-    if plan.todo == TEXTS and plan.reused_shard is None:  # left out, and its reason still holds
-        current = read_header(plan.shard)
-        raise DataError("left out" if current is None else current.left_out)
-    if plan.reused_shard is None and not plan.path.is_file():
-        raise DataError(f"{plan.path.name}: not there any more")
-    row_shapes = feature_shapes(encoders.spec, plan.clips[0].seconds)
-    shapes = {name: (len(plan.clips), *shape) for name, shape in row_shapes.items()}
-    with open_shard_writer(plan.shard, header, shapes) as writer:
-        if plan.reused_shard is None:
-            with Progress(len(plan.clips), f"{header.video}, by clip", inner=True) as counter:
-
-                def write_row(name: str, index: int, row: Tensor) -> None:
-                    writer.write_row(name, index, row)
-                    counter.advance(name == "std")  # a clip's last row but for the caption's
-
-                encode_clips(plan.path, plan.clips, encoders, write_row)
-        else:
-            _copy_video_rows(plan.reused_shard, writer.write_row)
-            encode_captions(plan.clips, encoders, writer.write_row)
-
-
-def _copy_video_rows(shard: Path, write_row: WriteRow) -> None:
-    """Pass all rows of a shard, except those of the text features, to `write_row`."""
-    with safe_open(shard, "pt") as file:
-        for name in FEATURE_NAMES:
-            if name != "text_features":
-                rows = file.get_slice(name)
-                for index in range(rows.get_shape()[0]):
-                    write_row(name, index, rows[index])

@@ -22,8 +22,8 @@ from mmaudio.media.video import VideoInfo, probe
 from mmaudio.model.spec import CodecSpec, ModelSpec, compute_lengths
 from mmaudio.utils.prefetch import prefetch
 
-PREFETCH_WINDOWS = 2
-"""Windows that are decoded while others are being encoded."""
+PREFETCH_WINDOWS = PREFETCH_BATCHES = 2
+"""Windows, or batches of them, that are decoded while others are being encoded."""
 GPU_WINDOWS = 4
 """Windows that are encoded together on a GPU; one on a CPU."""
 CAPTION_BATCH = 16
@@ -39,25 +39,50 @@ def encode_clips(path: Path, clips: Sequence[Clip], encoders: Encoders, write_ro
 
     Raises DataError where the video cannot be read or is too short.
     """
+    encoder = ClipBatchEncoder(encoders)
+    for batch in prefetch(read_batches(path, clips, encoders), PREFETCH_BATCHES):
+        encoder.write(encoder.encode(batch), write_row)
+    encode_captions(clips, encoders, write_row)
+
+
+def read_batches(
+    path: Path, clips: Sequence[Clip], encoders: Encoders, workers: int | None = None
+) -> Iterator[list[ClipInputs]]:
+    """Read one video's `clips` in the batches that are encoded together; `workers` as in `read_frame_windows`.
+
+    Raises DataError where the video cannot be read or is too short.
+    """
     seconds, starts, gains_db = clips[0].seconds, [clip.start for clip in clips], [clip.gain_db for clip in clips]
-    info = probe(path, clips[0].streams)
-    inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, encoders.frame_grids(seconds), gains_db)
-    prefetched = prefetch(inputs, PREFETCH_WINDOWS)
-    frame_cache: dict[float, Tensor] = {}
-    n_encoded = 0
-    while batch := list(islice(prefetched, GPU_WINDOWS if encoders.device.type == "cuda" else 1)):
+    info, grids = probe(path, clips[0].streams), encoders.frame_grids(seconds)
+    inputs = read_clip_inputs(info, starts, seconds, encoders.spec.codec, grids, gains_db, workers)
+    while batch := list(islice(inputs, GPU_WINDOWS if encoders.device.type == "cuda" else 1)):
+        yield batch
+
+
+class ClipBatchEncoder:
+    """Encoder of one video's consecutive batches: a frame that several windows show goes through CLIP once."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        self._encoders = encoders
+        self._frame_cache: dict[float, Tensor] = {}
+        self._num_written = 0
+
+    def encode(self, batch: Sequence[ClipInputs]) -> dict[str, Tensor]:
+        """The features of the next windows by name, a row for each; those of the captions are absent."""
         windows = [window for window, _ in batch]
         features = {
-            "clip_features": encode_shared_clip_frames(windows, encoders, frame_cache),
-            "sync_features": encoders.encode_sync_clips([torch.stack(window.frames[1]) for window in windows]),
+            "clip_features": encode_shared_clip_frames(windows, self._encoders, self._frame_cache),
+            "sync_features": self._encoders.encode_sync_clips([torch.stack(window.frames[1]) for window in windows]),
         }
-        posterior = encoders.encode_audio(torch.stack([waveform for _, waveform in batch]))
-        features |= {"mean": posterior.mean, "std": posterior.std}
+        posterior = self._encoders.encode_audio(torch.stack([waveform for _, waveform in batch]))
+        return features | {"mean": posterior.mean, "std": posterior.std}
+
+    def write(self, features: dict[str, Tensor], write_row: WriteRow) -> None:
+        """Pass the rows of a batch to `write_row`, in the order in which the batches were encoded."""
         for name, rows in features.items():
-            for index, row in enumerate(rows, n_encoded):
+            for index, row in enumerate(rows, self._num_written):
                 write_row(name, index, row)
-        n_encoded += len(batch)
-    encode_captions(clips, encoders, write_row)
+        self._num_written += len(features["mean"])
 
 
 def encode_captions(clips: Sequence[Clip], encoders: Encoders, write_row: WriteRow) -> None:
@@ -92,14 +117,15 @@ def read_clip_inputs(
     codec: CodecSpec,
     grids: Sequence[FrameGrid],
     gains_db: Sequence[float | None] = (),
+    workers: int | None = None,
 ) -> Iterator[ClipInputs]:
     """Read frames and waveform (samples,) of the windows that begin at `starts`, one after the other.
 
-    `gains_db` is that of `read_audio_windows`. Raises DataError as `read_frame_windows` and `read_audio_windows`.
+    `gains_db` is that of `read_audio_windows`, `workers` that of `read_frame_windows`. Raises DataError as these do.
     """
     samples = compute_lengths(codec, seconds).audio_samples
     waveforms = read_audio_windows(info, starts, codec.sample_rate, samples, gains_db=gains_db)
-    for waveform, window in zip(waveforms, read_frame_windows(info, starts, grids), strict=True):
+    for waveform, window in zip(waveforms, read_frame_windows(info, starts, grids, workers), strict=True):
         yield window, waveform
 
 

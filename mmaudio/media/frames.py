@@ -49,7 +49,8 @@ def to_rgb(frame: Any, reformatter: VideoReformatter | None = None, pixel_aspect
         scale = min(1.0, HDR_SHORT_SIDE / min(size))
         size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     resize = {} if size == (frame.width, frame.height) else {"width": size[0], "height": size[1]}
-    pixels: Any = reformatter.reformat(frame, format="rgb48le" if is_hdr else "rgb24", **resize).to_ndarray()
+    pixel_format = "rgb48le" if is_hdr else "rgb24"
+    pixels: Any = reformatter.reformat(frame, format=pixel_format, threads=1, **resize).to_ndarray()  # callers thread
     rgb = torch.from_numpy(tone_map(pixels, frame.color_trc) if is_hdr else pixels)
     quarter_turns = round(frame.rotation / 90) % 4
     if quarter_turns:

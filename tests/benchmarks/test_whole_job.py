@@ -1,6 +1,7 @@
 """The benchmark of the whole job: its weights fit the models, its figures are those of the samples, it runs small."""
 
 import math
+import re
 
 import pytest
 from helpers import manifest
@@ -50,3 +51,14 @@ def test_the_whole_job_has_a_row_for_every_stage(tmp_path, capfd):
     rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0].strip() for row in rows[1:]] == ["plan", "split", "extract", "train", "evaluate"]
     assert all(math.isfinite(float(row[3])) and float(row[3]) > 0 for row in rows[1:])
+
+
+def test_the_stand_in_of_the_encoders_is_busy_for_its_pauses(tmp_path, capsys):
+    small = ["--model", "tiny_16k", "--videos", "2", "--minutes", "0.2", "--side", "64", "--encoder_ms", "20"]
+    main([*small, "--output", str(tmp_path)])
+    line = capsys.readouterr().out.splitlines()[-1]
+    numbers = re.match(r"4 windows of 2 videos in ([\d.]+) s: ([\d.]+) windows/s, 20 ms each .* busy (\d+)% ", line)
+    assert numbers, line
+    seconds, rate, busy = map(float, numbers.groups())
+    assert rate == pytest.approx(4 / seconds, rel=0.1) and 8 / seconds - 3 <= busy <= 100
+    assert len(list((tmp_path / "paused").glob("*.safetensors"))) == 2

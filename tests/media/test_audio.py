@@ -135,7 +135,7 @@ def test_sound_comes_in_blocks_of_a_second_whatever_the_codec_packs(tmp_path, en
     expected, resampler = [], av.AudioResampler(format="flt", rate=RATE)
     with av.open(str(path)) as container:
         for frame in container.decode(audio=0):
-            expected += [part.to_ndarray().reshape(-1, channels).T for part in resampler.resample(frame)]
+            expected += [block.to_ndarray().reshape(-1, channels).T for block in resampler.resample(frame)]
     shift = round(info.start_time * RATE)
     assert len(expected) > 10
     decoded = torch.from_numpy(np.concatenate(expected, axis=1)).mean(0)[shift:]
