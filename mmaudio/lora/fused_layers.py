@@ -2,8 +2,9 @@
 
 peft casts the branch's input to float32, applies dropout, casts back, scales and adds, each with one pass forward and
 two backward. Here `addmm_` adds the low-rank product into the base output, the scale is folded into B, dropout masks
-come from random bits, and the backward pass keeps only the input, the mask and the low-rank activations. Anything but
-plain LoRA in training (DoRA, several adapters, merged, compiled) runs peft's own code.
+come from random bits, and the backward pass adds the low-rank gradient into that of a frozen base layer. It keeps only
+the dropped input, the mask and the low-rank activations. Anything but plain LoRA in training (DoRA, several adapters,
+merged, compiled) runs peft's own code.
 
 B batch, N tokens, r rank, k kernel.
 """
@@ -18,7 +19,7 @@ from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmaudio.model.layers import Conv1d, tap_major, token_windows
+from mmaudio.model.layers import Conv1d, conv_input_gradient, tap_major, token_windows
 
 MASK_LEVELS = 1 << 16
 """Each mask element uses 16 random bits, so the dropout rate is exact to 1 / 65 536."""
@@ -37,7 +38,10 @@ class _FusedLoRA:
             return out
         a, b, drop = (half[names[0]] for half in (layer.lora_A, layer.lora_B, layer.lora_dropout))
         dropout = drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
-        return add_low_rank(layer.base_layer(x), x, a.weight, b.weight, layer.scaling[names[0]], dropout)
+        base, weights = layer.base_layer, (a.weight, b.weight)
+        if any(parameter.requires_grad for parameter in base.parameters()):
+            return add_low_rank(base(x), x, *weights, layer.scaling[names[0]], dropout)
+        return add_low_rank(base(x.detach()), x, *weights, layer.scaling[names[0]], dropout, base.weight)
 
 
 class FusedLoRALinear(_FusedLoRA, lora.Linear):  # type: ignore[misc]
@@ -52,12 +56,15 @@ LORA_LAYERS: dict[type[nn.Module], type[nn.Module]] = {Conv1d: FusedLoRAConv1d, 
 """LoRA layer by base layer; another adaptable layer type is one more entry."""
 
 
-def add_low_rank(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+def add_low_rank(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0, weight: Tensor | None = None
+) -> Tensor:
     """base + scale * B A dropout(x), in the dtype of `base` (B, N, out), whose memory is overwritten.
 
-    x (B, N, in), a (r, in) or (r, in, k), b (out, r) or (out, r, 1).
+    x (B, N, in), a (r, in) or (r, in, k), b (out, r) or (out, r, 1). Where the base layer is frozen, `base` is its
+    output without a gradient and `weight` its weight, (out, in) or (out, in, k): the gradient of x includes its own.
     """
-    out: Tensor = _LowRank.apply(base, x, a, b, scale, dropout)  # type: ignore[no-untyped-call]
+    out: Tensor = _LowRank.apply(base, x, a, b, scale, dropout, weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -73,51 +80,58 @@ def dropout_mask(x: Tensor, dropout: float) -> Tensor:
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float, weight: Tensor | None
+    ) -> Tensor:
         """Compute the output (B, N, out)."""
         dtype = base.dtype
         x = x.to(dtype)
         mask = dropout_mask(x, dropout) if dropout else None
         ctx.scale = scale / (1 - dropout)
         with torch.autocast(base.device.type, enabled=False):
-            low = _project_down(_apply_mask(x, mask), a.to(dtype))  # (B * N, r)
+            dropped = x if mask is None else x * mask
+            low = _project_down(dropped, a.to(dtype))  # (B * N, r)
             out = base.detach().contiguous()  # an in-place change of base itself would copy in the backward pass
             out.view(-1, out.shape[-1]).addmm_(low, _scale_b(b, ctx.scale, dtype).T)
-        ctx.save_for_backward(x, mask, a, b, low)
+        ctx.save_for_backward(dropped, mask, a, b, low, weight)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of `forward`."""
-        x, mask, a, b, low = ctx.saved_tensors
-        dtype, kernel_size = x.dtype, _kernel_size(a)
+        x, mask, a, b, low, weight = ctx.saved_tensors
+        dtype, kernel_size = x.dtype, a.shape[2] if a.ndim == 3 else 1
         rows = gradient.reshape(-1, gradient.shape[-1])
         with torch.autocast(gradient.device.type, enabled=False):
             grad_low = rows @ _scale_b(b, ctx.scale, dtype)  # (B * N, r)
             grad_b = (rows.T @ low).to(b.dtype).mul_(ctx.scale).view_as(b)
-            grad_low = grad_low.view(*x.shape[:2], -1)
-            grad_a = _gradient_of_a(grad_low, _apply_mask(x, mask), kernel_size).to(a.dtype)  # (r, k, in)
+            windows = token_windows(grad_low.view(*x.shape[:2], -1), kernel_size)  # (B * N, k * r)
+            grad_a = (windows.T @ x.reshape(-1, x.shape[-1])).to(a.dtype).view(kernel_size, len(a), -1)
             grad_x = None
             if ctx.needs_input_grad[1]:
-                taps = a.to(dtype).view(*a.shape[:2], kernel_size)
-                flipped = taps.flip(2).permute(2, 0, 1).flatten(0, 1)  # (k * r, in)
-                grad_x = (token_windows(grad_low, kernel_size) @ flipped).view_as(x)
-                grad_x = _apply_mask(grad_x, mask)
-        return gradient, grad_x, grad_a.transpose(1, 2).reshape(a.shape), grad_b, None, None
+                grad_x = (windows @ _flip_taps(a.to(dtype))).view_as(x)
+                grad_x = _add_base_gradient(grad_x, mask, gradient, weight)
+        return gradient, grad_x, grad_a.flip(0).permute(1, 2, 0).reshape(a.shape), grad_b, None, None, None
 
 
-def _kernel_size(a: Tensor) -> int:
-    return a.shape[2] if a.ndim == 3 else 1
+def _add_base_gradient(grad_x: Tensor, mask: Tensor | None, gradient: Tensor, weight: Tensor | None) -> Tensor:
+    """The low-rank gradient of x (B, N, in), masked, plus that of the base layer of this weight, where there is one."""
+    if weight is None:
+        return grad_x if mask is None else grad_x.mul_(mask)
+    weight = weight.to(gradient.dtype)
+    base = gradient @ weight if weight.ndim == 2 else conv_input_gradient(gradient, weight)
+    return base.add_(grad_x) if mask is None else base.addcmul_(grad_x, mask)
+
+
+def _flip_taps(a: Tensor) -> Tensor:
+    """A (r, in) or (r, in, k) as (k * r, in), the last tap first."""
+    return a if a.ndim == 2 else a.flip(2).permute(2, 0, 1).flatten(0, 1)
 
 
 def _scale_b(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """scale * B (out, r)."""
     return (b.flatten(1) * scale).to(dtype)
-
-
-def _apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x * mask
 
 
 def _project_down(x: Tensor, a: Tensor) -> Tensor:
@@ -126,15 +140,3 @@ def _project_down(x: Tensor, a: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[2]) @ a.T
     image, weight = x.transpose(1, 2).unsqueeze(2), tap_major(a).unsqueeze(2)
     return F.conv2d(image, weight, padding=(0, a.shape[2] // 2)).squeeze(2).transpose(1, 2).reshape(-1, a.shape[0])
-
-
-def _gradient_of_a(grad_low: Tensor, x: Tensor, kernel_size: int) -> Tensor:
-    """Gradient of A (r, k, in): the sum over tokens of grad_low (B, N, r) times each neighbour in x (B, N, in).
-
-    Zeros between the clips separate them, so one matrix product per tap suffices, without copying token windows.
-    """
-    padding = kernel_size // 2
-    low, rows = (F.pad(tokens, (0, 0, padding, padding)).flatten(0, 1) for tokens in (grad_low, x))
-    count = len(rows) - 2 * padding
-    low = low[padding : padding + count].T
-    return torch.stack([low @ rows[tap : tap + count] for tap in range(kernel_size)], 1)

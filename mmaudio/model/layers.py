@@ -36,6 +36,13 @@ class Conv1d(nn.Conv1d):
         return out.squeeze(2).transpose(1, 2)
 
 
+def conv_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Gradient (B, N, in) of the input of a `Conv1d` with weight (out, in, k), odd k, from that of its output."""
+    image, weight = gradient.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2)
+    out = F.conv_transpose2d(image, weight, padding=(0, weight.shape[3] // 2))
+    return out.squeeze(2).transpose(1, 2)
+
+
 def token_windows(x: Tensor, kernel_size: int) -> Tensor:
     """Every token of x (B, N, C) with its neighbours, zero-padded: (B * N, kernel_size * C), for an odd kernel size."""
     if kernel_size == 1:

@@ -39,6 +39,17 @@ def test_the_fused_layer_computes_pefts_function(kind):
         assert_close(got, expected, 1e-5)
 
 
+def test_a_bias_that_is_trained_gets_pefts_gradient():
+    layer, x = layer_of(FusedLoRALinear)
+    bias = layer.base_layer.bias.requires_grad_()
+    outputs = layer(x), peft_layers.Linear.forward(layer, x)
+    weights = torch.linspace(-1, 1, outputs[0].numel()).view_as(outputs[0])
+    ours, pefts = (torch.autograd.grad((output * weights).sum(), [bias, x]) for output in outputs)
+    for got, expected in zip(ours, pefts, strict=True):
+        assert expected.abs().max() > 0
+        assert_close(got, expected, 1e-5)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_under_autocast_it_is_as_exact_as_peft(kind):
     layer, x = layer_of(kind)
