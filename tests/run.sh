@@ -20,6 +20,7 @@ else # pre-commit needs git; its commands do not
     bash -c "$check"
   done
 fi
+unset PYTHONDONTWRITEBYTECODE # or every worker and every command under test compiles all modules anew
 # Two workers, each with half of the cores; a file's tests go to one of them, the longest files first. `-n 0`: none.
 cores=$(nproc)
 export OMP_NUM_THREADS=$((cores > 1 ? cores / 2 : 1))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TESTS
+from helpers import ROOT, TESTS, syntax, syntax_nodes
 
 PACKAGE = ROOT / "mmaudio"
 LAYERS = (
@@ -32,12 +32,6 @@ guide's for `lora` and `api`: nothing in the package imports them."""
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = [*ROOT.glob("*.py"), *(ROOT / "training").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 COMFYUI = sorted((ROOT / "comfyui").glob("*.py"))
-
-
-@functools.cache
-def syntax(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
-    return ast.parse(path.read_text())
 
 
 def name_of(path: Path) -> str:
@@ -64,7 +58,7 @@ def is_module(name: str) -> bool:
 def imports(path: Path) -> set[str]:
     """The modules of this package that a file imports, anywhere in it, as names below the package."""
     modules = set()
-    for node in ast.walk(syntax(path)):
+    for node in syntax_nodes(path):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -74,35 +68,38 @@ def imports(path: Path) -> set[str]:
     return {name.removeprefix("mmaudio.") for name in modules if name.startswith("mmaudio.")}
 
 
-GRAPH = {name_of(path): imports(path) for path in SOURCES}
+@functools.cache
+def import_graph() -> dict[str, set[str]]:
+    """The imports of every module."""
+    return {name_of(path): imports(path) for path in SOURCES}
 
 
 def test_imports_point_down():
     up = [
         f"mmaudio.{module} imports mmaudio.{other}, which is not below it"
-        for module in filter(None, GRAPH)
-        for other in GRAPH[module]
+        for module in filter(None, import_graph())
+        for other in import_graph()[module]
         if wing(other) != wing(module) and level(other) >= level(module)
     ]
     assert not up, up
 
 
 def test_no_imports_go_in_a_circle():
-    rest = {module: set(others) for module, others in GRAPH.items()}
+    rest = {module: set(others) for module, others in import_graph().items()}
     while leaves := {module for module, others in rest.items() if not others & rest.keys()}:
         rest = {module: others for module, others in rest.items() if module not in leaves}
     assert not rest, f"these import each other: {', '.join(sorted(rest))}"
 
 
 def test_packages_are_two_deep():
-    assert all(name.count(".") <= 1 for name in GRAPH)
+    assert all(name.count(".") <= 1 for name in import_graph())
 
 
 def test_nothing_imports_a_benchmark():
     for path in [path for path in COMMANDS if path.parent.name != "benchmarks"]:
-        others = {str(node.module) for node in ast.walk(syntax(path)) if isinstance(node, ast.ImportFrom)}
+        others = {str(node.module) for node in syntax_nodes(path) if isinstance(node, ast.ImportFrom)}
         assert not any(name.startswith("benchmarks") for name in others), path
-    assert not any("benchmarks" in others for others in GRAPH.values())
+    assert not any("benchmarks" in others for others in import_graph().values())
 
 
 READS_THE_PROCESS = ("app", "cli", "commands", "pipeline", "pretraining")
@@ -179,10 +176,17 @@ def test_every_file_is_written_through_one_place():
     assert not others, others
 
 
+def dotted(node: ast.AST) -> str:
+    """`av.open` of that name's node; empty for what is no name."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def find_calls(paths: list[Path], function: str) -> dict[Path, list[ast.Call]]:
     """The calls of a function by file, where there are any."""
     calls = {
-        path: [n for n in ast.walk(syntax(path)) if isinstance(n, ast.Call) and ast.unparse(n.func) == function]
+        path: [n for n in syntax_nodes(path) if isinstance(n, ast.Call) and dotted(n.func) == function]
         for path in paths
     }
     return {path: nodes for path, nodes in calls.items() if nodes}
@@ -220,7 +224,7 @@ assert torch.initial_seed() == torch.default_generator.initial_seed()
 def test_every_module_imports_by_itself_and_prints_nothing():
     """Before each import our other modules are forgotten: none may lean on what another one imported."""
     benchmarks = [f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")]
-    names = [*("mmaudio." + name for name in GRAPH if name and "__main__" not in name), *benchmarks]
+    names = [*("mmaudio." + name for name in import_graph() if name and "__main__" not in name), *benchmarks]
     command = [sys.executable, "-c", IMPORTS.format(names=names)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=False)
@@ -257,7 +261,7 @@ def test_a_command_imports_large_packages_where_it_uses_them(script):
 
 def function_lines(path: Path) -> dict[str, int]:
     """The length of every function in a file, by name and line."""
-    functions = [n for n in ast.walk(syntax(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [n for n in syntax_nodes(path) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     return {f"{path.name}:{n.lineno} {n.name}": (n.end_lineno or n.lineno) - n.lineno + 1 for n in functions}
 
 

@@ -2,8 +2,9 @@
 
 import ast
 import importlib.util
+from pathlib import Path
 
-from helpers import ROOT
+from helpers import ROOT, syntax_nodes
 
 FOLDERS = ("mmaudio", "training", "benchmarks", "examples", "comfyui", "tests")
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
@@ -15,10 +16,10 @@ PARALLEL = {"__init__.py", "__main__.py", "config.py", "checkpoint.py", "registr
 """File names that mean the same thing in each wing that has one."""
 
 
-def names_of(tree: ast.AST) -> dict[str, int]:
+def names_of(path: Path) -> dict[str, int]:
     """Every name that a file defines (variables, parameters, attributes, functions, classes), with its line."""
     names: dict[str, int] = {}
-    for node in ast.walk(tree):
+    for node in syntax_nodes(path):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names[node.id] = node.lineno
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -34,7 +35,7 @@ def test_no_name_is_an_empty_word():
     empty = [
         f"{path.relative_to(ROOT)}:{line} {name}"
         for path in SOURCES
-        for name, line in names_of(ast.parse(path.read_text())).items()
+        for name, line in names_of(path).items()
         if name.strip("_") in EMPTY
     ]
     assert not empty, empty

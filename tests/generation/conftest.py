@@ -8,7 +8,7 @@ from mmaudio.features.encoders import CONDITION_ENCODERS, load_encoders
 from mmaudio.generation.sampler import load_sampler
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     random_encoders(folder)
