@@ -80,7 +80,7 @@ class Encoders:
             with self._autocast():
                 return encoder.encode_frames(clip.normalize_frames(batch.to(self.device))[None])[0].float()
 
-        return self.batchers["clip"].run(encode, frames)
+        return self.batchers["clip"].run(encode, self._send(frames))
 
     def encode_picture(self, picture: Tensor) -> Tensor:
         """A still, RGB uint8 (3, H, W), of any size -> (1, E), float32 on the CPU."""
@@ -100,7 +100,7 @@ class Encoders:
                 tokens: Tensor = encoder(synchformer.normalize_frames(batch.to(self.device))[None])
             return tokens[0].float()
 
-        segments = torch.cat([split_segments(frames) for frames in clips])
+        segments = torch.cat([split_segments(self._send(frames)) for frames in clips])
         tokens = self.batchers["sync"].run(encode, segments)
         return rearrange(tokens, "(b s) t d -> b (s t) d", b=len(clips))
 
@@ -129,6 +129,10 @@ class Encoders:
 
         mean, std = self.batchers["codec"].run(encode, waveforms).unbind(1)
         return Posterior(mean, std)
+
+    def _send(self, frames: Tensor) -> Tensor:
+        """Frames as bytes on the device: on a GPU each is copied once, while what was sent before is computed."""
+        return frames.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else frames
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)

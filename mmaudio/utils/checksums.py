@@ -9,9 +9,11 @@ import struct
 import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mmaudio.errors import MMAudioError
 from mmaudio.utils.files import atomic_write
@@ -52,12 +54,20 @@ def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
 
 
 def _read(path: Path) -> FileDigests:
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    """Both checksums; those of a large file side by side, as each takes seconds for a gigabyte."""
+    if path.stat().st_size < MIN_CACHED_BYTES:
+        return FileDigests(_hexdigest(path, hashlib.sha256()), _hexdigest(path, hashlib.md5(usedforsecurity=False)))
+    with ThreadPoolExecutor(1, "checksum") as pool:
+        md5 = pool.submit(_hexdigest, path, hashlib.md5(usedforsecurity=False))
+        return FileDigests(_hexdigest(path, hashlib.sha256()), md5.result())
+
+
+def _hexdigest(path: Path, digest: Any) -> str:
+    """The hexadecimal checksum of a file by a new object of hashlib."""
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
-            sha256.update(block)
-            md5.update(block)
-    return FileDigests(sha256.hexdigest(), md5.hexdigest())
+            digest.update(block)
+    return str(digest.hexdigest())
 
 
 def find_damage(path: Path) -> str:

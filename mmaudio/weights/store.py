@@ -14,6 +14,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,16 +126,20 @@ def fetch_files(
         require_files(model, folder, components)
     missing = missing_files(model, folder, components)
     check_disk_space(missing)
+    checked: list[tuple[Path, WeightsFile]] = []
     for component in components:
         file = weights_file(model, component)
         if file in missing:
             _download(file)
-        if file is None or not file.size:
-            continue
-        path = find_file(model, component, folder)
-        assert path is not None
+        if file is not None and file.size:
+            path = find_file(model, component, folder)
+            assert path is not None
+            checked.append((path, file))
+    with ThreadPoolExecutor(max(1, len(checked)), "checksums") as pool:  # side by side: all of them take seconds
+        futures = [pool.submit(verify_file, path, file) for path, file in checked]
+    for (path, file), future in zip(checked, futures, strict=True):
         try:
-            note = verify_file(path, file)
+            note = future.result()
         except CorruptFileError:
             if offline or path.parent != cache_folder():
                 raise
