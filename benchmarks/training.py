@@ -1,7 +1,7 @@
 """Time and memory of a training step, beside plain peft on plain modules.
 
     python -m benchmarks.training                                    # small_16k, rank 64, batch 4, on the CPU
-    python -m benchmarks.training --batch 32 --device cuda --cuda_graph --compile
+    python -m benchmarks.training --batch 32 --device cuda --compile
     python -m benchmarks.training --model large_44k_v2 --batch 8 --checkpointing --device cuda
     python -m benchmarks.training --model tiny_16k --full            # every weight is trained
 
@@ -14,7 +14,7 @@ reserved. WARM_UP_STEPS steps come first, which compile and capture.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--full", action="store_true", help="train every weight instead of an adapter")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, both of them")
     parser.add_argument("--compile", action="store_true", help="the trainer's compile=true")
-    parser.add_argument("--cuda_graph", action="store_true", help="the trainer's cuda_graph=true")
+    parser.add_argument("--cuda_graph", action=BooleanOptionalAction, help="the trainer's cuda_graph")
     parser.add_argument("--float32", action="store_true", help="no bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contestant steps")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's default if absent")

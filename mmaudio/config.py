@@ -197,11 +197,12 @@ class TrainConfig:
     """true: several times less memory, a third slower"""
     compile: bool = False
     """true: minutes at the start, faster steps on a GPU"""
-    cuda_graph: bool = False
-    """true, on a GPU: record a batch once, replay it at every step
+    cuda_graph: bool | None = None
+    """null: on a GPU record a batch once, replay it at every step; true: an error where that fails; false
 
-    For small networks, whose kernels take longer to launch than to run. Not with gradient_checkpointing,
-    lora.enabled=false or features that do not fit on the GPU; the samples of preserve_base are not recorded."""
+    Not with gradient_checkpointing, lora.enabled=false, features off the GPU, nor for preserve_base's samples."""
+    merge_batches: bool | None = None
+    """null: on a GPU a step's clips at once as memory allows, if batch_size is 8; true; false: batch_size"""
     features_in_memory: bool | None = None
     """null: on the device where they fit, else read for every batch; true; false
 

@@ -44,7 +44,7 @@ TRAIN_SECTIONS = (
         *("max_steps", "warmup_steps", "weight_decay", "max_grad_norm", "drop_conditions", "drop_captions"),
         *("latent_noise", "preserve_base", "preserve_share", "ema_decay"),
     ),
-    ("amp", "base_bf16", "gradient_checkpointing", "compile", "cuda_graph", "features_in_memory"),
+    ("amp", "base_bf16", "gradient_checkpointing", "compile", "cuda_graph", "merge_batches", "features_in_memory"),
     ("eval_every", "save_every", "validation", "early_stopping", "logging"),
 )
 """The settings of TrainConfig in the order of the file, with a blank line before each section."""

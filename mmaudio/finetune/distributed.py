@@ -49,6 +49,13 @@ class Distributed:
         for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
+    def all_reduce_min(self, value: int) -> int:
+        """The smallest `value` of the processes."""
+        values = torch.zeros(self.world_size, device=self.device)
+        values[self.rank] = value
+        self.all_reduce_sum([values])
+        return int(values.min())
+
     def all_reduce_any(self, flag: bool) -> bool:
         """True where the flag is true in any process."""
         if self.world_size == 1:

@@ -73,11 +73,14 @@ def fit(run: TrainingRun) -> TrainingResult:
         while not (stop or is_finished(state, config)):
             if state.phase_is_over:
                 enter_next_phase(run)
+            size = state.micro_batch
             try:
                 metrics = train_step(state, run.dataset, config, run.distributed, run.accumulate, run.base_samples)
             except NonFiniteError:  # the state is that of before the step
                 save(run)
                 raise
+            if state.micro_batch != size:
+                tracker.print_line(f"step {state.step}: out of memory; {state.micro_batch} clips at once from here")
             tracker.log_step(state, metrics)
             if is_due(config.eval_every, state.step) or state.step == config.total_steps:
                 evaluate(run)

@@ -25,7 +25,7 @@ def format_memory_line(
     sizes = {
         "weights": sum(tensor.nbytes for tensor in (*state.model.parameters(), *base_tensors)),
         "gradients and optimizer": trainable_bytes * (4 if state.ema is not None else 3),
-        "activations": one_clip + (two_clips - one_clip) * (config.batch_size - 1),
+        "activations": one_clip + (two_clips - one_clip) * ((state.micro_batch or config.batch_size) - 1),
         "data": sum(dataset.nbytes() for dataset in (train, validation) if dataset is not None),
     }
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())

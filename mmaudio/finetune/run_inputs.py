@@ -31,6 +31,7 @@ CHANGEABLE_KEYS = (
     "gradient_checkpointing",
     "compile",
     "cuda_graph",
+    "merge_batches",
     "features_in_memory",
     "logging.",
     "early_stopping.",

@@ -45,6 +45,8 @@ class TrainState:
     """Optimizer steps done."""
     phase: int = 0
     """Index of the phase whose rank the adapter has."""
+    micro_batch: int = 0
+    """Clips that go through the network together; 0: `batch_size`."""
     base_draws: DrawSource | None = None
     """Draws of the base's samples; None where the base is not preserved."""
     _trainable: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
@@ -64,6 +66,13 @@ class TrainState:
     def draw_sources(self) -> list[DrawSource]:
         """The draws of the clips and, if there are any, of the base's samples."""
         return [source for source in (self.draws, self.base_draws) if source is not None]
+
+    def halve_micro_batch(self, size: int) -> None:
+        """Drop the gradients of a pass of `size` clips that ran out of memory; the next passes are half as large."""
+        self.optimizer.zero_grad()
+        self.micro_batch = -(-size // 2)
+        if self.network.latent_mean.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def update_ema(self, decay: float) -> None:
         """Move the EMA toward the parameters, where there is one."""
@@ -116,6 +125,7 @@ class TrainState:
         return {
             "step": self.step,
             "phase": self.phase,
+            "micro_batch": self.micro_batch,
             "taken_out": base_values.get(self.model).pissa_factors,
             "trained": {name: parameter.detach() for name, parameter in self.trainable_parameters().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -146,7 +156,7 @@ class TrainState:
         self.draws.generator.set_state(state["generator"])
         self.draws.sampler.load_state_dict(state["order"])
         self.history = ValidationHistory.from_state_dict(state["progress"])
-        self.step = state["step"]
+        self.step, self.micro_batch = state["step"], state.get("micro_batch", 0)
 
 
 def _grow_moments(moments: dict[str, Any], growth: RankGrowth) -> dict[str, Any]:

@@ -84,11 +84,14 @@ def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws
 
 
 def preserve_base(
-    state: TrainState, samples: ClipDataset, draws: Draws, config: TrainConfig, distributed: Distributed
+    state: TrainState, samples: ClipDataset, draws: Draws, size: int, config: TrainConfig, distributed: Distributed
 ) -> None:
-    """Add the gradients of the velocity drift at the drawn samples of the base, weighted by `preserve_base`."""
+    """Add the gradients of the velocity drift at the drawn samples of the base, `size` of them at once.
+
+    They are weighted by `preserve_base`.
+    """
     dtype = compute_dtype(samples.mean.device, config.amp)
-    for micro_draws in draws.select(distributed.shard(len(draws))).to(samples.mean.device).split(config.batch_size):
+    for micro_draws in draws.select(distributed.shard(len(draws))).to(samples.mean.device).split(size):
         drift = compute_velocity_drift(state, samples, micro_draws, dtype)
         torch.autograd.backward(config.preserve_base * drift.sum() / len(draws))
 
@@ -114,7 +117,8 @@ def train_step(
 ) -> StepMetrics:
     """Advance the adapter by one step; NonFiniteError, with the state as it was, where a value is not finite.
 
-    With `base_samples` the adapted velocity is held to the base's at some of them.
+    With `base_samples` the adapted velocity is held to the base's at some of them. Where memory runs out, the step is
+    computed again in micro-batches of half the size.
     """
     if not state.model.training:  # train() visits every module, which takes milliseconds
         state.model.train()
@@ -123,13 +127,18 @@ def train_step(
     undo_points = [source.undo_point() for source in state.draw_sources()]
     step_draws = state.draws.draw(*draw_arguments)
     local_draws = step_draws.select(distributed.shard(total)).to(device)
-    with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
-        micro_batches = local_draws.split(config.batch_size)
-        micro_losses = [accumulate(state, dataset, draws, config) for draws in micro_batches]
-        if base_samples is not None and state.base_draws is not None:
-            base_draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
-            preserve_base(state, base_samples, base_draws, config, distributed)
-    losses = torch.cat(micro_losses)
+    base_draws = None
+    if base_samples is not None and state.base_draws is not None:
+        base_draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
+
+    def run_passes(size: int) -> Tensor:
+        with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
+            micro_losses = [accumulate(state, dataset, draws, config) for draws in local_draws.split(size)]
+            if base_samples is not None and base_draws is not None:
+                preserve_base(state, base_samples, base_draws, size, config, distributed)
+        return torch.cat(micro_losses)
+
+    losses = run_with_less_memory(run_passes, state, min(state.micro_batch or config.batch_size, len(local_draws)))
     mean_loss = losses.sum() / total
     grad_norm = reduce_and_clip_gradients(state, mean_loss, config, distributed)
     if device.type == "cuda":
@@ -142,6 +151,18 @@ def train_step(
         raise non_finite_error(loss, norm, state.step)
     rate = optimizer_step(state, config)
     return StepMetrics(loss, norm, rate, losses, local_draws.t)
+
+
+def run_with_less_memory(run_passes: Callable[[int], Tensor], state: TrainState, size: int) -> Tensor:
+    """The losses of a step's passes of `size` clips, or of half as many wherever memory runs out."""
+    while True:
+        try:
+            return run_passes(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        state.halve_micro_batch(size)  # out of the block, which holds the failed pass's memory
+        size = state.micro_batch
 
 
 def reduce_and_clip_gradients(

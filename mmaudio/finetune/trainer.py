@@ -25,6 +25,7 @@ from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.feature_memory import FeatureMemory, estimate_feature_memory
 from mmaudio.finetune.initial_adapter import check_held_out, load_initial_adapter, start_name
 from mmaudio.finetune.loop import TrainingResult, TrainingRun, fit, is_finished
+from mmaudio.finetune.micro_batch import choose_micro_batch
 from mmaudio.finetune.precision import cast_frozen_weights, compute_dtype
 from mmaudio.finetune.run_inputs import RunInputs
 from mmaudio.finetune.run_summary import format_result_lines, format_start_lines
@@ -113,7 +114,8 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
     memory = measure_feature_memory(network, inputs, distributed)
     dataset, validation_set = build_datasets(network, inputs, distributed, memory)
     tracker = Tracker(checkpoints.root if is_main else None, config, state.step if resumed else None)
-    accumulate = build_accumulator(dataset, config)
+    state.micro_batch = choose_micro_batch(state, dataset, config, distributed)
+    accumulate = build_accumulator(dataset, config, tracker.print_line)
     run = TrainingRun(state, dataset, validation_set, inputs, checkpoints, tracker, distributed, accumulate)
     if base_samples is not None:
         run.base_samples = build_dataset(network, base_samples, distributed.device)

@@ -56,17 +56,29 @@ def validate(
 ) -> Tensor:
     """Losses (K, J) on the CPU, of the adapter or its EMA; the processes share the work."""
     dataset, draws = validation_set.dataset, validation_set.draws
-    device, batch_size = dataset.mean.device, FORWARD_BATCHES * config.batch_size
-    dtype, losses = compute_dtype(device, config.amp), torch.zeros(len(draws), device=device)
+    device, micro_batch = dataset.mean.device, distributed.all_reduce_min(state.micro_batch or config.batch_size)
+    batch_size = FORWARD_BATCHES * micro_batch  # of all processes the same: they share the batches
+    losses = torch.zeros(len(draws), device=device)
     state.model.eval()
     starts = range(0, len(draws), batch_size)
     with state.use_ema(ema), eager_mode(config), Progress(len(starts), "validation", inner=True) as counter:
         for number, start in enumerate(counter.count(starts)):
             if number % distributed.world_size == distributed.rank:
                 rows = slice(start, start + batch_size)
-                losses[rows] = compute_losses(state.network, dataset, draws.select(rows).to(device), dtype)
+                losses[rows] = losses_in_memory(state, dataset, draws.select(rows).to(device), config)
     distributed.all_reduce_sum([losses])
     return losses.view(-1, validation_set.levels).cpu()
+
+
+def losses_in_memory(state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
+    """The losses (B,) of the draws, of each half by itself where memory runs out."""
+    try:
+        return compute_losses(state.network, dataset, draws, compute_dtype(draws.t.device, config.amp))
+    except torch.OutOfMemoryError:
+        if len(draws) == 1:
+            raise
+    halves = list(draws.split(-(-len(draws) // 2)))
+    return torch.cat([losses_in_memory(state, dataset, half, config) for half in halves])
 
 
 def average_by_clip(losses: Tensor) -> list[float]:

@@ -275,7 +275,8 @@ def estimate_seconds(
     training_flops = cost_model.training_flops(model, num_steps * config.effective_batch_size)
     scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
     batches = num_steps * config.gradient_accumulation_steps
-    launching = 0.0 if device.type == "cpu" else cost_model.launch_seconds(model.network, batches, config.cuda_graph)
+    recorded = config.cuda_graph is not False and config.lora.enabled and not config.gradient_checkpointing
+    launching = 0.0 if device.type == "cpu" else cost_model.launch_seconds(model.network, batches, recorded)
     return {
         "extract": cost_model.extraction_flops(model) * clips * scale / encoder_speed,
         "train": max(training_flops / training_speed * scale, launching),

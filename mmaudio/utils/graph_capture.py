@@ -36,13 +36,18 @@ class GraphCapture:
     def capture(self, function: Callable[[], Result], alternative: str) -> tuple[torch.cuda.CUDAGraph, Result]:
         """The graph of a call of `function`, which is not computed, and its result, which every replay writes anew.
 
-        Raises TrainingError, which names the `alternative`, where an operation cannot be captured.
+        Raises TrainingError, which names the `alternative`, where an operation cannot be captured, and torch's
+        OutOfMemoryError.
         """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph):
                 result = function()
         except RuntimeError as error:
+            if isinstance(error.__context__, torch.OutOfMemoryError):  # ending the capture then fails, too
+                raise error.__context__ from None
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             reason = str(error).splitlines()[0]
             raise TrainingError(f"capturing the CUDA graph failed ({reason}). {alternative}") from error
         return graph, result

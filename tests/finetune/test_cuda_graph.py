@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import assert_close, filled, mini
 
+from mmaudio.errors import TrainingError
 from mmaudio.finetune import cuda_graph, trainer
 from mmaudio.finetune.cuda_graph import GraphedAccumulator, build_accumulator
 from mmaudio.finetune.dataset import build_dataset
@@ -81,7 +82,7 @@ def test_tensors_that_a_graph_reads_keep_their_addresses(tmp_path, monkeypatch):
             pass
         return accumulate_gradients(state, clips, draws, config)
 
-    monkeypatch.setattr(trainer, "build_accumulator", lambda clips, config: accumulate)
+    monkeypatch.setattr(trainer, "build_accumulator", lambda *_: accumulate)
     settings = mini_training.build_config(tmp_path, ema_decay=0.5, save_every=1, eval_every=1)
     settings.validation.average_every = 1
     mini_training.train_mini(tmp_path, **vars(settings) | {"output_dir": str(tmp_path)})
@@ -110,7 +111,7 @@ def test_no_graph_of_an_earlier_pass_is_alive_when_a_batch_begins(tmp_path, monk
         return losses
 
     monkeypatch.setattr(trainer, "new_state", new_marked_state)
-    monkeypatch.setattr(trainer, "build_accumulator", lambda clips, config: accumulate)
+    monkeypatch.setattr(trainer, "build_accumulator", lambda *_: accumulate)
     mini_training.train_mini(tmp_path)
     assert old_nodes == [[]] * 6
 
@@ -145,12 +146,44 @@ def test_runs_of_replays_equal_eager_runs_bit_for_bit(tmp_path, monkeypatch, pha
     settings = {"lora": lora, "batch_size": 3, "gradient_accumulation_steps": 2}
     plain = mini_training.train_mini(tmp_path / "plain", **settings)
     monkeypatch.setattr(cuda_graph, "_MicroBatchGraph", EagerReplay)
-    monkeypatch.setattr(trainer, "build_accumulator", lambda clips, config: GraphedAccumulator())
+    monkeypatch.setattr(trainer, "build_accumulator", lambda *_: GraphedAccumulator())
     replayed = mini_training.train_mini(tmp_path / "replayed", **settings)
     first, second = (
         read_adapter(each.folder / "lora_checkpoints" / "last_lora.pt").state for each in (plain, replayed)
     )
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def add_gradients_and_fail(state, clips, draws, config, gradients):
+    """A recording that fails after its warm-up has changed the gradients, as on a GPU whose driver refuses it."""
+    accumulate_gradients(state, clips, draws, config)
+    raise TrainingError("capturing the CUDA graph failed (operation not permitted)")
+
+
+@pytest.mark.slow
+def test_where_recording_fails_training_says_so_once_and_goes_on_without(tmp_path, monkeypatch):
+    lines, settings = [], {"batch_size": 3, "gradient_accumulation_steps": 2}
+    plain = mini_training.train_mini(tmp_path / "plain", **settings)
+    monkeypatch.setattr(cuda_graph, "_MicroBatchGraph", add_gradients_and_fail)
+    monkeypatch.setattr(trainer, "build_accumulator", lambda *_: GraphedAccumulator(lines.append))
+    eager = mini_training.train_mini(tmp_path / "eager", **settings)
+    first, second = (read_adapter(each.folder / "lora_checkpoints" / "last_lora.pt").state for each in (plain, eager))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert len(lines) == 1 and "not recorded" in lines[0] and "operation not permitted" in lines[0]
+
+
+def test_recording_that_is_demanded_fails_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_MicroBatchGraph", add_gradients_and_fail)
+    state, clips, config = prepare(tmp_path, "cpu")
+    with pytest.raises(TrainingError, match="operation not permitted"):
+        GraphedAccumulator()(state, clips, state.draws.draw(2, 0.0, 0.0), config)
+    assert all(weight.grad is None for weight in state.trainable_parameters().values())
+
+
+@pytest.mark.gpu
+def test_batches_are_recorded_by_default(tmp_path):
+    _, clips, config = prepare(tmp_path, lora=NO_DROPOUT, cuda_graph=None)
+    assert isinstance(build_accumulator(clips, config), GraphedAccumulator)
 
 
 @pytest.mark.gpu

@@ -248,7 +248,7 @@ def preservation_gradients(tmp_path, lora, **settings):
     drift = step.compute_velocity_drift(state, samples, draws, torch.float32).mean()
     (2.0 * drift).backward()
     expected = take_gradients(state)
-    step.preserve_base(state, samples, draws, config, Distributed())
+    step.preserve_base(state, samples, draws, config.batch_size, config, Distributed())
     return take_gradients(state), expected
 
 
