@@ -26,7 +26,7 @@ from mmaudio.data.folds import read_fold_plan
 from mmaudio.errors import ConfigError
 from mmaudio.evaluation import uncomputed_metrics
 from mmaudio.evaluation.clip_set import HELD_OUT
-from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
+from mmaudio.evaluation.config import DEFAULT_REPORT_CLIPS, EvaluationConfig, SamplingConfig
 from mmaudio.evaluation.evaluate import Evaluation, evaluate
 from mmaudio.evaluation.strength_sweep import DEFAULT_STRENGTHS, strengths_to_try
 from mmaudio.generation.sampler import fast_dtype
@@ -81,7 +81,15 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
     parser.add_argument("--fold", type=int, help="evaluate this fold of an experiment alone, from 1 on")
     parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
-    parser.add_argument("--batch_size", type=int, default=8, help="clips that are computed together")
+    parser.add_argument(
+        "--report_clips",
+        type=int,
+        default=DEFAULT_REPORT_CLIPS,
+        help="clips that the report plays at most: worst, best, evenly over the videos (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="clips that are computed together at most (default: by the device's memory)"
+    )
     add_tracker_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_weights_flags()
@@ -188,6 +196,7 @@ def build_config(args: argparse.Namespace) -> EvaluationConfig:
         strengths=strengths_of_sweep(args),
         include_training=args.include_training,
         max_clips=args.max_clips,
+        report_clips=args.report_clips,
         metrics=args.metrics,
         check_data=args.check_data,
         allow_outside=args.allow_outside,
@@ -200,7 +209,7 @@ def build_config(args: argparse.Namespace) -> EvaluationConfig:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """ConfigError for numbers out of range."""
-    for flag in ("samples", "steps", "max_clips", "batch_size"):
+    for flag in ("samples", "steps", "max_clips", "report_clips", "batch_size"):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ConfigError(f"--{flag} {value}: at least 1")

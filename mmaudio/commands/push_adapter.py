@@ -23,6 +23,7 @@ from mmaudio.report.card_samples import (
     HeldOutRow,
     choose_samples,
     read_held_out,
+    select_played,
     write_samples,
 )
 from mmaudio.report.model_card import read_evaluation, render_card
@@ -102,6 +103,7 @@ def write_folder(repository: str, experiment: Path, num_samples: int, with_video
     evaluation = read_evaluation(experiment / "metrics.json", file_sha256(path), _chose_step(adapter, rows))
     if evaluation is None:
         print_lines(f"note: {experiment} has no evaluation of this adapter; the card will say so")
+    rows = select_played(experiment / "report", rows)
     samples = choose_samples(rows, num_samples, adapter.data.get("train", {}).get("videos", ()))
     if len(samples) < num_samples or (samples and evaluation is None):
         number = len(samples) if evaluation is not None else 0

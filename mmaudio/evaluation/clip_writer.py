@@ -26,6 +26,10 @@ class ClipWriter(Protocol):
         """Write waveforms (T,) and draw mel spectrograms (M, F) of the clip `row`, by the name of the sound."""
         ...
 
+    def remove_audio(self, row: int) -> None:
+        """Remove what `write_audio` has written of the clip `row`."""
+        ...
+
     def write_videos(
         self,
         video_root: Path,

@@ -10,6 +10,8 @@ import torch
 from mmaudio.lora.strength import AS_TRAINED, Strength
 from mmaudio.utils.trackers import DEFAULT_TRACKERS, PROJECT
 
+DEFAULT_REPORT_CLIPS = 24
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -22,7 +24,8 @@ class SamplingConfig:
     """Solver steps; None: the model's own."""
     guidance_scale: float | None = None
     """None: the model's own."""
-    batch_size: int = 8
+    batch_size: int | None = None
+    """Clips that are computed together at most; None: by the device and its memory."""
 
     def to_json(self) -> dict[str, int | float | None]:
         """The settings by their keys in `metrics.json`."""
@@ -63,6 +66,8 @@ class EvaluationConfig:
     """Whether clips of source videos that were trained on are compared too, and marked."""
     max_clips: int | None = None
     """At most so many held-out clips, evenly over the videos; None: all."""
+    report_clips: int = DEFAULT_REPORT_CLIPS
+    """Held-out clips that the report's page plays at most; all count in the numbers."""
     metrics: tuple[str, ...] | None = None
     """Names of the only metrics to compute (`metrics.registry.METRICS`); None: every available one."""
     check_data: bool = False

@@ -69,7 +69,7 @@ def evaluate(
         metrics = load_metric_models(inputs.metric_sources, inputs.metric_names)
     remove_old_results(config, writer)
     results = {
-        name: measure_clips(sampler, clips, writer if name == HELD_OUT else None, metrics)
+        name: measure_clips(sampler, clips, writer if name == HELD_OUT else None, metrics, config.report_clips)
         for name, clips in clip_sets.items()
     }
     with working("comparing the strengths"):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from mmaudio.metrics.pretrained_metrics import PretrainedMetric
 from mmaudio.metrics.registry import HIGHER
 from mmaudio.metrics.statistics import compare
 from mmaudio.model.spec import ModelSpec
+from mmaudio.utils.core_threads import CoreThreads
 from mmaudio.utils.progress import Progress
 from mmaudio.weights import store as weights
 
@@ -143,9 +145,10 @@ def measure_prompts(
     """Decode and measure the sounds; None where no prompt has a value."""
     clap = next((metric for metric in pretrained if isinstance(metric, ClapMetric)), None)
     to_mel = build_mel(sampler.spec.codec.name).to(sampler.device)
-    with prompts.timed(), Progress(len(prompts.captions), "measuring generic prompts") as counter:
-        rows = counter.count(range(len(prompts.captions)))
-        values = [measure_prompt(sampler, prompts, row, to_mel, clap) for row in rows]
+    jobs = (partial(measure_prompt, sampler, prompts, row, to_mel, clap) for row in range(len(prompts.captions)))
+    label = "measuring generic prompts"
+    with prompts.timed(), CoreThreads(sampler.device) as threads, Progress(len(prompts.captions), label) as counter:
+        values = list(counter.count(threads.run(jobs)))
     mel = compare_distances([each.distance for each in values], [each.seed_distance for each in values])
     if mel is None:
         return None

@@ -9,6 +9,8 @@ N latent tokens, C latent channels.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -18,13 +20,21 @@ from mmaudio.cli import explain_out_of_memory
 from mmaudio.data.empty_captions import fill_empty_captions
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.evaluation.config import SamplingConfig
+from mmaudio.features.auto_batch import AutoBatcher
 from mmaudio.generation.sampler import Sampler
 from mmaudio.model.flow_matching import logit_normal_quantiles, sample_posterior, velocity_loss
+from mmaudio.utils.core_threads import CoreThreads
 from mmaudio.utils.progress import Progress
 
 SMALLER_BATCH = "take a smaller batch, --batch_size 4"
 NUM_TIMES = 8
 """Times at which the velocity loss is computed."""
+CPU_BATCH = 2
+"""Clips of a batch on a CPU, where each core computes one: larger ones are not faster, and divide less evenly."""
+MAX_BATCH = 64
+"""Clips of a batch on a GPU, where memory allows: larger ones are not faster."""
+Compute = Callable[[Sequence[int]], Tensor]
+"""compute(rows) -> one row each."""
 
 
 def clip_seed(seed: int, clip_id: str, purpose: str) -> int:
@@ -33,31 +43,32 @@ def clip_seed(seed: int, clip_id: str, purpose: str) -> int:
 
 
 @explain_out_of_memory(SMALLER_BATCH)
-@torch.inference_mode()
 def velocity_losses(sampler: Sampler, features: FeatureSet, sampling: SamplingConfig, label: str) -> list[float]:
     """Compute the training loss of each clip with all conditions present, the mean over `logit_normal_quantiles`.
 
     `label` names the progress bar.
     """
-    network, losses = sampler.network, []
-    features = fill_empty_captions(features, network.empty_text(1)[0])
-    batches = _batches(len(features), sampling.batch_size)
-    with Progress(len(batches) * NUM_TIMES, label) as counter:
-        for rows in batches:
-            ids = [features.ids[row] for row in rows]
-            seeds = ([clip_seed(sampling.seed, id_, name) for id_ in ids] for name in ("x0", "x1"))
-            noise, eps = map(sampler.draw_noise, seeds)
-            batch = features[torch.tensor(rows)].map(lambda tensor: tensor.to(sampler.device))
-            latent = network.normalize(sample_posterior(batch.mean, batch.std, eps))
-            total = torch.zeros(len(rows), device=sampler.device)
-            with sampler.autocast():
-                inputs = (batch.clip_features, batch.sync_features, batch.text_features)
-                conditions = network.preprocess_conditions(*inputs)
-                for time in counter.count(logit_normal_quantiles(NUM_TIMES).tolist()):
-                    t = torch.full((len(rows),), time, device=sampler.device)
-                    total += velocity_loss(network, latent, conditions, t, noise)
-            losses += (total / NUM_TIMES).tolist()
+    features = fill_empty_captions(features, sampler.network.empty_text(1)[0])
+    with CoreThreads(sampler.device) as threads, Progress(len(features) * NUM_TIMES, label) as counter:
+        compute = partial(_batch_losses, sampler, features, sampling.seed, counter)
+        losses: list[float] = run_batches(sampler, threads, compute, len(features), sampling.batch_size).tolist()
     return losses
+
+
+@torch.inference_mode()
+def _batch_losses(sampler: Sampler, features: FeatureSet, seed: int, counter: Progress, rows: Sequence[int]) -> Tensor:
+    """The losses of some clips (rows,)."""
+    network, ids = sampler.network, [features.ids[row] for row in rows]
+    noise, eps = (sampler.draw_noise([clip_seed(seed, id_, name) for id_ in ids]) for name in ("x0", "x1"))
+    batch = features[torch.tensor(rows)].map(lambda tensor: tensor.to(sampler.device))
+    latent = network.normalize(sample_posterior(batch.mean, batch.std, eps))
+    total = torch.zeros(len(rows), device=sampler.device)
+    with sampler.autocast():
+        conditions = network.preprocess_conditions(batch.clip_features, batch.sync_features, batch.text_features)
+        for time in counter.count(logit_normal_quantiles(NUM_TIMES).tolist(), len(rows)):
+            t = torch.full((len(rows),), time, device=sampler.device)
+            total += velocity_loss(network, latent, conditions, t, noise)
+    return total / NUM_TIMES
 
 
 @explain_out_of_memory(SMALLER_BATCH)
@@ -68,20 +79,31 @@ def sample_latents(sampler: Sampler, features: FeatureSet, sampling: SamplingCon
     """
     features = fill_empty_captions(features, sampler.network.empty_text(1)[0])
     jobs = [(row, sample) for row in range(len(features)) for sample in range(sampling.samples)]
-    latents = []
-    batches, num_steps = _batches(len(jobs), sampling.batch_size), sampling.num_steps or sampler.spec.num_steps
-    with Progress(len(batches) * num_steps, f"{label}, solver steps") as counter:
-        for indices in batches:
-            batch_jobs = [jobs[index] for index in indices]
-            batch = features[torch.tensor([row for row, _ in batch_jobs])]
-            seeds = [clip_seed(sampling.seed, features.ids[row], f"take {sample}") for row, sample in batch_jobs]
-            conditions = (batch.clip_features, batch.sync_features, batch.text_features)
-            noise, guidance_scale = sampler.draw_noise(seeds), sampling.guidance_scale
-            values = sampler.sample_latents(*conditions, noise, num_steps, guidance_scale, progress=counter.count)
-            latents.append(values.cpu())
-    return rearrange(torch.cat(latents), "(clips samples) n c -> clips samples n c", samples=sampling.samples)
+    num_steps = sampling.num_steps or sampler.spec.num_steps
+
+    def compute(indices: Sequence[int]) -> Tensor:
+        batch = features[torch.tensor([jobs[index][0] for index in indices])]
+        names = ((features.ids[row], f"take {sample}") for row, sample in (jobs[index] for index in indices))
+        noise = sampler.draw_noise([clip_seed(sampling.seed, *name) for name in names])
+        conditions = (batch.clip_features, batch.sync_features, batch.text_features)
+        count = partial(counter.count, weight=len(indices))
+        return sampler.sample_latents(*conditions, noise, num_steps, sampling.guidance_scale, progress=count)
+
+    total = len(jobs) * num_steps
+    with CoreThreads(sampler.device) as threads, Progress(total, f"{label}, solver steps of clips") as counter:
+        latents = run_batches(sampler, threads, compute, len(jobs), sampling.batch_size)
+    return rearrange(latents, "(clips samples) n c -> clips samples n c", samples=sampling.samples)
 
 
-def _batches(count: int, size: int) -> list[list[int]]:
-    """Indices below `count` in batches of `size`."""
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+def run_batches(sampler: Sampler, threads: CoreThreads, compute: Compute, count: int, batch_size: int | None) -> Tensor:
+    """Compute rows 0 to `count` in batches of at most `batch_size`; the outputs (count, ...) on the CPU.
+
+    On a CPU each core has a batch; elsewhere batches follow each other, on a GPU as large as its memory allows.
+    """
+    with sampler.autocast():  # casts the weights, which all threads share; those of a thread's own block are cast then
+        if sampler.device.type != "cpu":
+            batcher = AutoBatcher(sampler.device, batch_size or MAX_BATCH)
+            return batcher.run(lambda rows: compute(rows.tolist()), torch.arange(count))
+        size = batch_size or CPU_BATCH
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return torch.cat(list(threads.run(partial(compute, batch) for batch in batches)))

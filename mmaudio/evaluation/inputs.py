@@ -152,6 +152,7 @@ def inputs_key(
         },
         "draws": config.sampling.to_json(),
         "strengths": config.strengths,
+        "report_clips": config.report_clips,
         "device": [config.device.type, str(config.dtype)],
         "clips": [asdict(clip) for clip in held_out.clips],
         "features": _video_keys(config.features_dir, config.video_root, held_out.videos),

@@ -22,7 +22,7 @@ from mmaudio.evaluation.inputs import EvaluationInputs
 from mmaudio.evaluation.output_files import read_outputs, write_outputs
 from mmaudio.evaluation.strength_sweep import MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
-from mmaudio.lora.adapter import merge, set_strength
+from mmaudio.lora.adapter import merge, merged_weights, set_strength
 from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.metrics.metric_inputs import ADAPTED
 from mmaudio.metrics.registry import select_metrics
@@ -55,7 +55,8 @@ def run_strengths(
             rows = spread_over_videos(clips.features.videos, MAX_CLIPS)
             file = folder / f"{ADAPTED}-{strength:g}-{name}.safetensors"
             label = f"adapter at {strength:g}, {len(rows)} {name} clips"
-            losses, latents = run_model(sampler, clips.features.subset(rows), config, file, label)
+            with merged_weights(adapted):
+                losses, latents = run_model(sampler, clips.features.subset(rows), config, file, label)
             outputs = StrengthOutputs(dict(zip(rows, latents, strict=True)), dict(zip(rows, losses, strict=True)))
             clips.strengths[strength] = outputs
     if config.strengths:

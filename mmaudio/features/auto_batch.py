@@ -22,19 +22,19 @@ MEMORY_FRACTION = 0.7
 class AutoBatcher:
     """Batches for one encoder on one device.
 
-    `batch_size` is that of the next batch, None before the first one on a GPU.
+    `batch_size` is that of the next batch, None before the first one on a GPU; none is larger than `max_batch`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.batch_size: int | None = None if device.type == "cuda" else CPU_BATCH
+    def __init__(self, device: torch.device, max_batch: int = MAX_BATCH) -> None:
+        self.device, self.max_batch = device, max_batch
+        self.batch_size: int | None = None if device.type == "cuda" else min(CPU_BATCH, max_batch)
 
     def run(self, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Encode all `rows` batch by batch; the outputs on the CPU. MMAudioError if memory is too small for one row."""
         outputs: list[Tensor] = []
         start = 0
         while start < len(rows):
-            batch = rows[start : start + (self.batch_size or PROBE_BATCH)]
+            batch = rows[start : start + (self.batch_size or min(PROBE_BATCH, self.max_batch))]
             output = self._try_encode(encode, batch)
             if output is None:
                 self.batch_size = max(1, len(batch) // 2)
@@ -59,7 +59,7 @@ class AutoBatcher:
             torch.cuda.empty_cache()
         elif self.batch_size is None:
             used = torch.cuda.max_memory_allocated(self.device) - allocated
-            self.batch_size = largest_batch(free_memory(self.device), used / len(batch))
+            self.batch_size = min(self.max_batch, largest_batch(free_memory(self.device), used / len(batch)))
         return output
 
     def _reset_peak_memory(self) -> int:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ __all__ = [
     "inject_adapter",
     "load_adapter_state",
     "merge",
+    "merged_weights",
     "parameter_counts",
     "peft_settings",
     "progressive",
@@ -55,6 +57,8 @@ __all__ = [
     "select_targets",
     "set_strength",
 ]
+
+NOT_FINITE = "the adapter's weights are not finite: it is broken; take another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -204,9 +208,32 @@ def merge(model: nn.Module) -> MMAudio:
     except ValueError:
         non_finite = True
     if non_finite:
-        raise WeightsError("the adapter's weights are not finite: it is broken; take another checkpoint")
+        raise WeightsError(NOT_FINITE)
     base_values.clear(network)
     return network.to(device)
+
+
+@contextmanager
+def merged_weights(model: nn.Module) -> Iterator[None]:
+    """Context in which the adapter is merged into copies of the base weights, so that its layers cost nothing.
+
+    The base weights themselves are there again afterwards, bit for bit; beside a GPU they wait on the CPU. Raises
+    WeightsError if the merged weights are not finite.
+    """
+    layers = list(lora_layers(model).values())
+    weights = [layer.get_base_layer().weight for layer in layers]
+    values = [weight.data.cpu() if weight.device.type == "cuda" else weight.data for weight in weights]
+    try:
+        try:
+            for layer in layers:
+                layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise WeightsError(NOT_FINITE) from error
+        yield
+    finally:
+        for layer, weight, value in zip(layers, weights, values, strict=True):
+            layer.get_base_layer().weight.data = value.to(weight.device)
+            layer.merged_adapters.clear()
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:

@@ -50,6 +50,12 @@ def choose_samples(rows: Collection[HeldOutRow], count: int, trained: Collection
     return [row for *_, row in sorted(ranked, key=lambda entry: entry[:2])][:count]
 
 
+def select_played(report: Path, rows: Collection[HeldOutRow]) -> list[HeldOutRow]:
+    """The clips that the report in this folder plays; all of them where its media are gone."""
+    played = [row for row in rows if (report / MEDIA_FOLDER / f"{clip_stem(row.number)}_{BASE}.flac").is_file()]
+    return played or list(rows)
+
+
 def write_samples(
     report: Path, rows: Collection[HeldOutRow], folder: Path, with_video: bool = False
 ) -> list[tuple[str, str]]:

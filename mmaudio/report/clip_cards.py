@@ -8,22 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmaudio.evaluation.report_clips import NUM_EXTREMES, relative_improvement
 from mmaudio.evaluation.results import ClipResult, Results
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE, CODEC, ORIGINAL
 from mmaudio.metrics.registry import METRICS, PRIMARY, Metric
 from mmaudio.metrics.statistics import BETTER, UNSURE, WORSE
 from mmaudio.report.charts import onset_strip
-from mmaudio.report.metric_table import STYLES, improvement
+from mmaudio.report.metric_table import STYLES
 from mmaudio.report.number_format import THIN_SPACE, format_number, format_signed, format_sortable
 
 TITLES = {ORIGINAL: "Original", BASE: "Base", ADAPTED: "Adapted", CODEC: "Codec"}
 """Titles of the sounds, in the order of their keys: 1, 2, 3, and 4 where there is the codec's round trip."""
-NUM_EXTREMES = 3
-"""Clips that are shown as the most improved, and as the most worsened."""
 MIN_CHANGE = 0.005
 """Relative change below which a clip counts as neither better nor worse."""
-MIN_DISTANCE = 1e-6
-"""Distance below which a relative change has no meaning."""
 FREQUENCIES = (250, 1000, 4000, 16_000)
 """Hertz that are marked beside a spectrogram."""
 
@@ -35,14 +32,14 @@ def available_sounds(results: Results) -> list[dict[str, str]]:
 
 
 def clip_cards(results: Results) -> list[dict[str, Any]]:
-    """The card of each clip."""
-    return [_clip_card(number, result) for number, result in enumerate(results.clips, 1)]
+    """The card of each clip that is played."""
+    return [_clip_card(number, result) for number, result in enumerate(results.clips, 1) if result.media.files]
 
 
 def _clip_card(number: int, result: ClipResult) -> dict[str, Any]:
     clip, media = result.clip, result.media
     base, adapted = (result.value(model, PRIMARY) for model in (BASE, ADAPTED))
-    change = improvement(PRIMARY, adapted - base) / base if base > MIN_DISTANCE else math.nan
+    change = relative_improvement(result)
     onsets = {name: result.measurements[name].onsets for name in media.mel_images}
     return {
         "number": number,
@@ -86,7 +83,7 @@ def largest_changes(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def page_data(results: Results, cards: Sequence[dict[str, Any]], model: str, date: str) -> dict[str, Any]:
     """The data of the page's script: files and values by clip, and an identity for votes.
 
-    `cards`: those of the same clips.
+    `cards`: those of the clips that are played.
     """
     metrics = _clip_metrics(results)
     sounds = [sound["name"] for sound in available_sounds(results)]
@@ -99,11 +96,20 @@ def page_data(results: Results, cards: Sequence[dict[str, Any]], model: str, dat
         "sounds": sounds,
         "metrics": [_describe_metric(name, metric) for name, metric in metrics.items()],
         "values": values,
-        "clips": [
-            {"id": card["id"], "video": card["video"], "start": result.clip.start, "seconds": card["seconds"]}
-            | {"improvement": card["improvement"], "files": card["files"]}
-            for card, result in zip(cards, results.clips, strict=True)
-        ],
+        "played": [card["number"] - 1 for card in cards],
+        "clips": [_describe_clip(result) for result in results.clips],
+    }
+
+
+def _describe_clip(result: ClipResult) -> dict[str, Any]:
+    clip, change = result.clip, relative_improvement(result)
+    return {
+        "id": clip.id,
+        "video": clip.video,
+        "start": clip.start,
+        "seconds": clip.seconds,
+        "improvement": change if math.isfinite(change) else None,
+        "files": result.media.files,
     }
 
 
@@ -124,6 +130,7 @@ def _clip_row(number: int, result: ClipResult, metric: str) -> dict[str, Any]:
     return {
         "number": number,
         "video": result.clip.video,
+        "is_played": bool(result.media.files),
         "start": result.clip.start,
         "text": {sound: format_number(value) for sound, value in values.items()},
         "sort": {sound: format_sortable(value) for sound, value in values.items()},

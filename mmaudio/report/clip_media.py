@@ -55,6 +55,11 @@ class ClipMediaWriter:
             mel_images={name: mel_image(mel, codec.log_base, log10_max) for name, mel in mels.items()},
         )
 
+    def remove_audio(self, row: int) -> None:
+        """Remove the FLAC files of the clip `row`."""
+        for path in self.folder.glob(f"{clip_stem(row)}_*.flac"):
+            path.unlink()
+
     def write_videos(
         self,
         video_root: Path,

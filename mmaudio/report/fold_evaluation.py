@@ -92,6 +92,7 @@ class FoldedExperiment:
             output_dir=fold_folder(self.config.output_dir, number),
             shared_dir=self.config.output_dir,
             max_clips=None if limit is None else math.ceil(limit / len(self.plan)),
+            report_clips=math.ceil(self.config.report_clips / len(self.plan)),
             strengths=default_strengths(sum(map(len, self.plan.videos))) if strengths is None else strengths,
         )
 

@@ -52,7 +52,8 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
         "date": date,
         "counts": f"{plural(len(held_out.clips), 'held-out clip')} from {plural(held_out.num_videos, 'video')}"
         + (f" in {len(folds)} folds" if folds else ""),
-        "videos": list(dict.fromkeys(held_out.videos)),
+        "videos": list(dict.fromkeys(card["video"] for card in cards)),
+        "played": _describe_played(len(cards), len(held_out.clips)),
         "verdict": verdict_section(held_out, general, *reservations, provenance.prompts),
         "sounds": available_sounds(held_out),
         "clips": cards,
@@ -76,6 +77,16 @@ def build_context(held_out: Results, general: Results | None, provenance: Proven
         "commands": [{"title": title, "text": text} for title, text in provenance.commands],
         "page": page_data(held_out, cards, provenance.model, date),
     }
+
+
+def _describe_played(num_played: int, num_clips: int) -> str:
+    """Which clips the page plays, in a sentence; empty where it plays all."""
+    if num_played == num_clips:
+        return ""
+    return (
+        f"Of the {plural(num_clips, 'clip')}, {num_played} are played here: the most improved, the most worsened, and "
+        "others evenly over the videos. All count in the numbers and stand in the table."
+    )
 
 
 def _metric_tables(held_out: Results, general: Results | None, provenance: Provenance) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -26,6 +28,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, inner: bool = False) -> None:
         self.total, self.label, self.num_done = total, label, 0
+        self._lock, self._is_closed = threading.Lock(), False
         options = {"leave": False, "delay": 1.0} if inner else {}
         self._bar = tqdm(total=total, desc=label, dynamic_ncols=True, **options) if has_bars() else None
         self._heartbeat = Heartbeat(self.format_line, self._show)
@@ -35,21 +38,25 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._is_closed = True
         self._heartbeat.__exit__(*error)
         if self._bar is not None:
             self._bar.close()
 
     def advance(self, count: int = 1) -> None:
-        """Count items that are done."""
-        self.num_done += count
-        if self._bar is not None:
-            self._bar.update(count)
+        """Count items that are done; several threads may."""
+        with self._lock:
+            self.num_done += count
+            if self._bar is not None:
+                self._bar.update(count)
 
-    def count(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items, and count each when it is done."""
+    def count(self, items: Iterable[T], weight: int = 1) -> Iterator[T]:
+        """Yield items, and count each when it is done; CancelledError in a thread that goes on after the context."""
         for item in items:
+            if self._is_closed:
+                raise CancelledError
             yield item
-            self.advance()
+            self.advance(weight)
 
     def format_line(self, elapsed: float) -> str:
         """The count, the rate and the remaining time, `elapsed` seconds after the start."""

@@ -150,12 +150,16 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     assert (results_folder / "metrics.json").read_bytes() == results
     again = root / "again"
     evaluate_lora.main(
-        evaluate_arguments(root, "--output", str(again), "--seed", "1", "--max_clips", "3", "--samples", "2")
+        evaluate_arguments(root, "--output", str(again), *"--seed 1 --max_clips 3 --samples 2 --report_clips 2".split())
     )
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, again))
     assert (second["clips"], second["videos"]) == (3, 3)
     assert second["inputs"] != first["inputs"]
     assert second["metrics"].keys() - first["metrics"].keys() == {"duplicates", "diversity"}
+    html = (again / "report" / "index.html").read_text()
+    assert html.count('class="clip"') == 2 and html.count("<tr data-number=") == 3, "all are in the table"
+    assert "Of the 3 clips, 2 are played here" in html
+    assert len(list((again / "report" / "media").iterdir())) == 2 * 5
 
 
 @pytest.mark.slow
@@ -166,8 +170,10 @@ def test_every_long_phase_says_what_runs_and_how_far(root, results_folder, monke
     evaluate_lora.main(evaluate_arguments(root, "--output", str(root / "phases"), "--strengths", ""))
     printed = capfd.readouterr().out
     for model in ("base", "adapted"):
-        assert re.search(rf"^{model} model, held-out clips: loss: \d/8, ", printed, re.MULTILINE)
-        assert re.search(rf"^{model} model, held-out clips: sampling, solver steps: \d/2, ", printed, re.MULTILINE)
+        assert re.search(rf"^{model} model, held-out clips: loss: \d+/32, ", printed, re.MULTILINE)
+        assert re.search(
+            rf"^{model} model, held-out clips: sampling, solver steps of clips: \d/8, ", printed, re.MULTILINE
+        )
     assert re.search(r"^decoding and measuring, by clip: \d/4, [\d.]+/s, \d+ s left$", printed, re.MULTILINE)
     assert "writing the report: " in printed
 

@@ -12,11 +12,19 @@ from peft import PeftModel
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.finetune.state import new_state
-from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora, merge, saved_lora_config, set_strength
+from mmaudio.lora.adapter import (
+    LoRAConfig,
+    adapter_state,
+    add_lora,
+    merge,
+    merged_weights,
+    saved_lora_config,
+    set_strength,
+)
 from mmaudio.lora.base_values import without_adapter
 from mmaudio.lora.checkpoint import AdapterFile, attach_adapter, read_adapter, write_adapter
 from mmaudio.lora.merge import merge_copy
-from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.lora.peft_layers import ADAPTER_NAME, lora_layers
 from mmaudio.lora.targets import LINEAR_TARGETS
 
 
@@ -213,3 +221,21 @@ def test_a_fully_trained_file_of_another_model_is_refused(tmp_path):
         attach_adapter(mini(), adapter, "tiny_16k")
     with pytest.raises(WeightsError, match="made for tiny_16k, not for small_16k"):
         attach_adapter(mini(), dataclasses.replace(adapter, state={}), "small_16k")
+
+
+@pytest.mark.slow
+def test_weights_merged_for_a_while_compute_the_same_and_leave_no_trace(kind, saved):
+    network = mini()
+    model = attach_adapter(network, read_adapter(saved[1]), "tiny_16k")
+    set_strength(model, 0.5)
+    half, before = mini_velocity(network), {key: value.clone() for key, value in network.state_dict().items()}
+    with merged_weights(model):
+        assert is_close(mini_velocity(network), half, 1e-4)
+        assert all(layer.merged for layer in lora_layers(model).values())
+    after = network.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert torch.equal(mini_velocity(network), half)
+    if layers := list(lora_layers(model).values()):
+        layers[0].lora_A[ADAPTER_NAME].weight.data.fill_(torch.nan)
+        with pytest.raises(WeightsError, match="not finite"), merged_weights(model):
+            pass
