@@ -150,7 +150,9 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     assert (results_folder / "metrics.json").read_bytes() == results
     again = root / "again"
     evaluate_lora.main(
-        evaluate_arguments(root, "--output", str(again), *"--seed 1 --max_clips 3 --samples 2 --report_clips 2".split())
+        evaluate_arguments(
+            root, "--output", str(again), *["--seed", "1", "--max_clips", "3", "--samples", "2", "--report_clips", "2"]
+        )
     )
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, again))
     assert (second["clips"], second["videos"]) == (3, 3)
