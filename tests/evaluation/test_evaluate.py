@@ -149,11 +149,8 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     assert "1.500 before, 1.050 at its lowest" in report.read_text()
     assert (results_folder / "metrics.json").read_bytes() == results
     again = root / "again"
-    evaluate_lora.main(
-        evaluate_arguments(
-            root, "--output", str(again), *["--seed", "1", "--max_clips", "3", "--samples", "2", "--report_clips", "2"]
-        )
-    )
+    flags = ("--seed", "1", "--max_clips", "3", "--samples", "2", "--report_clips", "2")
+    evaluate_lora.main(evaluate_arguments(root, "--output", str(again), *flags))
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, again))
     assert (second["clips"], second["videos"]) == (3, 3)
     assert second["inputs"] != first["inputs"]
