@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaudio.data.feature_set import FeatureSet
+from mmaudio.evaluation.base_outputs import keep, kept_file, read_kept
 from mmaudio.evaluation.clip_set import MODELS, ClipSet, StrengthOutputs
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.general_domain import spread_over_videos
@@ -24,7 +25,7 @@ from mmaudio.evaluation.strength_sweep import MAX_CLIPS
 from mmaudio.generation.sampler import Sampler
 from mmaudio.lora.adapter import merge, merged_weights, set_strength
 from mmaudio.lora.strength import AS_TRAINED
-from mmaudio.metrics.metric_inputs import ADAPTED
+from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.registry import select_metrics
 
 
@@ -40,7 +41,9 @@ def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[st
             sampler.network = merge(adapted).eval().requires_grad_(False)
         for name, clips in clip_sets.items():
             file, label = folder / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
-            clips.losses[model], clips.latents[model] = run_model(sampler, clips.features, inputs.config, file, label)
+            kept = kept_file(inputs.base_sha256, clips.features, inputs.config) if model == BASE else None
+            outputs = run_model(sampler, clips.features, inputs.config, file, label, kept)
+            clips.losses[model], clips.latents[model] = outputs
         if inputs.prompts is not None:
             sample_prompts(sampler, model, inputs.prompts, inputs.config, folder)
 
@@ -64,19 +67,29 @@ def run_strengths(
 
 
 def run_model(
-    sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str
+    sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str, kept: Path | None = None
 ) -> tuple[list[float], Tensor]:
     """Losses and latents of the sampler's network on some clips, read from `file` where that is possible.
 
-    Losses are NaN where they are not among the config's metrics. `label` names the progress bars.
+    Losses are NaN where they are not among the config's metrics. `label` names the progress bars; `kept` holds what an
+    earlier evaluation left.
     """
     outputs = read_outputs(file)
     if outputs is None:
-        sampler.network.set_duration(features.seconds)
-        losses = [math.nan] * len(features)
-        if "velocity_loss" in select_metrics(config.metrics):
-            losses = velocity_losses(sampler, features, config.sampling, f"{label}: loss")
-        latents = sample_latents(sampler, features, config.sampling, f"{label}: sampling")
-        outputs = {"losses": torch.tensor(losses), "latents": latents}
+        outputs = read_kept(kept) if kept else None
+        if outputs is None:
+            outputs = compute_outputs(sampler, features, config, label)
+            if kept:
+                keep(kept, outputs)
         write_outputs(file, outputs)
     return outputs["losses"].tolist(), outputs["latents"]
+
+
+def compute_outputs(sampler: Sampler, features: FeatureSet, config: EvaluationConfig, label: str) -> dict[str, Tensor]:
+    """Losses and latents of the sampler's network on some clips, as they are in a file."""
+    sampler.network.set_duration(features.seconds)
+    losses = [math.nan] * len(features)
+    if "velocity_loss" in select_metrics(config.metrics):
+        losses = velocity_losses(sampler, features, config.sampling, f"{label}: loss")
+    latents = sample_latents(sampler, features, config.sampling, f"{label}: sampling")
+    return {"losses": torch.tensor(losses), "latents": latents}

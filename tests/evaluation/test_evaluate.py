@@ -149,8 +149,8 @@ def test_a_second_run_does_nothing_and_another_seed_does(results_folder, root, c
     assert "1.500 before, 1.050 at its lowest" in report.read_text()
     assert (results_folder / "metrics.json").read_bytes() == results
     again = root / "again"
-    flags = ("--seed", "1", "--max_clips", "3", "--samples", "2", "--report_clips", "2")
-    evaluate_lora.main(evaluate_arguments(root, "--output", str(again), *flags))
+    other = ["--seed", "1", "--max_clips", "3", "--samples", "2", "--report_clips", "2"]
+    evaluate_lora.main(evaluate_arguments(root, "--output", str(again), *other))
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (results_folder, again))
     assert (second["clips"], second["videos"]) == (3, 3)
     assert second["inputs"] != first["inputs"]
@@ -168,11 +168,12 @@ def test_every_long_phase_says_what_runs_and_how_far(root, results_folder, monke
     monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
     evaluate_lora.main(evaluate_arguments(root, "--output", str(root / "phases"), "--strengths", ""))
     printed = capfd.readouterr().out
-    for model in ("base", "adapted"):
-        assert re.search(rf"^{model} model, held-out clips: loss: \d+/32, ", printed, re.MULTILINE)
-        assert re.search(
-            rf"^{model} model, held-out clips: sampling, solver steps of clips: \d/8, ", printed, re.MULTILINE
-        )
+    label = "adapted model, held-out clips"
+    assert re.search(rf"^{label}: loss: \d+/32, ", printed, re.MULTILINE)
+    assert re.search(rf"^{label}: sampling, solver steps of clips: \d/8, ", printed, re.MULTILINE)
+    assert "base model, held-out clips" not in printed, "the first evaluation has sampled it"
+    first, second = (json.loads((root / name / "metrics.json").read_text()) for name in ("exp", "phases"))
+    assert first["metrics"] == second["metrics"] and first["inputs"] != second["inputs"]
     assert re.search(r"^decoding and measuring, by clip: \d/4, [\d.]+/s, \d+ s left$", printed, re.MULTILINE)
     assert "writing the report: " in printed
 
