@@ -80,6 +80,15 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument("--steps", type=int, help="solver steps (default: the model's own)")
     parser.add_argument("--fold", type=int, help="evaluate this fold of an experiment alone, from 1 on")
+    add_limit_flags(parser)
+    add_tracker_flags(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_weights_flags()
+    return parser
+
+
+def add_limit_flags(parser: cli.Parser) -> None:
+    """Add `--max_clips`, `--report_clips` and `--batch_size`."""
     parser.add_argument("--max_clips", type=int, help="at most so many held-out clips, evenly over the videos")
     parser.add_argument(
         "--report_clips",
@@ -90,10 +99,6 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--batch_size", type=int, help="clips that are computed together at most (default: by the device's memory)"
     )
-    add_tracker_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_weights_flags()
-    return parser
 
 
 def add_tracker_flags(parser: cli.Parser) -> None:

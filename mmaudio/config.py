@@ -202,7 +202,7 @@ class TrainConfig:
 
     Not with gradient_checkpointing, lora.enabled=false, features off the GPU, nor for preserve_base's samples."""
     merge_batches: bool | None = None
-    """null: on a GPU a step's clips at once as memory allows, if batch_size is 8; true; false: batch_size"""
+    """null: on a GPU, with batch_size=8, a step's clips at once as memory allows; true; false"""
     features_in_memory: bool | None = None
     """null: on the device where they fit, else read for every batch; true; false
 

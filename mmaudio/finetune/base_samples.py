@@ -74,15 +74,17 @@ def read_shipped_latents(model: str, samples_hash: str) -> Tensor | None:
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
-        return file.get_tensor("latents").float() if file.metadata()["hash"] == samples_hash else None
+        is_current = file.metadata()["hash"] == samples_hash
+        return file.get_tensor("latents") * file.get_tensor("step") if is_current else None
 
 
 def ship_latents(config: TrainConfig, base_sha256: str, seconds: float) -> Path:
-    """Write the latents of the samples that were made to the model's assets, in float16: the file's path."""
+    """Write the latents of the samples that were made to the model's assets, in 8 bits by channel: the file's path."""
     latents = torch.load(samples_path(config, base_sha256, seconds), weights_only=True)["latents"]
-    path = weights.ASSETS / config.model / SHIPPED_FILE
+    path, step = weights.ASSETS / config.model / SHIPPED_FILE, latents.abs().amax((0, 1)) / 127
     with atomic_write(path) as temporary:
-        save_file({"latents": latents.half()}, temporary, {"hash": hash_samples(config, base_sha256, seconds)})
+        tensors = {"latents": (latents / step).round().to(torch.int8), "step": step}
+        save_file(tensors, temporary, {"hash": hash_samples(config, base_sha256, seconds)})
     return path
 
 

@@ -52,7 +52,7 @@ def choose_samples(rows: Collection[HeldOutRow], count: int, trained: Collection
 
 def select_played(report: Path, rows: Collection[HeldOutRow]) -> list[HeldOutRow]:
     """The clips that the report in this folder plays; all of them where its media are gone."""
-    played = [row for row in rows if (report / MEDIA_FOLDER / f"{clip_stem(row.number)}_{BASE}.flac").is_file()]
+    played = [row for row in rows if any((report / MEDIA_FOLDER).glob(f"{clip_stem(row.number)}_*.flac"))]
     return played or list(rows)
 
 

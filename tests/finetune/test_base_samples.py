@@ -69,7 +69,8 @@ def test_the_shipped_latents_are_what_the_base_makes(tmp_path):
     text_features = encode_captions(config, training_captions(config.model)[:2], CPU)
     latents = read_shipped_latents(config.model, hash_samples(config, sha256, CLIP_SECONDS))
     assert latents is not None
-    torch.testing.assert_close(latents[:2], sample_captions(network, text_features, config), rtol=2e-3, atol=2e-3)
+    sampled, largest = sample_captions(network, text_features, config), latents.abs().amax((0, 1))
+    assert ((sampled - latents[:2]).abs() <= 0.51 * largest / 127 + 2e-3).all(), "within the 8 bits of their channel"
     make_base_samples(network, config, sha256, CLIP_SECONDS)
     assert torch.equal(read_base_samples(network, config, sha256, CLIP_SECONDS).mean, latents)
 
