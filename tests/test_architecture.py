@@ -232,7 +232,19 @@ def test_every_module_imports_by_itself_and_prints_nothing():
 
 
 HEAVY = (
-    *("accelerate", "hydra", "librosa", "matplotlib", "open_clip", "pandas", "peft", "scipy", "sklearn"),
+    *(
+        "accelerate",
+        "huggingface_hub.errors",
+        "huggingface_hub.file_download",
+        "hydra",
+        "librosa",
+        "matplotlib",
+        "open_clip",
+        "pandas",
+        "peft",
+        "scipy",
+        "sklearn",
+    ),
     *("tensorboard", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torchvision", "transformers"),
 )
 """Modules that take a quarter of a second or more to import: a command does so where it uses them."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.heartbeat import has_bars
-from mmaudio.utils.hub_errors import HUB_ERRORS, explain_hub_error, hub_address
+from mmaudio.utils.hub_errors import client_errors, explain_hub_error, hub_address
 from mmaudio.utils.progress import PlainBar
 from mmaudio.utils.terminal import print_lines
 
@@ -56,7 +56,7 @@ def fetch_adapter(path: Path, offline: bool) -> None:
     try:
         if not (_find_snapshot(name) / FILES[0]).is_file():
             _find_snapshot(name, files=[_choose_file(name)])
-    except HUB_ERRORS as error:
+    except client_errors() as error:
         address, reason = hub_address(name.repository), explain_hub_error(error, name.repository)
         raise WeightsError(
             f"{path}: no such file or folder here, and it cannot be fetched from {address}: {reason}"
@@ -86,6 +86,8 @@ def find_adapter(path: Path) -> Path:
 
 def _find_snapshot(name: HubName, local_files_only: bool = False, files: Sequence[str] = FILES) -> Path:
     """The folder of the revision in the cache, with those of the `files` that the repository has."""
+    from huggingface_hub import snapshot_download
+
     return Path(
         snapshot_download(
             name.repository,
@@ -99,6 +101,8 @@ def _find_snapshot(name: HubName, local_files_only: bool = False, files: Sequenc
 
 def _choose_file(name: HubName) -> str:
     """The only safetensors file of a repository without PEFT's; WeightsError where there is none, or several."""
+    from huggingface_hub import HfApi
+
     files = HfApi().list_repo_files(name.repository, revision=name.revision)
     candidates = [file for file in files if file.endswith(".safetensors") and "/" not in file]
     if len(candidates) == 1:

@@ -1,20 +1,31 @@
-"""Errors of the Hugging Face hub's client in a line that says what to do."""
+"""Errors of the Hugging Face hub's client in a line that says what to do.
+
+The client is imported where it is used: with its HTTP package it takes a quarter of a second.
+"""
 
 from __future__ import annotations
 
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 
-DOWNLOAD_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
-"""Exceptions that a download raises, with those of the HTTP package that the hub's client is built on."""
-HUB_ERRORS: tuple[type[Exception], ...] = (*DOWNLOAD_ERRORS, ValueError)
-"""The same of every other call; ValueError is an answer that the client does not understand."""
-_WRAPPERS = (RuntimeError, errors.LocalEntryNotFoundError)
-"""What the client raises around the error that says more."""
+
+def download_errors() -> tuple[type[Exception], ...]:
+    """Exceptions that a download raises, with those of the HTTP package that the hub's client is built on."""
+    from huggingface_hub import errors
+
+    return (OSError, RuntimeError, *errors.HfHubHTTPError.__bases__)
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """The same of every other call; ValueError is an answer that the client does not understand."""
+    return (*download_errors(), ValueError)
 
 
 def explain_hub_error(error: Exception, repository: str) -> str:
     """Why the hub has not done what was asked, in one line."""
-    while isinstance(error, _WRAPPERS) and isinstance(error.__cause__, Exception):
+    from huggingface_hub import errors
+
+    wrappers = (RuntimeError, errors.LocalEntryNotFoundError)  # raised around the error that says more
+    while isinstance(error, wrappers) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids to connect; unset it"

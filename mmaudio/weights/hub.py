@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants
 
 from mmaudio.errors import WeightsError
 from mmaudio.utils.heartbeat import has_bars
-from mmaudio.utils.hub_errors import DOWNLOAD_ERRORS
+from mmaudio.utils.hub_errors import download_errors
 from mmaudio.utils.progress import PlainBar, format_bytes
 from mmaudio.utils.terminal import print_lines
 
@@ -23,6 +23,8 @@ def cache_folder() -> Path:
 
 def find_cached(repository: str, names: Sequence[str]) -> Path | None:
     """The first of the files `names` that is in the cache, None where there is none; never connects."""
+    from huggingface_hub import try_to_load_from_cache
+
     for name in names:
         path = try_to_load_from_cache(repository, name)
         if isinstance(path, str):
@@ -36,6 +38,8 @@ def fetch_file(repository: str, names: Sequence[str], size: int) -> Path:
     The client resumes, locks and shows progress. Raises WeightsError in one line where the file does not exist, the hub
     cannot be reached or the disk is full.
     """
+    from huggingface_hub import errors, hf_hub_download
+
     print_lines(f"{names[0]}: fetching about {format_bytes(size)} from {constants.ENDPOINT}/{repository}", flush=True)
     bar_class = None if has_bars() else PlainBar  # None: the client's own bar
     for name in names:
@@ -45,7 +49,7 @@ def fetch_file(repository: str, names: Sequence[str], size: int) -> Path:
             raise _fetch_error(repository, name, error) from error
         except errors.EntryNotFoundError:
             continue
-        except DOWNLOAD_ERRORS as error:
+        except download_errors() as error:
             raise _fetch_error(repository, name, error) from error
     raise WeightsError(f"{' or '.join(names)}: not in {constants.ENDPOINT}/{repository}; get it elsewhere")
 

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import logging as hub_logging
 
 from mmaudio.errors import ConfigError, WeightsError
-from mmaudio.utils.hub_errors import HUB_ERRORS, explain_hub_error, hub_address
+from mmaudio.utils.hub_errors import client_errors, explain_hub_error, hub_address
 
 
 def upload_folder(folder: Path, repository: str, private: bool, token: str | None, replaced: str) -> None:
@@ -34,7 +34,7 @@ def upload_folder(folder: Path, repository: str, private: bool, token: str | Non
         operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         deletions = [CommitOperationDelete(name) for name in old]
         api.create_commit(repository, [*operations, *deletions], commit_message="Adapter of MMAudio-LoRA")
-    except HUB_ERRORS as error:
+    except client_errors() as error:
         raise WeightsError(
             f"{repository}: cannot be pushed to {hub_address(repository)}: {explain_hub_error(error, repository)}"
         ) from error
