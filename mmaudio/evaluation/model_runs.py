@@ -67,12 +67,17 @@ def run_strengths(
 
 
 def run_model(
-    sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str, cache_file: Path | None = None
+    sampler: Sampler,
+    features: FeatureSet,
+    config: EvaluationConfig,
+    file: Path,
+    label: str,
+    cache_file: Path | None = None,
 ) -> tuple[list[float], Tensor]:
     """Losses and latents of the sampler's network on some clips, read from `file` where that is possible.
 
-    Losses are NaN where they are not among the config's metrics. `label` names the progress bars; `cache_file` holds what an
-    earlier evaluation left.
+    Losses are NaN where they are not among the config's metrics. `label` names the progress bars; `cache_file` holds
+    what an earlier evaluation left.
     """
     outputs = read_outputs(file)
     if outputs is None:
