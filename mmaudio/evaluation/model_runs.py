@@ -41,8 +41,8 @@ def run_models(sampler: Sampler, inputs: EvaluationInputs, clip_sets: Mapping[st
             sampler.network = merge(adapted).eval().requires_grad_(False)
         for name, clips in clip_sets.items():
             file, label = folder / f"{model}-{name}.safetensors", f"{model} model, {name} clips"
-            kept = kept_file(inputs.base_sha256, clips.features, inputs.config) if model == BASE else None
-            outputs = run_model(sampler, clips.features, inputs.config, file, label, kept)
+            cache_file = kept_file(inputs.base_sha256, clips.features, inputs.config) if model == BASE else None
+            outputs = run_model(sampler, clips.features, inputs.config, file, label, cache_file)
             clips.losses[model], clips.latents[model] = outputs
         if inputs.prompts is not None:
             sample_prompts(sampler, model, inputs.prompts, inputs.config, folder)
@@ -67,20 +67,25 @@ def run_strengths(
 
 
 def run_model(
-    sampler: Sampler, features: FeatureSet, config: EvaluationConfig, file: Path, label: str, kept: Path | None = None
+    sampler: Sampler,
+    features: FeatureSet,
+    config: EvaluationConfig,
+    file: Path,
+    label: str,
+    cache_file: Path | None = None,
 ) -> tuple[list[float], Tensor]:
     """Losses and latents of the sampler's network on some clips, read from `file` where that is possible.
 
-    Losses are NaN where they are not among the config's metrics. `label` names the progress bars; `kept` holds what an
-    earlier evaluation left.
+    Losses are NaN where they are not among the config's metrics. `label` names the progress bars; `cache_file` holds
+    what an earlier evaluation left.
     """
     outputs = read_outputs(file)
     if outputs is None:
-        outputs = read_kept(kept) if kept else None
+        outputs = read_kept(cache_file) if cache_file else None
         if outputs is None:
             outputs = compute_outputs(sampler, features, config, label)
-            if kept:
-                keep(kept, outputs)
+            if cache_file:
+                keep(cache_file, outputs)
         write_outputs(file, outputs)
     return outputs["losses"].tolist(), outputs["latents"]
 
