@@ -198,7 +198,7 @@ class TrainConfig:
     compile: bool = False
     """true: minutes at the start, faster steps on a GPU"""
     cuda_graph: bool | None = None
-    """null: on a GPU record a batch once, replay it at every step; true: an error where that fails; false
+    """null: on a GPU record a batch once, replay it at every step; true: or fail; false
 
     Not with gradient_checkpointing, lora.enabled=false, features off the GPU, nor for preserve_base's samples."""
     merge_batches: bool | None = None
