@@ -81,12 +81,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             fcntl.flock(lock, fcntl.LOCK_UN)  # for forked processes too, which hold it as well
 
 
-@pytest.fixture(autouse=True, scope="session")
-def no_caches() -> Iterator[None]:
-    """What was fetched on this machine before is not seen, and nothing is fetched."""
+@pytest.fixture(autouse=True, scope="module")
+def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is fetched, and what was fetched or kept before is not seen, also that of other modules of tests."""
+    home = tmp_path_factory.mktemp("hub")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_CACHE", str(HOME / "hub"))
-        patch.setattr(constants, "HF_ASSETS_CACHE", str(HOME / "assets"))
+        patch.setenv("HF_HOME", str(home))
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
         yield
 
 
