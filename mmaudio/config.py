@@ -180,7 +180,7 @@ class TrainConfig:
 
     Standard deviation of noise added to the normalised latents."""
     preserve_base: float = 0.0
-    """0.5 to 1 against forgetting the base model; preset=quick has 1
+    """0.25 to 1 against forgetting the base model
 
     Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
     preserve_share: float = 0.25

@@ -33,7 +33,6 @@ SHORT_RUN = (
     "warmup_steps=0",
     "learning_rate=0.01",
     "amp=false",
-    "preserve_base=0",
 )
 
 
@@ -134,10 +133,10 @@ def test_without_validation_there_is_nothing_to_compare(arguments):
 
 @pytest.mark.slow
 def test_every_trial_changes_a_setting_and_composes():
-    plain = compose(["preset=quick", "preserve_base=0"]).to_dict()
+    plain = compose(["preset=quick"]).to_dict()
     assert len({trial.folder for trial in TRIALS}) == len(TRIALS) and not TRIALS[0].overrides
     for trial in TRIALS[1:]:
-        assert compose(["preset=quick", "preserve_base=0", *trial.overrides]).to_dict() != plain, trial.name
+        assert compose(["preset=quick", *trial.overrides]).to_dict() != plain, trial.name
     assert [trial.name for trial in select_trials(["weight_decay=0"])] == ["as preset=quick", "weight_decay=0"]
     with pytest.raises(ConfigError, match="no such setting; there are 'as preset=quick'"):
         select_trials(["weight_decay=2"])
