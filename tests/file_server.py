@@ -106,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_files(**settings: object) -> Iterator[FileSite]:
+def serve_files(**settings: Any) -> Iterator[FileSite]:
     """A server, up while the block runs."""
-    with serve(FileSite(**settings), _Handler) as site:  # type: ignore[arg-type]
+    with serve(FileSite(**settings), _Handler) as site:
         yield site
 
 

@@ -4,7 +4,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from evaluation_inputs import SECONDS, random_features
 from random_model import MODEL
@@ -50,7 +49,6 @@ def test_the_oldest_go_and_one_that_is_used_again_is_not_old(tmp_path, monkeypat
     assert read_kept(files[0]) is None
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a file in the place of a folder")
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path):
     (tmp_path / "kept").write_text("no folder")
     keep(tmp_path / "kept" / "a.safetensors", OUTPUTS)
