@@ -28,6 +28,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "WANDB_MODE": "offline",
     "TRACKIO_DIR": str(HOME / "trackio"),
+    "MMAUDIO_QUIET_SECONDS": "3600",  # of the commands under test, as quiet_heartbeat of the tests themselves
 }
 for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE", "HF_ENDPOINT"):
     os.environ.pop(name, None)

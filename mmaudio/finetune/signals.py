@@ -29,9 +29,13 @@ class StopSignals:
     def __init__(self, announce: bool = True) -> None:
         self.announce = announce
         """Whether a line says what happens now."""
-        self.received: int | None = None
-        """The signal that came, if any."""
+        self._signals: list[int] = []
         self._earlier_handlers: dict[int, Any] = {}
+
+    @property
+    def received(self) -> int | None:
+        """The signal that came first, if any."""
+        return self._signals[0] if self._signals else None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
@@ -50,7 +54,9 @@ class StopSignals:
             signal.raise_signal(self.received)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or number
+        self._signals.append(number)  # in one step: a second signal may come amid this handler
+        if len(self._signals) > 1:
+            return
         leave_closed_terminal(number)
         if self.announce:
             with suppress(OSError):  # no print: the signal may have come within one

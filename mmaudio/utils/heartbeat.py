@@ -21,7 +21,7 @@ from typing import ClassVar
 from mmaudio.utils.interrupts import SIGNALS
 from mmaudio.utils.terminal import print_lines
 
-QUIET_SECONDS = 8.0
+QUIET_SECONDS = float(os.environ.get("MMAUDIO_QUIET_SECONDS", "8"))
 """Longest silence on a terminal, and elsewhere in the first LATE_SECONDS of a block."""
 LATE_SECONDS, LATE_QUIET_SECONDS = 600.0, 60.0
 """Later a file gets a line a minute, so that a long job does not fill it."""

@@ -3,17 +3,27 @@
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 import termios
 
 import pytest
+from helpers import ROOT
 
 from mmaudio.utils import heartbeat
 from mmaudio.utils.heartbeat import Heartbeat
 
 
 @pytest.fixture
-def quiet_heartbeat():
+def quiet_heartbeat(monkeypatch):
     """Here the heartbeat is what is tested."""
+    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 8.0)
+
+
+def test_the_environment_sets_the_longest_silence():
+    code = "from mmaudio.utils.heartbeat import quiet_seconds; print(quiet_seconds(0.0))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MMAUDIO_QUIET_SECONDS": "30"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "30.0\n"
 
 
 class Clock:
