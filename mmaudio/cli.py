@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
-from mmaudio.utils import interrupts
+from mmaudio.utils import heartbeat, interrupts
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines, print_traceback
@@ -135,6 +135,8 @@ def handle_signals() -> None:
     A script calls this before imports that take seconds.
     """
     interrupts.exit_on_signals()
+    with suppress(KeyError, ValueError):
+        heartbeat.QUIET_SECONDS = float(os.environ["MMAUDIO_QUIET_SECONDS"])
     if os.environ.get("RANK", "0") == "0":
         _START.enter_context(Heartbeat("loading the program"))
 

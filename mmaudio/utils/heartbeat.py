@@ -21,8 +21,11 @@ from typing import ClassVar
 from mmaudio.utils.interrupts import SIGNALS
 from mmaudio.utils.terminal import print_lines
 
-QUIET_SECONDS = float(os.environ.get("MMAUDIO_QUIET_SECONDS", "8"))
-"""Longest silence on a terminal, and elsewhere in the first LATE_SECONDS of a block."""
+QUIET_SECONDS = 8.0
+"""Longest silence on a terminal, and elsewhere in the first LATE_SECONDS of a block.
+
+The environment variable `MMAUDIO_QUIET_SECONDS` sets it for a command.
+"""
 LATE_SECONDS, LATE_QUIET_SECONDS = 600.0, 60.0
 """Later a file gets a line a minute, so that a long job does not fill it."""
 BRIEF_SECONDS = 0.5

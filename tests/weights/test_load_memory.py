@@ -48,7 +48,7 @@ def growth(folder: Path, component: str, build: str) -> int:
     script = SCRIPT.replace("{build}", build).replace("{component}", component)
     result = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return int(result.stdout)
+    return int(result.stdout.splitlines()[-1])  # before it stand lines of progress, if it takes long
 
 
 def check(path: Path, component: str, build: str):
