@@ -21,7 +21,7 @@ def quiet_heartbeat(monkeypatch):
 
 
 def test_the_environment_sets_the_longest_silence():
-    code = "from mmaudio import cli; from mmaudio.utils import heartbeat; cli.handle_signals(); print(heartbeat.quiet_seconds(0.0))"
+    code = "from mmaudio.cli import handle_signals, heartbeat; handle_signals(); print(heartbeat.quiet_seconds(0.0))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MMAUDIO_QUIET_SECONDS": "30"}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "30.0\n"
 
