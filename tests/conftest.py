@@ -94,6 +94,17 @@ def no_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def shared_base_outputs(no_caches: None) -> None:
+    """Commands of several modules evaluate the same base on the clips that ship with it: it is sampled once."""
+    from mmaudio.evaluation.base_outputs import default_folder
+
+    folder, shared = default_folder(), HOME / "base_outputs"
+    shared.mkdir(exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(shared, target_is_directory=True)
+
+
+@pytest.fixture(scope="module")
 def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one shard of three clips of the embedded base's recipe."""
     from mmaudio.pretraining import shards
