@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -121,4 +122,14 @@ def nothing_ships() -> Iterator[None]:
     """Evaluation finds no clips that ship with the model: they would take longer than a test of anything else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "GENERAL_VIDEOS_FOLDER", "none")
+        yield
+
+
+@pytest.fixture(scope="module")
+def brief_vocoder() -> Iterator[None]:
+    """Griffin-Lim takes 2 of its 32 iterations, which are half of the time of tests that do not listen."""
+    from mmaudio.features import vocoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vocoder.VOCODERS, "griffin_lim", functools.partial(vocoder.GriffinLim, iterations=2))
         yield
