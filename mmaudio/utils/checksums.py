@@ -37,6 +37,7 @@ class FileDigests:
 def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
     """Compute the checksums of a file, or read them from the folder `cache` if size, time and inode are unchanged."""
     status = path.stat()
+    age = time.time() - status.st_mtime
     if cache is None or status.st_size < MIN_CACHED_BYTES:
         return _read(path)
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
@@ -47,7 +48,7 @@ def file_digests(path: Path, cache: Path | None = None) -> FileDigests:
             return FileDigests(cached["sha256"], cached["md5"])
     with Heartbeat(f"{path.name}: computing its checksums"):
         computed = _read(path)
-    if time.time() - status.st_mtime > MIN_AGE_SECONDS:
+    if age > MIN_AGE_SECONDS:
         with suppress(MMAudioError), atomic_write(cache_file) as temporary:  # caching is optional
             temporary.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, **asdict(computed)}))
     return computed

@@ -24,7 +24,7 @@ def four_cores():
 
 def test_items_run_at_once_in_order_each_with_a_share_of_the_cores(four_cores, monkeypatch):
     monkeypatch.setattr(core_threads, "MAX_THREADS", 2)
-    meeting = threading.Barrier(2, timeout=60)
+    meeting = threading.Barrier(2, timeout=600)
 
     def job(number):
         meeting.wait()  # passes only where two run at once
@@ -68,7 +68,7 @@ def test_an_error_ends_the_other_items_at_their_next_step(four_cores):
             steps.append(step)
 
     def broken():
-        assert has_begun.wait(60)
+        assert has_begun.wait(600)
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"), CoreThreads(CPU) as threads, Progress(1, "steps") as counter:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from helpers import ROOT
@@ -96,7 +98,9 @@ def test_a_second_split_waits_for_the_first(tmp_path):
     assert table.is_file()
 
 
-def test_a_wait_names_the_process_that_holds_the_lock_now_and_then(tmp_path, holder, capfd, monkeypatch):
+def test_a_wait_names_the_process_that_holds_the_lock_now_and_then(tmp_path, holder, monkeypatch):
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(heartbeat, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(heartbeat, "BRIEF_SECONDS", 0.0)
@@ -104,10 +108,9 @@ def test_a_wait_names_the_process_that_holds_the_lock_now_and_then(tmp_path, hol
         assert locks.describe_holder("a") == f" (process {holder.pid})" and locks.describe_holder("c") == ""
         waiting = threading.Thread(target=locks.wait, args=("a", "another process writes a"))
         waiting.start()
-        printed = ""
-        while not printed.endswith(" s so far\n"):
-            printed += capfd.readouterr().out
+        while " s so far\n" not in output.getvalue():
+            time.sleep(0.01)
         holder.kill()
         waiting.join()
     start = f"another process writes a (process {holder.pid}); waiting"
-    assert re.match(rf"{re.escape(start)} until it has ended\n{re.escape(start)}, \d+ s so far\n", printed)
+    assert re.match(rf"{re.escape(start)} until it has ended\n{re.escape(start)}, \d+ s so far\n", output.getvalue())

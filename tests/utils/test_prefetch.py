@@ -37,7 +37,8 @@ def test_an_error_is_raised_after_the_preceding_items():
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread():
+    before = set(threading.enumerate())
     items = prefetch(iter(range(1000)), 1)
     next(items)
     items.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "prefetch"]

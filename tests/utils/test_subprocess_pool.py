@@ -11,7 +11,7 @@ from mmaudio.utils.subprocess_pool import SubprocessPool
 
 @pytest.mark.slow
 def test_calls_that_hang_or_crash_cost_only_themselves():
-    calls = [(("a",), 60.0), (("hang",), 0.3), (("b",), 60.0), (("crash",), 60.0), (("c",), 60.0), (("d",), 60.0)]
+    calls = [(("a",), 600.0), (("hang",), 0.3), (("b",), 600.0), (("crash",), 600.0), (("c",), 600.0), (("d",), 600.0)]
     with SubprocessPool(fail, 2) as pool:
         results = dict(pool.run(calls))
     reasons = {number: str(results.pop(number)) for number in (1, 3)}
@@ -22,7 +22,7 @@ def test_calls_that_hang_or_crash_cost_only_themselves():
 @pytest.mark.slow
 def test_a_call_that_hangs_does_not_hold_up_the_others_and_ends_with_the_pool():
     with SubprocessPool(fail, 2) as pool:
-        results = pool.run([(("hang",), 1e5), (("a",), 60.0), (("b",), 60.0)])
+        results = pool.run([(("hang",), 1e5), (("a",), 600.0), (("b",), 600.0)])
         assert [next(results), next(results)] == [(1, "A"), (2, "B")]
         workers = [worker.pid for worker in pool._workers if worker.pid is not None]
         assert len(workers) == 2

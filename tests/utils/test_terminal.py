@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, load_script
 
+from mmaudio import cli
 from mmaudio.utils.terminal import join_command, print_lines
 
 NAME = "n\nerror: all is lost\x1b[2K\u202e.mp4"
@@ -30,11 +31,16 @@ def test_a_shell_reads_the_words_of_a_command_as_they_are():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["training/split_videos_for_finetuning.py", "evaluate_lora.py"])
-def test_an_error_is_one_line_whatever_is_in_a_name(tmp_path, script):
+def test_an_error_is_one_line_whatever_is_in_a_name(tmp_path, monkeypatch, capsys, script):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the command sets its own
+    main = load_script(ROOT / script).main
     flags = ("--input_dir", NAME) if "split" in script else ("--lora_checkpoint", NAME, "--test_videos", NAME)
     for arguments in (flags, (NAME, *flags, f"--{NAME}")):
-        command = [sys.executable, str(ROOT / script), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert result.returncode in (1, 2)
-        assert SHOWN in result.stderr and result.stderr.count("\n") == 1
-        assert result.stderr.removesuffix("\n").isprintable()
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main)
+        errors = capsys.readouterr().err
+        assert stop.value.code in (1, 2)
+        assert SHOWN in errors and errors.count("\n") == 1
+        assert errors.removesuffix("\n").isprintable()
