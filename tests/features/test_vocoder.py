@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import assert_close, fill, filled, golden, manifest
+from helpers import assert_close, build_golden, fill, filled, golden, manifest
 from torch import Tensor
 
 from mmaudio.errors import WeightsError
@@ -48,9 +48,7 @@ def test_keys_are_those_of_the_released_file(mode: str):
     ],
 )
 def test_outputs_match_the_golden_numbers(mode: str, centre: float, spread: float, shape: tuple[int, int, int]):
-    vocoder = build_vocoder(mode)
-    fill.fill_module(vocoder, skip=("filter",))
-    vocoder.load_released(vocoder.state_dict())
+    vocoder = build_golden(lambda: build_vocoder(mode), filter=compute_resampling_filter())
     with torch.no_grad():
         waveform = vocoder(centre + spread * filled(f"input/vocoder_mel{mode}", *shape))
     assert_close(waveform, golden(f"vocoder_{mode}")["waveform"])
