@@ -8,7 +8,6 @@ import subprocess
 import pytest
 from pipeline_command import printed_path, run_pipeline, sha256
 
-
 DEMO = ("--demo", "--", "max_steps=150", "batch_size=8")
 """The demo with a quarter of its training, which shows the same."""
 
