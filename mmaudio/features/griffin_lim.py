@@ -74,7 +74,8 @@ class GriffinLim(ReleasedModule):
         """Samples (B, hop_length * (frames - 1)) -> spectra (B, frames, n_fft / 2 + 1) around every hop_length-th."""
         half = self.spec.n_fft // 2
         padded = F.pad(waveform[:, None], (half, half), mode="reflect")[:, 0]
-        return torch.fft.rfft(padded.unfold(-1, self.spec.n_fft, self.spec.hop_length) * self.window)
+        spectrum: Tensor = torch.fft.rfft(padded.unfold(-1, self.spec.n_fft, self.spec.hop_length) * self.window)
+        return spectrum
 
     def istft(self, spectrum: Tensor, envelope: Tensor) -> Tensor:
         """The samples whose spectra are nearest, the inverse of `stft`; `envelope` is the sum of squared windows."""
