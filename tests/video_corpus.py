@@ -23,6 +23,7 @@ QUICK = {
     "libvpx-vp9": {"cpu-used": "8", "deadline": "realtime"},
     "libvpx": {"cpu-used": "8", "deadline": "realtime"},
     "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
+    "aac": {"aac_coder": "fast"},
 }
 """Options that make an encoder fast."""
 
@@ -102,7 +103,12 @@ def add_video_stream(container, codec, rate, size, pixels, pixel, hdr, options):
 
 def add_audio_streams(container, sounds, titles):
     """A stream per sound, with its language from `titles`."""
-    streams = [container.add_stream(sound.codec, rate=sound.rate, layout=LAYOUTS[sound.channels]) for sound in sounds]
+    streams = [
+        container.add_stream(
+            sound.codec, rate=sound.rate, options=QUICK.get(sound.codec), layout=LAYOUTS[sound.channels]
+        )
+        for sound in sounds
+    ]
     for stream, title in zip(streams, titles or [], strict=bool(titles)):
         stream.metadata["language"] = title
     return streams

@@ -23,6 +23,8 @@ from mmaudio.utils.interrupts import SIGNALS
 Result = TypeVar("Result")
 SHUTDOWN_SECONDS = 5.0
 """Time for the process to end by itself."""
+EXIT_SECONDS = 60.0
+"""Longest wait for the status of a process whose pipe has closed: it is about to end, also on a slow machine."""
 
 
 class WorkerError(Exception):
@@ -81,7 +83,7 @@ class SubprocessWorker(Generic[Result]):
                 raise WorkerError(f"not finished after {self._limit:g} s (--timeout-per-video)")
             result: Result = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            self._process.join(SHUTDOWN_SECONDS)
+            self._process.join(EXIT_SECONDS)
             status = self._process.exitcode
             self._stop(kill=True)
             raise WorkerError(f"reading it {_describe_exit(status)}") from error

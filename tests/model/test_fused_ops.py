@@ -7,11 +7,9 @@ from helpers import assert_close, mini, mini_inputs
 from mmaudio.model import fused_ops
 from mmaudio.model.layers import SelfAttention, attend_heads, rotary_table
 
-GENERATOR = torch.Generator().manual_seed(0)
-
 
 def random(*shape, dtype=torch.float32):
-    return torch.randn(*shape, generator=GENERATOR).to(dtype).requires_grad_()
+    return torch.randn(*shape).to(dtype).requires_grad_()
 
 
 def both(monkeypatch, function, inputs):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from mmaudio.errors import TrainingError
@@ -165,6 +166,7 @@ def test_every_stage_runs_and_leaves_its_result(shard_folder, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_machine_without_free_threads_is_one_line(tmp_path):
-    command = [sys.executable, "training/pretrain_tiny.py", "--threads", "0", "--work_dir", str(tmp_path / "work")]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stderr) == (2, "error: --threads 0: at least 1\n")
+    command = [sys.executable, ROOT / "training/pretrain_tiny.py", "--threads", "0"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (process.returncode, process.stdout) == (2, "") and not list(tmp_path.iterdir())
+    assert process.stderr == "error: --threads 0: at least 1\n"
