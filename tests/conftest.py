@@ -26,6 +26,9 @@ HOME = Path(tempfile.mkdtemp(prefix="mmaudio_tests_"))
 os.environ |= {
     "HF_HOME": str(HOME),
     "HF_HUB_OFFLINE": "1",
+    "HF_HUB_ETAG_TIMEOUT": "600",  # a machine may stand still for longer than the usual 10 s
+    "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+    "WANDB__SERVICE_WAIT": "600",
     "WANDB_MODE": "offline",
     "TRACKIO_DIR": str(HOME / "trackio"),
     "MMAUDIO_QUIET_SECONDS": "3600",  # of the commands under test, as quiet_heartbeat of the tests themselves
