@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(rest[:1])
             if self.site.gate is not None:
-                self.site.gate.wait(600)
+                self.site.gate.wait(300)
             self.wfile.write(rest[1:])
         except OSError:  # the client has gone
             self.close_connection = True

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mmaudio.model.networks import MMAudio
 from mmaudio.model.spec import NetworkSpec
+from mmaudio.model.state_dict import ReleasedModule
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -63,6 +65,25 @@ def manifest(name: str) -> dict[str, Any]:
 def filled(name: str, *shape: int) -> Tensor:
     """The golden input called `name`, float32."""
     return torch.from_numpy(np.asarray(fill.fill_array(name, shape), np.float32))
+
+
+def build_golden(build: Callable[[], ReleasedModule], **constants: Tensor) -> Any:
+    """A large module with the golden values, as it is loaded from a file: random ones at first would take longer.
+
+    `constants` are values by the last part of their keys.
+    """
+    with torch.device("meta"):
+        module: Any = build()
+    module.load_released(
+        {
+            key: constants.get(
+                key.rsplit(".", 1)[-1],
+                torch.from_numpy(np.asarray(fill.fill_values(key, tuple(value.shape)), np.float32)),
+            )
+            for key, value in getattr(module, "model", module).state_dict().items()
+        }
+    )
+    return module.eval()
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

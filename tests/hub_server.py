@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from file_server import serve
-from huggingface_hub import constants
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 TOKEN = "hf_right"
 
@@ -183,15 +184,33 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_hub() -> Iterator[HubSite]:
-    """A hub, up while the block runs."""
-    with serve(HubSite(), _Handler) as site:
-        yield site
+    """A hub, up while the block runs; the hub's client in this process waits for it for as long as it takes."""
+    set_client_factory(_build_client)
+    try:
+        with serve(HubSite(), _Handler) as site:
+            yield site
+    finally:
+        set_client_factory(default_client_factory)
+
+
+def _build_client() -> Any:
+    """The hub's client without its time-outs of 10 s: a loaded machine may stand still for that long."""
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = hooks | {"request": [*hooks["request"], _wait_without_end]}
+    return client
+
+
+def _wait_without_end(request: Any) -> None:
+    request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"))
 
 
 def use_hub(site: HubSite, home: Path, patch: Any) -> None:
     """Have the hub's client in this process speak to `site`, with its cache in `home`: as HF_ENDPOINT and HF_HOME."""
     patch.delenv("HF_HUB_OFFLINE", raising=False)
     patch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # of commands
+        patch.setenv(name, "600")
     settings = {
         "ENDPOINT": site.address,
         "HUGGINGFACE_CO_URL_TEMPLATE": site.address + "/{repo_id}/resolve/{revision}/{filename}",

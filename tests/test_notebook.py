@@ -37,7 +37,7 @@ def test_it_is_stored_without_outputs_and_its_settings_can_be_replaced():
 
 
 @pytest.mark.slow
-def test_every_cell_runs_from_videos_to_an_adapter_that_is_used(tmp_path, monkeypatch):
+def test_every_cell_runs_from_videos_to_an_adapter_that_is_used(tmp_path, monkeypatch, shared_base_outputs):
     for video in plan_demo_videos(tmp_path / "my_videos", 3, 9.0, 0):
         write_demo_video(video)
     notebook = read_notebook()

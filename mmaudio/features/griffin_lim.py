@@ -1,6 +1,7 @@
 """Griffin-Lim, a vocoder without weights, for the bundled model.
 
-Source: fast Griffin-Lim (Perraudin and others, 2013), as torchaudio has it.
+Source: fast Griffin-Lim (Perraudin and others, 2013). torchaudio's `griffinlim` gives the same in twice the time: its
+inverse transform adds the frames up one sample after the other, and the squared windows again every time.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchaudio.functional import griffinlim
 
 from mmaudio.features.mel import mel_filterbank
 from mmaudio.model.spec import CodecSpec
 from mmaudio.model.state_dict import ReleasedModule, load_strict
 
 ITERATIONS = 32
-"""0.13 s per 8 s clip on two CPU cores; mean log10-mel error 0.04 on generated audio (with 48: 0.002 less)."""
+"""0.25 s per 8 s clip on one core of a Xeon; mean log10-mel error 0.04 on generated audio (with 48: 0.002 less)."""
 MOMENTUM = 0.99
+EPSILON = 1e-32
+"""Below the square of any magnitude that is heard; keeps the division from zero by zero."""
 
 
 class GriffinLim(ReleasedModule):
@@ -55,20 +57,41 @@ class GriffinLim(ReleasedModule):
         Frame k is centred on the sample hop_length (k + 1/2), but Griffin-Lim centres its frames on multiples of
         hop_length: with one more frame at either end its output is half a hop longer on both sides, and is trimmed.
         """
-        spec, half = self.spec, self.spec.hop_length // 2
-        waveform: Tensor = griffinlim(
-            F.pad(magnitude, (1, 1), mode="replicate"),
-            self.window,
-            spec.n_fft,
-            spec.hop_length,
-            spec.n_fft,
-            power=1.0,
-            n_iter=self.iterations,
-            momentum=MOMENTUM,
-            length=None,
-            rand_init=False,  # phases start at zero; the mel distance equals that of random phases within 0.001
-        )
-        return waveform[:, half:-half]
+        target = F.pad(magnitude, (1, 1), mode="replicate").transpose(1, 2).contiguous()
+        envelope = self.overlap_add((self.window**2).expand(*target.shape[:2], -1))
+        spectrum = torch.complex(target, torch.zeros_like(target))  # phases from zero: as good as random ones
+        previous = torch.zeros_like(spectrum)
+        for _ in range(self.iterations):
+            rebuilt = self.stft(self.istft(spectrum, envelope))
+            spectrum = rebuilt - MOMENTUM / (1 + MOMENTUM) * previous
+            real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+            spectrum *= target * (real * real + imaginary * imaginary + EPSILON).rsqrt()
+            previous = rebuilt
+        half = self.spec.hop_length // 2
+        return self.istft(spectrum, envelope)[:, half:-half]
+
+    def stft(self, waveform: Tensor) -> Tensor:
+        """Samples (B, hop_length * (frames - 1)) -> spectra (B, frames, n_fft / 2 + 1) around every hop_length-th."""
+        half = self.spec.n_fft // 2
+        padded = F.pad(waveform[:, None], (half, half), mode="reflect")[:, 0]
+        spectrum: Tensor = torch.fft.rfft(padded.unfold(-1, self.spec.n_fft, self.spec.hop_length) * self.window)
+        return spectrum
+
+    def istft(self, spectrum: Tensor, envelope: Tensor) -> Tensor:
+        """The samples whose spectra are nearest, the inverse of `stft`; `envelope` is the sum of squared windows."""
+        half = self.spec.n_fft // 2
+        frames = torch.fft.irfft(spectrum, self.spec.n_fft) * self.window
+        return (self.overlap_add(frames) / envelope.clamp_min(EPSILON))[:, half:-half]
+
+    def overlap_add(self, frames: Tensor) -> Tensor:
+        """Frames (B, frames, n_fft), hop_length apart -> their sum (B, n_fft + hop_length * (frames - 1))."""
+        batch, count, _ = frames.shape
+        hop = self.spec.hop_length
+        parts = self.spec.n_fft // hop
+        total = frames.new_zeros(batch, count + parts - 1, hop)
+        for index in range(parts):
+            total[:, index : index + count] += frames[..., index * hop : (index + 1) * hop]
+        return total.flatten(1)
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Accept the empty state dict; WeightsError for any other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -29,21 +30,21 @@ class StopSignals:
     def __init__(self, announce: bool = True) -> None:
         self.announce = announce
         """Whether a line says what happens now."""
-        self._signals: list[int] = []
+        self.received: int | None = None
+        """The signal that came, if any."""
         self._earlier_handlers: dict[int, Any] = {}
-
-    @property
-    def received(self) -> int | None:
-        """The signal that came first, if any."""
-        return self._signals[0] if self._signals else None
+        self._count = itertools.count()
+        """Of the signals that were recorded; counting is atomic."""
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._earlier_handlers = {
-                number: signal.signal(number, self._record)
-                for number in STOP_SIGNALS
-                if not (number == SIGHUP and signal.getsignal(number) is signal.SIG_IGN)  # nohup
+                number: handler
+                for number, handler in zip(STOP_SIGNALS, map(signal.getsignal, STOP_SIGNALS), strict=True)
+                if not (number == SIGHUP and handler is signal.SIG_IGN)  # nohup
             }
+            for number in self._earlier_handlers:  # a signal that comes here already finds them all
+                signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,9 +55,9 @@ class StopSignals:
             signal.raise_signal(self.received)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)  # in one step: a second signal may come amid this handler
-        if len(self._signals) > 1:
+        if next(self._count):  # one that came within the handler of the first, before that ignores it
             return
+        self.received = number
         leave_closed_terminal(number)
         if self.announce:
             with suppress(OSError):  # no print: the signal may have come within one

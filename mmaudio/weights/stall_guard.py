@@ -50,10 +50,11 @@ class StallGuard:
 
 
 class GuardedResponse(http.client.HTTPResponse):
-    """A response with a guard from its first byte to its end."""
+    """A response with a guard of its headers, then one of its body: each has the whole time."""
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
+        self._connection = sock
         self.guard = StallGuard(sock)
 
     def begin(self) -> None:
@@ -66,6 +67,9 @@ class GuardedResponse(http.client.HTTPResponse):
                 raise
         if self.guard.is_cut:
             raise TimeoutError(f"the server took more than {STALL_SECONDS:g} s for its answer")
+        self.guard.stop()
+        self.guard = StallGuard(self._connection)
+        self.guard.start()
 
     def read(self, amt: int | None = None) -> bytes:
         """Read the body; without `amt`, as urllib reads a redirection's, no more than MAX_IGNORED_BYTES of it."""

@@ -47,7 +47,7 @@ def test_a_stage_has_its_time_its_busy_cores_and_its_share_of_a_larger_job():
 
 
 @pytest.mark.slow
-def test_the_whole_job_has_a_row_for_every_stage(tmp_path, capfd):
+def test_the_whole_job_has_a_row_for_every_stage(tmp_path, capfd, shared_base_outputs):
     small = ["--model", "tiny_16k", "--videos", "1", "--minutes", "0.4", "--side", "64", "--steps", "2"]
     main([*small, "--output", str(tmp_path)])
     rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines() if line.startswith("| ")]

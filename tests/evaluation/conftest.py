@@ -16,7 +16,7 @@ SPLITS = ("test", "test", "test", "train")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, nothing_ships):
+def root(tmp_path_factory, nothing_ships, brief_vocoder):
     """Videos, table, features, base and adapter, as the earlier stages leave them."""
     root = tmp_path_factory.mktemp("evaluation")
     generator = torch.Generator().manual_seed(2)

@@ -1,6 +1,8 @@
 """The whole evaluation on generated videos, random weights and a random adapter: the files that a user gets."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -117,21 +119,21 @@ def test_the_report_stands_alone_and_names_everything(results_folder):
 
 
 @pytest.mark.slow
-def test_a_second_evaluation_waits_for_the_first(results_folder, root, capsys):
+def test_a_second_evaluation_waits_for_the_first(results_folder, root):
     hold = "import pathlib, sys; from mmaudio.utils.locks import FileLocks; "
     hold += "print(FileLocks(pathlib.Path(sys.argv[1])).acquire('evaluation'), flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(results_folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "True\n"
-        thread = threading.Thread(target=evaluate_lora.main, args=[evaluate_arguments(root)])
-        thread.start()
-        printed = ""
-        while thread.is_alive() and "another process evaluates into" not in printed:
-            printed += capsys.readouterr().out
-        assert "still valid" not in printed
-        holder.stdin.close()
-        thread.join()
-    assert "another process evaluates into" in printed and "still valid" in capsys.readouterr().out
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            thread = threading.Thread(target=evaluate_lora.main, args=[evaluate_arguments(root)])
+            thread.start()
+            while thread.is_alive() and "another process evaluates into" not in printed.getvalue():
+                time.sleep(0.01)
+            assert "another process evaluates into" in printed.getvalue() and "still valid" not in printed.getvalue()
+            holder.stdin.close()
+            thread.join()
+    assert "still valid" in printed.getvalue()
 
 
 @pytest.mark.slow
@@ -197,12 +199,27 @@ def test_an_interrupted_evaluation_resumes_from_its_latents(root, results_folder
     assert not (output / ".evaluation").exists()
 
 
+ENDLESS = """
+import itertools, runpy, sys
+from mmaudio.evaluation import model_runs
+sample = model_runs.sample_latents
+def sample_again_and_again(sampler, features, config, label):
+    for _ in itertools.count() if label.startswith("adapted model") else range(1):
+        latents = sample(sampler, features, config, label)
+    return latents
+model_runs.sample_latents = sample_again_and_again
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The command, whose adapted model samples until a signal comes: however late that is, it comes amid the sampling."""
+
+
 @pytest.mark.slow
 def test_a_signal_amid_the_sampling_is_one_line_and_a_later_run_gives_the_same(root, results_folder):
     output = root / "signalled"
-    arguments = evaluate_arguments(root, "--output", str(output))
+    arguments = evaluate_arguments(root, "--output", str(output), "--strengths", "")
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "evaluate_lora.py"), *arguments],
+        [sys.executable, "-c", ENDLESS, str(ROOT / "evaluate_lora.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,7 +229,7 @@ def test_a_signal_amid_the_sampling_is_one_line_and_a_later_run_gives_the_same(r
         while not list(output.glob(".evaluation/*/base-held-out.safetensors")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)  # the adapted model's samples are next
+        process.send_signal(signal.SIGTERM)
         errors = process.communicate()[1]
     assert errors == "stopped by SIGTERM; the same command continues from here\n"
     assert process.returncode == 128 + signal.SIGTERM and not (output / "metrics.json").exists()

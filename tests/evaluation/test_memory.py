@@ -26,7 +26,9 @@ SCRIPT = """
 import resource, sys
 import torch
 import evaluate_lora
+from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.weights import store
+GriffinLim.__init__.__defaults__ = (2,)  # iterations: nobody listens
 torch.set_num_threads(1)
 store.GENERAL_VIDEOS_FOLDER = "none"
 evaluate_lora.main(sys.argv[1:])

@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, nothing_ships):
+def root(tmp_path_factory, nothing_ships, brief_vocoder):
     """Five training videos, one of them a second late, and one that is held out."""
     root = tmp_path_factory.mktemp("check")
     generator, clips = torch.Generator().manual_seed(2), []

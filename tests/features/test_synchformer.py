@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, fill, filled, golden, manifest
+from helpers import assert_close, build_golden, filled, golden, manifest
 from torch import Tensor, nn
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
@@ -26,8 +26,7 @@ def test_keys_are_those_of_the_released_file():
 
 @pytest.mark.slow
 def test_outputs_match_the_golden_numbers():
-    encoder = build_synchformer()
-    fill.fill_module(encoder)
+    encoder = build_golden(build_synchformer)
     taps: dict[str, Tensor] = {}
     blocks = encoder.vfeat_extractor.blocks
     for name, block in {"block0": blocks[0], "block_last": blocks[-1]}.items():

@@ -12,6 +12,14 @@ LAYERS = {FusedLoRALinear: "fused_blocks.0.attn.qkv", FusedLoRAConv1d: "fused_bl
 PEFTS = {FusedLoRALinear: peft_layers.Linear, FusedLoRAConv1d: peft_layers.Conv1d}
 
 
+@pytest.fixture(autouse=True)
+def default_generator():
+    """The generator that draws the masks: seeded, and afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def layer_of(kind, **settings):
     """An adapted layer in training, and an input that wants a gradient."""
     network, _ = adapted_mini(**settings)

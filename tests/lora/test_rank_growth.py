@@ -88,12 +88,22 @@ class Killed(BaseException):
     """Stands for a SIGKILL."""
 
 
+def run_phases(folder, name):
+    """A training through both phases."""
+    return mini_training.train_mini(folder, lora=lora(**KINDS[name]), weight_decay=0.0, ema_decay=0.9, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Runs without interruption by the kind of adapter."""
+    return {name: run_phases(tmp_path_factory.mktemp(name), name) for name in ("lora", "pissa")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "pissa"])
 @pytest.mark.parametrize("step", [3, 4, 5])
-def test_a_run_killed_at_a_phase_boundary_resumes_identically(tmp_path, monkeypatch, name, step):
-    settings = {"lora": lora(**KINDS[name]), "weight_decay": 0.0, "ema_decay": 0.9, "save_every": 1}
-    whole = mini_training.train_mini(tmp_path / "whole", **settings)
+def test_a_run_killed_at_a_phase_boundary_resumes_identically(wholes, tmp_path, monkeypatch, name, step):
+    whole = wholes[name]
     assert whole.step == 6 and weights(whole).lora.rank == (8 if name == "lora" else 12)
     original = loop.train_step
 
@@ -104,8 +114,8 @@ def test_a_run_killed_at_a_phase_boundary_resumes_identically(tmp_path, monkeypa
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(loop, "train_step", dying)
-        mini_training.train_mini(tmp_path / "parts", **settings)
-    parts = mini_training.train_mini(tmp_path / "parts", **settings)
+        run_phases(tmp_path, name)
+    parts = run_phases(tmp_path, name)
     assert parts.new_steps == 6 - step and parts.best_loss == whole.best_loss
     for file in ("last_lora.pt", "average_lora.pt", "best_lora.pt"):
         one, other = weights(parts, file), weights(whole, file)

@@ -1,19 +1,18 @@
 """CLAP's similarity against transformers' own outputs, on a tiny model with random weights in a folder."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from file_server import serve_files
+from hub_server import use_hub
 from huggingface_hub import constants
 from random_clap import write_random_clap
 from torchaudio.functional import resample
 from transformers import ClapModel, ClapProcessor
 
+from mmaudio import cli
 from mmaudio.errors import WeightsError
 from mmaudio.metrics.clap import REPOSITORY, ClapMetric, find_clap
 from mmaudio.metrics.metric_inputs import ClipAudio
@@ -107,31 +106,20 @@ def test_another_clap_has_another_identity_and_a_broken_one_is_an_error(folder, 
         broken.load()
 
 
-FETCH = """
-from mmaudio import cli
-from mmaudio.metrics.clap import find_clap
-from mmaudio.metrics.pretrained_metrics import ModelSearch
-def main(arguments):
-    offline = cli.is_offline("--offline" in arguments)
-    source = find_clap(ModelSearch("tiny_16k", offline=offline, requested_metrics=arguments), ("clap",))
-    print(source if isinstance(source, str) else source.identity)
-cli.run(main)
-"""
-
-
 @pytest.mark.slow
-def test_clap_is_downloaded_only_where_its_metric_is_selected(folder, tmp_path):
-    def find(*arguments: str) -> str:
-        environment = {**os.environ, "HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-        del environment["HF_HUB_OFFLINE"]
-        command = [sys.executable, "-c", FETCH, *arguments]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return process.stdout.splitlines()[-1]
+def test_clap_is_downloaded_only_where_its_metric_is_selected(folder, tmp_path, monkeypatch):
+    def find(*metrics: str, offline: bool = False) -> PretrainedSource | str:
+        search = ModelSearch("tiny_16k", offline=cli.is_offline(offline), requested_metrics=metrics)
+        return find_clap(search, METRICS)
 
     files = {f"/{REPOSITORY}/resolve/main/{path.name}": path.read_bytes() for path in (folder / "clap").iterdir()}
     with serve_files(files=files) as site:
-        assert find().startswith(f"needs {REPOSITORY}") and not site.requests
+        use_hub(site, tmp_path / "hub", monkeypatch)
+        absent = find()
+        assert isinstance(absent, str) and absent.startswith(f"needs {REPOSITORY}") and not site.requests
         fetched, requests = find("clap"), len(site.requests)
-        assert find("clap", "--offline") == fetched and len(site.requests) == requests
+        again = find("clap", offline=True)
+        assert requests and len(site.requests) == requests
     expected = find_clap(ModelSearch("tiny_16k", folder), METRICS)
-    assert isinstance(expected, PretrainedSource) and fetched == expected.identity
+    identities = [source.identity for source in (fetched, again, expected) if isinstance(source, PretrainedSource)]
+    assert len(identities) == 3 and len(set(identities)) == 1

@@ -15,7 +15,7 @@ from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import Header, load_features, shard_path, write_shard
 from mmaudio.errors import ConfigError, WeightsError
 from mmaudio.evaluation.original_audio import read_original_audio
-from mmaudio.features.cnn14 import Cnn14
+from mmaudio.features import cnn14
 from mmaudio.features.desync import load_desync
 from mmaudio.metrics.pretrained_metrics import ModelSearch, PretrainedSource
 from mmaudio.metrics.pretrained_search import PretrainedSources, find_pretrained_metrics, load_metric_models
@@ -27,7 +27,7 @@ VIDEOS = ("one.mp4", "two.mp4")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, nothing_ships):
+def root(tmp_path_factory, nothing_ships, brief_vocoder):
     """Two held-out clips of 8 s, the second without a caption, and a base whose Synchformer has its classifier."""
     root = tmp_path_factory.mktemp("pretrained")
     generator = torch.Generator().manual_seed(2)
@@ -51,7 +51,7 @@ def root(tmp_path_factory, nothing_ships):
 
 @pytest.fixture(scope="module")
 def results(root):
-    assert evaluate_lora.main(evaluate_arguments(root, "--steps", "1")) == 0
+    assert evaluate_lora.main(evaluate_arguments(root, "--steps", "1", "--strengths", "")) == 0
     return json.loads((root / "exp" / "metrics.json").read_text())
 
 
@@ -88,7 +88,7 @@ def test_every_metric_has_a_value_or_a_reason(root, results):
 @pytest.mark.slow
 def test_only_requested_metrics_are_computed_and_shown(root, results):
     output = root / "requested"
-    options = ("--metrics", "onset_f1, diversity", "--max_clips", "1", "--steps", "1")
+    options = ("--metrics", "onset_f1, diversity", "--max_clips", "1", "--steps", "1", "--strengths", "")
     evaluate_lora.main(evaluate_arguments(root, *options, "--output", str(output)))
     requested = json.loads((output / "metrics.json").read_text())
     assert set(requested["metrics"]) == {"mel_l1_loud", "onset_f1"}
@@ -167,10 +167,11 @@ def test_absent_panns_are_a_reason_and_too_few_clips_come_first(results):
 
 
 @pytest.mark.slow
-def test_panns_give_kl_by_clip_and_kad_of_the_set(root, tmp_path):
+def test_panns_give_kl_by_clip_and_kad_of_the_set(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(cnn14, "WIDTHS", (16,) * len(cnn14.WIDTHS))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Cnn14().eval()
+        model = cnn14.Cnn14().eval()
     torch.save({"model": model.state_dict()}, tmp_path / CNN14.name)
     for path in (root / "weights").iterdir():
         (tmp_path / path.name).symlink_to(path)

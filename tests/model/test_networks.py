@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from helpers import assert_close, fill, filled, golden, manifest, mini, mini_inputs, mini_spec, relative_error
+from helpers import (
+    assert_close,
+    build_golden,
+    fill,
+    filled,
+    golden,
+    manifest,
+    mini,
+    mini_inputs,
+    mini_spec,
+    relative_error,
+)
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.model.blocks import JointBlock
@@ -82,8 +93,7 @@ def test_time_embedding_v2_matches_the_golden_numbers():
 
 @pytest.mark.slow
 def test_small_16k_matches_the_golden_numbers():
-    network, expected = build_network("small_16k"), golden("network_small_16k")
-    fill.fill_module(network)
+    network, expected = build_golden(lambda: build_network("small_16k")), golden("network_small_16k")
     shapes = {"latent": (1, 250, 20), "clip_f": (1, 64, 1024), "sync_f": (1, 192, 768), "text_f": (1, 77, 1024)}
     inputs = {name: filled(f"input/{name}", *shape) for name, shape in shapes.items()}
     taps = capture(network, ["t_embed", "joint_blocks.0", "joint_blocks.3", "fused_blocks.0"])

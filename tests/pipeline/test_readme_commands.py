@@ -22,7 +22,7 @@ def readme_commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, shared_base_outputs):
     """A folder with four videos, each with a caption beside it."""
     folder = tmp_path_factory.mktemp("user")
     script = ROOT / "training" / "make_demo_videos.py"

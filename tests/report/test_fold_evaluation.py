@@ -43,7 +43,7 @@ def write_data(root):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, nothing_ships):
+def root(tmp_path_factory, nothing_ships, brief_vocoder):
     """An experiment `exp` that was trained with three folds."""
     root = tmp_path_factory.mktemp("folds")
     write_data(root)

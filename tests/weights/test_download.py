@@ -151,7 +151,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from mmaudio import cli
+from mmaudio.weights import stall_guard
 from mmaudio.weights.download import download
+stall_guard.TIMEOUT = stall_guard.STALL_SECONDS = 600  # one of two waits for the other one's start
 cli.run(lambda arguments: download(arguments[0], Path(arguments[1]), arguments[2]))
 """
 
@@ -195,9 +197,9 @@ def test_two_processes_download_once(tmp_path):
         for reader in readers:
             reader.start()
         for reader in readers:
-            reader.join(60)
+            reader.join(300)
         gate.set()
-        ends = [process.wait(60) for process in processes]
+        ends = [process.wait(300) for process in processes]
         errors = [process.stderr.read() for process in processes]
         for process in processes:
             process.stdout.close()

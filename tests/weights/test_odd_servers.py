@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from itertools import repeat
+from itertools import count, repeat
 
 import pytest
 from helpers import ROOT
@@ -134,7 +134,15 @@ def test_a_whole_partial_file_of_another_size_is_not_taken(tmp_path):
     ids=["status", "header", "length", "no length", "chunks", "redirection"],
 )
 def test_a_drip_is_given_up(tmp_path, monkeypatch, head, words):
-    monkeypatch.setattr(stall_guard, "STALL_SECONDS", 0.3)
+    """A guard of whole headers waits long, each other one 0.3 s."""
+    is_whole, start, num_guards = head.endswith(b"\r\n\r\n"), stall_guard.StallGuard.start, count()
+
+    def start_guard(guard):
+        is_of_body = next(num_guards) % 2
+        monkeypatch.setattr(stall_guard, "STALL_SECONDS", 600.0 if is_whole and not is_of_body else 0.3)
+        start(guard)
+
+    monkeypatch.setattr(stall_guard.StallGuard, "start", start_guard)
     refuse(tmp_path, [head, *repeat(b"1", 10_000)], words, pause=0.01)
 
 
@@ -151,6 +159,20 @@ def test_a_slow_download_that_goes_on_is_not_given_up(monkeypatch):
         monkeypatch.setattr(guard._end, "wait", end_of_window)
         guard._watch()
         assert guard.is_cut and list(amounts) == [10] and there.recv(1) == b""
+
+
+def test_the_body_has_its_whole_time_after_late_headers(monkeypatch):
+    guards = []
+    monkeypatch.setattr(stall_guard.StallGuard, "start", lambda guard: guards.append(guard))
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(OK + LENGTH + b"\r\n")
+        response = stall_guard.GuardedResponse(here)
+        response.begin()
+        of_head, of_body = guards
+        assert of_head._end.is_set() and response.guard is of_body and not of_body._end.is_set()
+        response.close()
+        assert of_body._end.is_set()
 
 
 def test_a_python_without_ssl_downloads_from_http_and_names_https():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from file_server import serve_files
 from helpers import manifest
+from hub_server import serve_hub, use_hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -263,9 +265,15 @@ def test_vocoder_and_clip_are_downloaded_by_the_hubs_client(tmp_path):
         assert len(site.requests) == num_requests
     expected = [f"{hashlib.sha256(vocoder).hexdigest()} a.weight", "open_clip_pytorch_model.bin logit_scale"]
     assert first.stdout.splitlines()[-2:] == again.stdout.splitlines() == expected
-    nobody = through_the_hub(site.address, tmp_path / "other")
-    assert nobody.returncode == 1 and nobody.stderr.count("error: bigvgan_generator.pt: cannot be fetched") == 1
-    assert "Traceback" not in nobody.stderr
+
+
+def test_a_hub_that_does_not_answer_is_an_error_with_its_address(tmp_path, monkeypatch):
+    with serve_hub() as site:
+        pass
+    use_hub(site, tmp_path / "home", monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's tries: 23 s
+    with pytest.raises(WeightsError, match=rf"bigvgan_generator\.pt: cannot be fetched from {site.address}/nvidia"):
+        weights.fetch_files("small_44k", ("vocoder",))
 
 
 @pytest.mark.slow
