@@ -33,6 +33,17 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--no-first-run",
 )
+STANDS_STILL = """
+const element = document.querySelector(arguments[0]);
+if (!element) return false;
+element.scrollIntoView({block: 'center', behavior: 'instant'});
+const {x, y} = element.getBoundingClientRect();
+return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const later = element.getBoundingClientRect();
+  done(element.isConnected && later.x === x && later.y === y);
+})));
+"""
+"""Whether an element is there and stays where it is from one picture to the next: what loads above it moves it."""
 CENTRE = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
 
 
@@ -63,7 +74,8 @@ class Browser:
         return element
 
     def click(self, selector: str) -> None:
-        """A real click on the first element that matches."""
+        """A real click on the first element that matches, once it is there and stands still."""
+        self.wait(STANDS_STILL, selector)
         self.find(selector).click()
 
     def click_at(self, selector: str, share: float) -> None:
@@ -76,7 +88,7 @@ class Browser:
         """A key, where the focus is."""
         ActionChains(self.driver).send_keys(KEYS.get(key, key)).perform()
 
-    def wait(self, script: str, *arguments: object, seconds: float = 20) -> Any:
+    def wait(self, script: str, *arguments: object, seconds: float = 240) -> Any:
         """What the script returns as soon as that is true; AssertionError after `seconds`."""
         end = time.monotonic() + seconds
         while not (answer := self.run(script, *arguments)):
@@ -123,6 +135,7 @@ def chromium(downloads: Path) -> Iterator[Browser]:
     options.add_experimental_option("perfLoggingPrefs", {"enablePage": False})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_script_timeout(240)
     try:
         yield Browser(driver, downloads)
     finally:

@@ -29,6 +29,7 @@ os.environ |= {
     "HF_HUB_DOWNLOAD_TIMEOUT": "600",
     "NO_PROXY": "*",
     "no_proxy": "*",
+    "WANDB__SERVICE_WAIT": "600",
     "WANDB_MODE": "offline",
     "TRACKIO_DIR": str(HOME / "trackio"),
     "MMAUDIO_QUIET_SECONDS": "3600",  # of the commands under test, as quiet_heartbeat of the tests themselves
@@ -64,10 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
-@pytest.fixture(autouse=True)
-def quiet_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a loaded machine any test may be silent for so long that a line of progress is due, amid what it compares."""
-    monkeypatch.setattr(heartbeat, "QUIET_SECONDS", 3600.0)
+@pytest.fixture(autouse=True, scope="session")
+def quiet_heartbeat() -> None:
+    """On a loaded machine any test may be silent for so long that a line of progress is due, amid what it compares.
+
+    For the fixtures of modules, too, which come before those of a test.
+    """
+    heartbeat.QUIET_SECONDS = 3600.0
 
 
 @pytest.hookimpl(tryfirst=True)

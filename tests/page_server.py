@@ -5,6 +5,7 @@ Those are for the measure of forgetting, which takes longer than everything that
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from mmaudio.lora.adapter import LoRAConfig, adapter_state
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.weights.store import component_sha256
 
+LIMIT = 600
+"""Seconds after which an answer that does not come is a failure."""
 PARTS_OF_A_CHECKOUT = ("train_lora.py", "evaluate_lora.py", "training", "config", "mmaudio")
 
 
@@ -70,11 +74,16 @@ class PageServer:
         """Status and body of an upload."""
         head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
-        body = head + content + b"\r\n--x--\r\n"
-        return self._open(urllib.request.Request(f"{self.address}gradio_api/upload", body, kind))
+        connection = http.client.HTTPConnection(self.address.split("/")[2], timeout=LIMIT)
+        with suppress(ConnectionError):  # it may answer and close before everything is sent
+            connection.request("POST", "/gradio_api/upload", head + content + b"\r\n--x--\r\n", kind)
+        with closing(connection):
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
-    def call(self, button: str, changes: dict[int, Any], session: str = "s") -> str:
+    def call(self, button: str, changes: dict[int, Any]) -> str:
         """The last event after a click on a button, with other values for some of its fields, by their numbers."""
+        session = uuid.uuid4().hex  # the server forgets what waits in one that a client has left
         page = json.loads(self.get("config")[1])
         components = {item["id"]: item for item in page["components"]}
         event = next(
@@ -91,7 +100,9 @@ class PageServer:
         status, answer = self._open(request)
         if status != 200:
             return answer.decode()
-        with urllib.request.urlopen(f"{self.address}gradio_api/queue/data?session_hash={session}", timeout=60) as lines:
+        with urllib.request.urlopen(
+            f"{self.address}gradio_api/queue/data?session_hash={session}", timeout=LIMIT
+        ) as lines:
             for line in lines:
                 if b'"process_completed"' in line:
                     return str(line.decode())
@@ -99,7 +110,7 @@ class PageServer:
 
     def _open(self, request: urllib.request.Request) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -121,5 +132,5 @@ def serve_page(checkout: Path, folder: Path, *flags: str, kill: bool = False) ->
         yield PageServer(process, address[0])
     finally:
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-        process.wait(60)
+        process.wait(LIMIT)
         process.stdout.close()

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from mmaudio.utils.locks import wait_for_lock
 STATE_FOLDER = "page_job"
 """Folder of a job's state, in that of its results."""
 GPU_LOCK = "the GPU"
-START_SECONDS, POLL_SECONDS = 120.0, 0.05
+START_SECONDS, POLL_SECONDS = 600.0, 0.05
 """A process that has not begun after so long is an error; seconds between two looks."""
 LOG_BYTES = 20_000
 """How much of the end of a log is read."""
@@ -103,7 +104,8 @@ class DetachedJob:
         if self._read("stop"):
             raise ConfigError(f"{self.root.name}: is stopping; it saves first")
         self._write("stop", {"time": time.time()})
-        process.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            process.send_signal(signal.SIGTERM)
 
     def log_lines(self, count: int = 15) -> list[str]:
         """The last lines that it printed."""
@@ -117,18 +119,21 @@ class DetachedJob:
 
     def record_process(self) -> None:
         """Note that this process is the job."""
-        self._write("process", {"pid": os.getpid(), "started": psutil.Process().create_time()})
+        self._write("process", {"pid": os.getpid(), "command": psutil.Process().cmdline()})
 
     def record_end(self, status: int) -> None:
         """Note the exit status."""
         self._write("end", {"status": status})
 
     def _process(self) -> psutil.Process | None:
-        """The process of the job; None where it has ended, also where another one has its number by now."""
+        """The process of the job; None where it has ended, also where another one has its number by now.
+
+        Its start is no mark of it: that time moves when the clock is set, as after a pause of the machine.
+        """
         record = self._read("process")
         try:
             process = psutil.Process(int(record["pid"]))
-            is_same = abs(process.create_time() - float(record["started"])) < 1
+            is_same = process.cmdline() == record["command"]
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
         except (KeyError, TypeError, ValueError, psutil.Error):
             return None

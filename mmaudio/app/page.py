@@ -63,6 +63,7 @@ def launch_page(page: Any, config: AppConfig, host: str, port: int | None, passw
         run_history=False,
         show_error=False,
         footer_links=[],
+        _frontend=False,  # no request of its own, which a busy machine may not answer within 3 s
         theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css=render("page.css.j2"),
         head=render("page.js.j2"),

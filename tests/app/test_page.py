@@ -2,15 +2,19 @@
 
 import json
 import time
+from contextlib import ExitStack, suppress
 
 import pytest
 from browser import chromium, missing_browser
 from page_server import copy_checkout, serve_page, write_trained_adapter
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from mmaudio.app.detached_job import RUNNING, DetachedJob
+from mmaudio.app.detached_job import GPU_LOCK, RUNNING, DetachedJob
+from mmaudio.app.folders import UPLOADS
 from mmaudio.synthetic.demo import plan_demo_videos, write_demo_video
+from mmaudio.utils.locks import FileLocks
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,35 +52,48 @@ def checkout(tmp_path_factory):
 
 def open_tab(browser, address, name):
     browser.open(address)
-    browser.wait("return document.querySelector('#generate')", seconds=WAIT)
     tab = "[...document.querySelectorAll('button[role=tab]')].find(tab => tab.textContent.includes(arguments[0]))"
+    browser.wait(f"return document.querySelector('#generate') && {tab}", name)
     browser.run(f"{tab}.click()", name)
+    browser.wait(f"return {tab}?.ariaSelected == 'true'", name)
+
+
+def wait_for_field(browser, field):
+    browser.wait(f"return document.querySelector('{field}')?.getBoundingClientRect().width > 0")
 
 
 def choose(browser, selector, text):
-    """Choose from a list, once it offers this."""
-    browser.wait(f"return document.querySelector('{selector} input').getBoundingClientRect().width > 0", seconds=WAIT)
+    """Choose from a list, once it offers this; a list that is drawn anew meanwhile closes."""
+    field, end_time = f"{selector} input", time.monotonic() + WAIT
     option = "[...document.querySelectorAll('[role=option]')].find(item => item.textContent.includes(arguments[0]))"
-    browser.click(f"{selector} input")
-    browser.wait(f"return {option}", text)
-    browser.driver.execute_script(f"return {option}", text).click()
+    wait_for_field(browser, field)
+    while browser.run(f"return document.querySelector('{field}').value") != text:
+        assert time.monotonic() < end_time, f"{selector} does not offer {text}"
+        if element := browser.run(f"return {option}", text):
+            with suppress(WebDriverException):
+                element.click()
+        else:
+            browser.run("document.activeElement.blur()")
+            browser.click(field)
+        time.sleep(0.1)
 
 
 def fill(browser, selector, text):
     """Write into a field, once it is shown."""
-    field = f"{selector} textarea, {selector} input"
-    browser.wait(f"return document.querySelector('{field}')?.getBoundingClientRect().width > 0", seconds=WAIT)
-    field = browser.find(field)
+    selector = f"{selector} textarea, {selector} input"
+    wait_for_field(browser, selector)
+    field = browser.find(selector)
     field.clear()
     field.send_keys(text, Keys.TAB)
+    assert field.get_attribute("value") == text
 
 
 def fits(browser):
-    """Whether nothing is wider than a phone."""
+    """Whether nothing is wider than a phone, once the page is laid out anew."""
     browser.resize(390, 844)
-    width = browser.run("return document.documentElement.scrollWidth")
+    browser.wait("return innerWidth == 390 && document.documentElement.scrollWidth <= 390")
     browser.resize(1280, 1400)
-    return width <= 390
+    return browser.wait("return innerWidth == 1280")
 
 
 def check_safe(browser):
@@ -89,14 +106,18 @@ def generate(browser, folder):
     choose(browser, "#adapter", "stars")
     upload = browser.driver.find_element(By.CSS_SELECTOR, "#upload input[type=file]")
     upload.send_keys(str(folder / "videos" / "dogs" / f"{HOSTILE}.mp4"))
-    browser.wait("return document.querySelector('#upload video')", seconds=WAIT)
+    browser.wait("return document.querySelector('#upload video')")
     fill(browser, "#prompt", f"a star bounces {HOSTILE}")
     browser.click("#generate")
-    browser.wait(f"{TAKES}.filter(length => length > 1.9).length == 2", seconds=WAIT)
-    media = "[...document.querySelectorAll('#takes video')]"
-    browser.run(f"{media}[1].playbackRate = 0.1; {media}[1].currentTime = 1; return {media}[1].play()")
+    browser.wait(f"{TAKES}.filter(length => length > 1.9).length == 2")
+    media = "const media = [...document.querySelectorAll('#takes video')];"
+    browser.run(f"{media} media[1].loop = true; media[1].playbackRate = 0.1; media[1].currentTime = 1")
+    browser.run(f"{media} return media[1].play()")
+    note = "window.switched = [media[0].currentTime, media[1].currentTime, media[1].paused]"
+    browser.run(f"{media} media[0].addEventListener('play', () => {{ {note} }})")
     browser.click("#takes .switch")
-    browser.wait(f"const [base, adapted] = {media}; return !base.paused && adapted.paused && base.currentTime >= 1")
+    position, last_position, is_paused = browser.wait("return window.switched")
+    assert is_paused and position == pytest.approx(last_position, abs=0.1)
     assert fits(browser)
 
 
@@ -109,8 +130,8 @@ def look(browser):
     for selector, value in (("#train-steps", "2"), ("#clip-seconds", "2"), ("#test-ratio", "0.3")):
         fill(browser, selector, value)
     browser.click("#look")
-    browser.wait("return document.querySelector('#captions')?.textContent.includes('hacked')", seconds=WAIT)
-    assert "no video file" in browser.run("return document.querySelector('#left-out').textContent")
+    browser.wait("return document.querySelector('#captions')?.textContent.includes('hacked')")
+    browser.wait("return document.querySelector('#left-out').textContent.includes('no video file')")
     assert fits(browser)
 
 
@@ -123,7 +144,8 @@ def wait_for_end(folder):
 
 
 def test_from_an_upload_to_the_report(folder, checkout, tmp_path):
-    with chromium(tmp_path) as browser:
+    locks = FileLocks(folder / "output" / UPLOADS)
+    with ExitStack() as stack, chromium(tmp_path) as browser:
         browser.resize(1280, 1400)
         with serve_page(checkout, folder, kill=True) as server:
             browser.host = server.address.split("/")[2]
@@ -131,23 +153,26 @@ def test_from_an_upload_to_the_report(folder, checkout, tmp_path):
             generate(browser, folder)
             open_tab(browser, server.address, "Train")
             look(browser)
+            stack.enter_context(locks)
+            assert locks.acquire(GPU_LOCK)  # the training waits until both pages have seen it run
             browser.click("#start")
-            browser.wait(f"{JOB_STATE}.includes('mini: running')", seconds=WAIT)
+            browser.wait(f"{JOB_STATE}.includes('mini: running')")
             browser.click("#start")
-            browser.wait("return document.body.textContent.includes('mini: is running already')", seconds=WAIT)
+            browser.wait("return document.body.textContent.includes('mini: is running already')")
             check_safe(browser)
         with serve_page(checkout, folder) as server:  # another one: the first was killed
             browser.host = server.address.split("/")[2]
             open_tab(browser, server.address, "Train")
-            browser.wait(f"{JOB_STATE}.includes('mini: running')", seconds=WAIT)
+            browser.wait(f"{JOB_STATE}.includes('mini: running')")
             browser.open("about:blank")
+            stack.close()
             wait_for_end(folder)
             open_tab(browser, server.address, "Train")
-            browser.wait(f"{JOB_STATE}.includes('mini: done')", seconds=WAIT)
-            assert browser.wait("return document.querySelector('#losses svg')", seconds=WAIT)
-            report = browser.wait("return document.querySelector('#job-report a.report')?.href", seconds=WAIT)
+            browser.wait(f"{JOB_STATE}.includes('mini: done')")
+            assert browser.wait("return document.querySelector('#losses svg')")
+            report = browser.wait("return document.querySelector('#job-report a.report')?.href")
             open_tab(browser, server.address, "Experiments")
-            browser.wait("return document.querySelector('#experiments')?.textContent.includes('mini')", seconds=WAIT)
+            browser.wait("return document.querySelector('#experiments')?.textContent.includes('mini')")
             assert fits(browser)
             browser.open(report)
             assert "did it help" in browser.driver.title
