@@ -19,6 +19,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
+import peft, scipy.stats, torch._dynamo, torch.utils.tensorboard  # what training imports late: once, not in each child
 import mini_training
 from mmaudio.errors import TrainingError
 from mmaudio.finetune.distributed import Distributed

@@ -139,6 +139,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
+import peft, scipy.stats, torch._dynamo, torch.utils.tensorboard  # what training imports late: once, not in each child
 from test_fold_training import train_here
 from mmaudio.finetune.tracker import Tracker
 

@@ -14,6 +14,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import torch
+import peft, scipy.stats, torch._dynamo, torch.utils.tensorboard  # what training imports late: once, not in each child
 import mini_training
 from mmaudio.finetune.tracker import Tracker
 
