@@ -207,8 +207,10 @@ def _wait_without_end(request: Any) -> None:
 
 def use_hub(site: HubSite, home: Path, patch: Any) -> None:
     """Have the hub's client in this process speak to `site`, with its cache in `home`: as HF_ENDPOINT and HF_HOME."""
-    patch.delenv("HF_HUB_OFFLINE", raising=False)
-    patch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        patch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        patch.setenv(name, "127.0.0.1")
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # of commands
         patch.setenv(name, "600")
     settings = {

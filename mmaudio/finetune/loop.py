@@ -37,7 +37,7 @@ class TrainingResult:
     change: Change | None = None
     """From the base to the best; None where there is no validation."""
     signal: int | None = None
-    """The signal that interrupted; SIGTERM where it came to another process."""
+    """The signal that came, perhaps when all steps were done; SIGTERM where it came to another process."""
 
 
 @dataclass
@@ -91,7 +91,11 @@ def fit(run: TrainingRun) -> TrainingResult:
                 save(run)
         if not stop:
             tracker.log_final(state)
-    return build_result(run, start_step, (signals.received or SIGTERM) if stop else None)  # SIGTERM: of another process
+        is_signalled = stop or run.distributed.all_reduce_any(
+            signals.received is not None
+        )  # also amid the last samples
+    signal = (signals.received or SIGTERM) if is_signalled else None  # SIGTERM: of another process
+    return build_result(run, start_step, signal, is_interrupted=stop)
 
 
 def is_due(interval: int, step: int) -> bool:
@@ -148,14 +152,16 @@ def save(run: TrainingRun) -> None:
     run.distributed.barrier()
 
 
-def build_result(run: TrainingRun, start_step: int, signal: int | None = None) -> TrainingResult:
-    """The result of a loop that began at `start_step`; `signal` is the one that interrupted it."""
+def build_result(
+    run: TrainingRun, start_step: int, signal: int | None = None, is_interrupted: bool = False
+) -> TrainingResult:
+    """The result of a loop that began at `start_step`; `signal` is the one that came."""
     state, history = run.state, run.state.history
     reason = "max_steps" if state.step >= run.config.total_steps else "early stopping"
     return TrainingResult(
         run.checkpoints.root,
         state.step,
-        reason if signal is None else "interrupted",
+        "interrupted" if is_interrupted else reason,
         new_steps=state.step - start_step,
         best_loss=history.best_loss,
         best_step=history.best_step,

@@ -92,9 +92,10 @@ def run(folder, stored, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_training_from_disk_gives_the_same_batches_and_losses(tmp_path, stored, name):
-    _, near, order = run(tmp_path / "near", stored, features_in_memory=True, **SETTINGS[name])
-    _, far, same_order = run(tmp_path / "far", stored, features_in_memory=False, **SETTINGS[name])
-    assert order == same_order and len(near) == 6 + 4 + 6
+    settings = {"max_steps": 4, **SETTINGS[name]}  # seven clips in batches of four: three epochs
+    _, near, order = run(tmp_path / "near", stored, features_in_memory=True, **settings)
+    _, far, same_order = run(tmp_path / "far", stored, features_in_memory=False, **settings)
+    assert order == same_order and len(near) == 4 + 3 + 4
     tolerance = 2**-8 if name == "bf16" else 1e-4  # where a rounded value lies on the border, it may go either way
     assert far == pytest.approx(near, rel=tolerance)
 
@@ -158,8 +159,9 @@ from mmaudio.data.feature_store import open_features
 from mmaudio.finetune.dataset import build_dataset
 from mmaudio.model.networks import build_network
 
-def anonymous_memory():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+def anonymous_memory():  # also what other processes have pushed out
+    sizes = re.findall(r"(?:RssAnon|VmSwap):\\s+(\\d+)", Path("/proc/self/status").read_text())
+    return sum(map(int, sizes)) * 1024
 
 torch.set_num_threads(1)
 folder, resident = Path(sys.argv[1]), sys.argv[2] == "memory"

@@ -1,6 +1,7 @@
 """Training with folds on random features and random weights of tiny_16k: who is trained on what, and resuming."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from mmaudio.errors import ConfigError, TrainingError
 from mmaudio.finetune.checkpoint import experiment_folder
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.fold_training import final_steps, train_with_folds
+from mmaudio.finetune.tracker import Tracker
 from mmaudio.lora.checkpoint import read_adapter
 
 VIDEOS = [f"v{number}.mp4" for number in range(4)]
@@ -120,7 +122,7 @@ def test_a_fold_that_another_process_trains_is_left_to_it(trained, data, tmp_pat
 
     It is a job of a sweep, as on a cluster: sweeps over folds have one experiment.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, str(ROOT / "train_lora.py"), "--multirun", *overrides(data, tmp_path, "fold=1")]
     other = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not (tmp_path / "exp/folds/1/config.yaml").is_file() and other.poll() is None:
@@ -137,10 +139,11 @@ import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
+import peft, scipy.stats, torch._dynamo, torch.utils.tensorboard  # what training imports late: once, not in each child
 from test_fold_training import train_here
 from mmaudio.finetune.tracker import Tracker
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[4]))
 data, folder = Path(sys.argv[2]), Path(sys.argv[3])
 original, calls = Tracker.log_step, 0
 for limit in [2, 3, 4, None]:
@@ -162,12 +165,21 @@ for limit in [2, 3, 4, None]:
 
 @pytest.mark.slow
 def test_killed_three_times_on_the_way_it_ends_with_the_same_adapters(trained, data, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{ROOT}"}
-    command = [sys.executable, "-c", SCRIPT, str(TESTS / "finetune"), str(data), str(tmp_path)]
+    threads = str(torch.get_num_threads())  # the same bits need as many as there were in this process
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": f"{TESTS}:{ROOT}"}
+    command = [sys.executable, "-c", SCRIPT, str(TESTS / "finetune"), str(data), str(tmp_path), threads]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     statuses = [line for line in result.stdout.splitlines() if line in ("killed", "0")]
     assert statuses == ["killed", "killed", "killed", "0"], result.stderr
     assert_same_adapters(tmp_path, trained)
+
+
+@pytest.mark.slow
+def test_a_signal_at_the_very_end_of_a_fold_lets_no_other_one_begin(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tracker, "log_final", lambda *_: signal.raise_signal(signal.SIGTERM))
+    result = train_here(data, tmp_path)
+    assert (result.reason, result.signal) == ("max_steps", signal.SIGTERM)
+    assert [path.parents[1].name for path in tmp_path.rglob("best_lora.pt")] == ["1"]
 
 
 @pytest.mark.parametrize(

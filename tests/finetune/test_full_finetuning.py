@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from evaluation_inputs import ENCODERS, SECONDS, random_features
-from helpers import ROOT
+from helpers import ROOT, run_script
 from random_model import MODEL, write_noise_video, write_random_weights
 
 from mmaudio.data.clip_table import write_clips
 from mmaudio.data.clips import Clip
 from mmaudio.data.feature_store import Header, shard_path, write_shard
+from mmaudio.generation import __main__ as generation
 from mmaudio.lora.checkpoint import read_adapter
 
 SPLITS = {"one.mp4": "train", "two.mp4": "val", "three.mp4": "test", "four.mp4": "test"}
@@ -79,27 +80,12 @@ def test_the_file_describes_itself(folder):
 
 
 def test_a_fully_trained_model_is_evaluated_like_an_adapter(folder):
-    call(
-        folder,
-        ROOT / "evaluate_lora.py",
-        "--lora_checkpoint",
-        checkpoint(folder),
-        "--test_videos",
-        "videos",
-        "--compare_original",
-        "--clips",
-        "clips.tsv",
-        "--features",
-        "features",
-        "--weights",
-        "weights",
-        "--steps",
-        "2",
-        "--device",
-        "cpu",
-        "--strengths",
-        "0.5",
-    )
+    (folder / "general").mkdir()
+    write_noise_video(folder / "general" / "five.mp4", 5, 8.2)
+    paths = {"clips": "clips.tsv", "features": "features", "weights": "weights", "general_videos": "general"}
+    flags = [word for name, path in paths.items() for word in (f"--{name}", folder / path)]
+    flags += ["--lora_checkpoint", checkpoint(folder), "--test_videos", folder / "videos", "--compare_original"]
+    assert run_script(ROOT / "evaluate_lora.py", *flags, "--steps", "2", "--device", "cpu", "--strengths", "0.5") == 0
     results = json.loads((folder / "output" / "full" / "metrics.json").read_text())
     assert (results["schema"], results["clips"], results["videos"]) == (1, 2, 2)
     velocity_loss = results["metrics"]["velocity_loss"]
@@ -116,15 +102,16 @@ def read_audio(path):
 
 
 def test_a_fully_trained_model_generates_like_an_adapter(folder):
-    video, common = folder / "videos" / "three.mp4", ["--model", MODEL, "--weights", "weights", "--steps", "2"]
-    waveforms = {}
+    common = ["--video", str(folder / "videos" / "three.mp4"), "--model", MODEL, "--weights", str(folder / "weights")]
+    common += ["--steps", "2", "--device", "cpu", "--output"]
+    adapter, waveforms = ["--adapter", str(checkpoint(folder))], {}
     for name, flags in {
         "base": [],
-        "off": ["--adapter", checkpoint(folder), "--strength", "0"],
-        "full": ["--adapter", checkpoint(folder)],
-        "half": ["--adapter", checkpoint(folder), "--strength", "0.5"],
+        "off": [*adapter, "--strength", "0"],
+        "full": adapter,
+        "half": [*adapter, "--strength", "0.5"],
     }.items():
-        call(folder, "-m", "mmaudio.generation", "--video", video, *common, "--device", "cpu", "--output", name, *flags)
+        assert generation.main([*common, str(folder / name), *flags]) == 0
         waveforms[name] = read_audio(folder / name / "three.flac")
     assert np.array_equal(waveforms["base"], waveforms["off"])
     far, near = (np.abs(waveforms[name] - waveforms["base"]).mean() for name in ("full", "half"))

@@ -10,10 +10,13 @@ import signal
 import mini_training
 import pytest
 import torch
+from helpers import mini
 
 from mmaudio.config import LoggingConfig
 from mmaudio.errors import MMAudioError, TrainingError
 from mmaudio.finetune import checkpoint, loop, trainer
+from mmaudio.finetune.run_inputs import RunInputs
+from mmaudio.finetune.state import new_state
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.lora.adapter import LoRAConfig
 from mmaudio.lora.checkpoint import read_adapter, shared_metadata
@@ -326,10 +329,13 @@ def test_no_flipped_bit_of_a_state_goes_unnoticed(two_steps, tmp_path):
     path = shutil.copytree(two_steps.folder, tmp_path / "exp") / "lora_checkpoints" / "state.pt"
     whole, refused = path.read_bytes(), 0
     saved = torch.load(path, weights_only=True)
+    config, clips = mini_training.build_config(tmp_path, max_steps=2), mini_training.mini_clips(5)
+    inputs = RunInputs(config, "0" * 64, clips, mini_training.mini_clips(3, "val", seed=1))
+    state = new_state(mini(), config, 5)
     for offset in range(0, len(whole), len(whole) // 97):
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 8]) + whole[offset + 1 :])
         try:
-            mini_training.train_mini(tmp_path, max_steps=2)
+            checkpoint.Checkpoints(tmp_path / "exp").load(state, inputs)
         except TrainingError as error:
             assert "state.pt cannot be read" in str(error)
             refused += 1

@@ -218,6 +218,7 @@ def test_a_terminal_shows_one_bar_and_a_pipe_a_line_per_evaluation(tmp_path, mon
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "validation loss" in line] == ["step 0/4", "step 2/4", "step 4/4"]
     screen = Terminal()
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow one would cut the bar
     monkeypatch.setattr(sys, "stderr", screen)
     mini_training.train_mini(tmp_path / "terminal", max_steps=4)
     assert "validation loss" not in capsys.readouterr().out
