@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_it_is_pushed_and_evaluated_from_there(root, tmp_path, monkeypatch, capsys):
-    quick = ["--metrics", PRIMARY, "--strengths", ""]
+    quick = ["--metrics", PRIMARY, "--strengths", "", "--steps", "1"]
     evaluate_lora.main(evaluate_arguments(root, *quick))
     first = json.loads((root / "exp" / "metrics.json").read_text())
     monkeypatch.chdir(tmp_path)

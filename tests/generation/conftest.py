@@ -8,6 +8,11 @@ from mmaudio.features.encoders import CONDITION_ENCODERS, load_encoders
 from mmaudio.generation.sampler import load_sampler
 
 
+@pytest.fixture(autouse=True, scope="module")
+def all_brief(brief_vocoder):
+    """Sounds of random weights are noise, however many iterations they take."""
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
