@@ -12,6 +12,8 @@ import psutil
 import pytest
 from pipeline_command import PYTHON, ROOT, printed_path, run_pipeline, sha256, start_pipeline
 
+from mmaudio.synthetic.demo import plan_demo_videos, write_demo_video
+
 SHORT = ("max_steps=12", "eval_every=6", "save_every=3", "warmup_steps=2", "batch_size=4", "lora.rank=4")
 """Training that takes seconds."""
 UMASK = 0o027
@@ -22,8 +24,8 @@ CHECKPOINT = "output/x/lora_checkpoints/best_lora.pt"
 def videos(tmp_path_factory):
     """Five short sample videos, and two files that are none."""
     folder = tmp_path_factory.mktemp("few") / "videos"
-    script = ROOT / "training" / "make_demo_videos.py"
-    subprocess.run([PYTHON, script, "--output_dir", folder, "--videos", "5", "--seconds", "12"], check=True)
+    for video in plan_demo_videos(folder, 5, 12.0, 0):
+        write_demo_video(video)
     (folder / "cut.mp4").write_bytes(next(folder.glob("*.mp4")).read_bytes()[:2000])
     (folder / "notes.mp4").write_text("not a video")
     return folder
