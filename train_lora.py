@@ -99,6 +99,7 @@ def run_jobs(results_path: str | None) -> list[JobResult]:
     folder = None if results_path is None else Path(results_path).resolve()
 
     def run_job(composed: DictConfig) -> None:
+        """Train with one job's settings, unless an earlier job was interrupted."""
         if any(isinstance(result, TrainingResult) and result.signal is not None for result in results):
             return
         result = try_training(composed)

@@ -79,12 +79,16 @@ def build_contestants(
     noise = torch.randn(shape, generator=seeded_generator(2)).to(device)
 
     def plain_velocity(latent: Tensor, t: Tensor) -> Tensor:
+        """The plain network's velocity under guidance, as `guided_velocity` has it."""
         both = plain.predict_velocity(torch.cat([latent, latent]), t, cond.cat(uncond)).float()
         return guidance_scale * both[:batch_size] + (1 - guidance_scale) * both[batch_size:]
 
     def build(dtype: torch.dtype, is_plain: bool) -> Callable[[], Tensor]:
+        """The sampling with one of the networks in `dtype`."""
+
         @torch.inference_mode()
         def sample() -> Tensor:
+            """The latents after all steps, (B, T, C)."""
             velocity = plain_velocity if is_plain else guided_velocity(network, cond, uncond, guidance_scale)
             cast = nullcontext() if is_plain else weights_cast_to(network, dtype)
             with cast, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

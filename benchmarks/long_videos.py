@@ -180,6 +180,7 @@ def format_onsets(
     """Rows of the table of onsets and mel distance, and of onsets by distance from a join of windows."""
 
     def onsets(waveform: Tensor) -> Seconds:
+        """Onset times of a waveform (T,), in seconds."""
         return onset_times(compute_mel(waveform[None], spec), spec.codec)[0]
 
     references = [onsets(original) for original in originals]

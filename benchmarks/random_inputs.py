@@ -42,6 +42,7 @@ def random_features(model: str, clips: int) -> FeatureSet:
     spec, generator = model_spec(model).network, seeded_generator(1)
 
     def draw_rows(tokens: int, width: int) -> Tensor:
+        """Standard normal values (clips, tokens, width)."""
         return torch.randn(clips, tokens, width, generator=generator)
 
     features = Features(

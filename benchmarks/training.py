@@ -150,6 +150,7 @@ def build_trainer_contestant(
     accumulate = build_accumulator(dataset, config)
 
     def step() -> object:
+        """One training step, as training takes it."""
         return train_step(state, dataset, config, distributed, accumulate)
 
     return Contestant(step, peak_memory.measure(step, WARM_UP_STEPS)), flops

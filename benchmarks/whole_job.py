@@ -209,6 +209,7 @@ def watch_job(command: Sequence[str], environment: Mapping[str, str]) -> list[St
         stages = [StageUse("plan", [take_sample(root)])]
 
         def poll() -> None:
+            """Add samples to the stage that runs, until the job has ended."""
             while not end.wait(POLL_SECONDS):
                 stages[-1].samples.append(take_sample(root))
 

@@ -291,12 +291,12 @@ def test_the_usual_file_and_function_is_shorter():
 
 
 def test_public_names_have_docstrings():
+    """Functions within functions as well."""
     bare = [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(syntax(path))]
     bare += [
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         for path in SOURCES
-        for scope in [syntax(path), *(n for n in syntax(path).body if isinstance(n, ast.ClassDef))]
-        for node in scope.body
+        for node in syntax_nodes(path)
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_" and not ast.get_docstring(node)
     ]
     assert not bare, bare

@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
     def log(message: str) -> None:
+        """Print a line, and write it into the work folder's log with the time."""
         print_lines(message, flush=True)
         with (args.work_dir / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {message}\n")

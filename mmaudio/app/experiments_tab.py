@@ -34,13 +34,16 @@ def build_experiments_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list
     file = gr.File(label="File", interactive=False, visible=False, elem_id="experiment-file")
 
     def show(name: str) -> str:
+        """The chosen experiment's verdict and files, as HTML."""
         return show_experiment(find_experiment(config.folders, name)) if name else ""
 
     def save_adapter(name: str) -> tuple[str, Any]:
+        """What is said of the adapter's single file, and the file for the browser."""
         path = export_experiment(config.folders, text_field(name))
         return f"{path.name}: for ComfyUI's models/loras, and for --adapter", gr.update(value=str(path), visible=True)
 
     def merge_adapter(name: str, amount: str, numbers: str) -> tuple[str, Any]:
+        """What is said of the merged checkpoint, and the file for the browser."""
         path, comfyui = merge_experiment(config, text_field(name), text_field(amount), text_field(numbers))
         where = path.relative_to(config.folders.output).as_posix()
         return f"{where}\n{comfyui}", gr.update(value=str(path), visible=True)
@@ -50,6 +53,7 @@ def build_experiments_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list
     merge.click(explain_errors(merge_adapter), [choice, strength, dtype], [note, file], **GPU_QUEUE, **HIDDEN)
 
     def refresh() -> list[Any]:
+        """The table of experiments and the choice of one, read anew."""
         experiments = find_experiments(config.folders)
         rows = [[item.name, item.model(), item.verdict().get("Verdict", "not evaluated yet")] for item in experiments]
         return [rows, gr.update(choices=[item.name for item in experiments])]

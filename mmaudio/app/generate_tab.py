@@ -115,6 +115,7 @@ def build_generate_tab(gr: Any, config: AppConfig, locks: FileLocks) -> tuple[Ca
     players = gr.HTML(elem_id="takes")
 
     def generate(*values: Any) -> Iterator[tuple[str, str]]:
+        """The state and the players, first while generating, then with the takes."""
         request = build_request(config, dict(zip(fields, values, strict=True)))
         if not locks.acquire(GPU_LOCK):
             raise ConfigError("a training is at work; wait until it has ended, or stop it: it can be continued")
@@ -130,6 +131,7 @@ def build_generate_tab(gr: Any, config: AppConfig, locks: FileLocks) -> tuple[Ca
     button.click(explain_errors(generate), list(fields.values()), [status, players], **GPU_QUEUE, **HIDDEN)
 
     def refresh() -> list[Any]:
+        """The choices of a video and of two adapters, read anew."""
         adapters = [("none", NONE), *list_adapters(config)]
         videos = [("none", NONE), *list_videos(config)]
         return [gr.update(choices=videos), gr.update(choices=adapters), gr.update(choices=adapters)]

@@ -27,6 +27,7 @@ def explain_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(handler)
         def run_steps(*values: Any) -> Iterator[Any]:
+            """The generator's values; errors are the page's."""
             try:
                 yield from handler(*values)
             except (MMAudioError, OSError, MemoryError, RuntimeError) as error:
@@ -36,6 +37,7 @@ def explain_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(handler)
     def run(*values: Any) -> Any:
+        """The function's result; errors are the page's."""
         try:
             return handler(*values)
         except (MMAudioError, OSError, MemoryError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mmaudio.app.caption_files import write_captions
@@ -81,6 +82,7 @@ def build_upload(gr: Any, config: AppConfig, folder: Any) -> None:
         button, note = gr.Button("Add"), gr.Textbox(label="State", interactive=False)
 
     def add_videos(paths: list[str] | None, text: str) -> tuple[str, None, Any]:
+        """Add uploaded files to a folder; what is said of it, no files, and the choice of the folder."""
         if not paths or len(paths) > MAX_FILES:
             raise ConfigError(f"{len(paths or [])} files: 1 to {MAX_FILES} at once")
         target = config.folders.videos / check_name(text_field(text))
@@ -101,6 +103,15 @@ def show_look(look: FolderLook) -> tuple[str, list[list[Any]], list[list[Any]]]:
 
 def _time(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:g} s"
+
+
+def save_captions(config: AppConfig, rows: list[list[Any]], folder: str, prompt: str) -> str:
+    """Write the edited captions; what is said of it."""
+    root = config.folders.find_video_folder(text_field(folder))
+    pairs = [(text_field(row[0]), text_field(row[3])) for row in rows if len(row) > 3 and row[0]]
+    files = write_captions(root, pairs, text_field(prompt).strip())
+    names = ", ".join(file.relative_to(root).as_posix() for file in files)
+    return f"written: {names}" if files else "no caption has changed"
 
 
 def build_look(gr: Any, config: AppConfig, fields: dict[str, Any]) -> None:
@@ -129,23 +140,22 @@ def build_look(gr: Any, config: AppConfig, fields: dict[str, Any]) -> None:
     inputs = list(fields.values())
 
     def look(*values: Any) -> tuple[str, list[list[Any]], list[list[Any]]]:
+        """What splitting would use, the videos left out, and the captions."""
         request = build_request(dict(zip(fields, values, strict=True)))
         return show_look(look_at_folder(request.arguments(config)))
 
     def plan(*values: Any) -> str:
+        """The pipeline's plan for these fields."""
         return describe_plan(build_request(dict(zip(fields, values, strict=True))).arguments(config))
-
-    def save_captions(rows: list[list[Any]], folder: str, prompt: str) -> str:
-        root = config.folders.find_video_folder(text_field(folder))
-        pairs = [(text_field(row[0]), text_field(row[3])) for row in rows if len(row) > 3 and row[0]]
-        files = write_captions(root, pairs, text_field(prompt).strip())
-        names = ", ".join(file.relative_to(root).as_posix() for file in files)
-        return f"written: {names}" if files else "no caption has changed"
 
     look_button.click(explain_errors(look), inputs, [lines, left_out, captions], **LOOK_QUEUE, **HIDDEN)
     plan_button.click(explain_errors(plan), inputs, lines, **LOOK_QUEUE, **HIDDEN)
     save.click(
-        explain_errors(save_captions), [captions, fields["videos"], fields["prompt"]], lines, **LOOK_QUEUE, **HIDDEN
+        explain_errors(partial(save_captions, config)),
+        [captions, fields["videos"], fields["prompt"]],
+        lines,
+        **LOOK_QUEUE,
+        **HIDDEN,
     )
 
 
@@ -162,6 +172,14 @@ def build_progress(gr: Any) -> tuple[Any, list[Any], dict[str, Any]]:
     return job, [state, losses, log, report], {"stop": stop, "continue": go_on}
 
 
+def job_choice(gr: Any, config: AppConfig, value: str | None = None) -> Any:
+    """The choice of a training: the one named `value`, else one that runs, else the newest."""
+    jobs = list_jobs(config)
+    running = [item for item in jobs if item.state() in (RUNNING, STOPPING)]
+    first = value or next((item.root.name for item in [*running, *jobs]), None)
+    return gr.update(choices=[item.root.name for item in jobs], value=first)
+
+
 def build_train_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list[Any]], list[Any]]:
     """Build the tab; a function that lists folders and trainings anew, and the components that it fills."""
     fields = build_fields(gr)
@@ -170,25 +188,23 @@ def build_train_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list[Any]]
     start_button = gr.Button("Start training", variant="primary", elem_id="start")
     job, shown, buttons = build_progress(gr)
 
-    def list_names(value: str | None = None) -> Any:
-        jobs = list_jobs(config)
-        running = [item for item in jobs if item.state() in (RUNNING, STOPPING)]
-        first = value or next((item.root.name for item in [*running, *jobs]), None)
-        return gr.update(choices=[item.root.name for item in jobs], value=first)
-
     def start(*values: Any) -> Any:
+        """Start a training of these fields, and choose it."""
         request = build_request(dict(zip(fields, values, strict=True)))
         request.job(config).start(request.arguments(config))
-        return list_names(request.name)
+        return job_choice(gr, config, request.name)
 
     def show(name: str) -> tuple[str, str, str, str]:
+        """State, losses, end of the log and report of a training."""
         return show_progress(config, find_job(config, name)) if name else ("", "", "", "")
 
     def stop(name: str) -> tuple[str, str, str, str]:
+        """Ask a training to save and end; what `show` shows."""
         find_job(config, name).stop()
         return show(name)
 
     def go_on(name: str) -> tuple[str, str, str, str]:
+        """Start a training again where it stopped; what `show` shows."""
         item = find_job(config, name)
         item.start(item.arguments())
         return show(name)
@@ -200,6 +216,7 @@ def build_train_tab(gr: Any, config: AppConfig) -> tuple[Callable[[], list[Any]]
     gr.Timer(REFRESH_SECONDS).tick(explain_errors(show), job, shown, api_visibility="private", show_progress="hidden")
 
     def refresh() -> list[Any]:
-        return [gr.update(choices=list_video_folders(config.folders.videos)), list_names()]
+        """The choices of a folder and of a training, read anew."""
+        return [gr.update(choices=list_video_folders(config.folders.videos)), job_choice(gr, config)]
 
     return refresh, [fields["videos"], job]

@@ -61,6 +61,7 @@ def match_videos(rows: Sequence[CaptionRow], videos: Sequence[str], root: Path) 
     by_name = {name: video for video in videos for name in video_names(video)[2:] if counts[name] == 1}
 
     def find(path: str) -> str | None:
+        """The video that a path of the table means; None for no video, or several."""
         parts = PurePosixPath(path).parts
         is_absolute = re.match(r"/|[A-Za-z]:/", path) is not None
         if not is_absolute and (root / parts[0]).exists():  # it is below the folder of videos, and not there

@@ -34,6 +34,7 @@ def make_cut_detector(fps: float) -> CutDetector:
     rate = Fraction(fps).limit_denominator(1001)
 
     def detect_cuts(time: float, image: npt.NDArray[np.uint8]) -> list[float]:
+        """Times in seconds of cuts that a further frame, at `time`, shows."""
         code = FrameTimecode(Timecode(pts=round(time / TIME_BASE), time_base=TIME_BASE), fps=rate)
         return [float(cut.seconds) for cut in detector.process_frame(code, image)]
 

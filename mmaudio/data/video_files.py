@@ -67,6 +67,7 @@ def _list_files(root: Path, recursive: bool) -> list[Path]:
     visited: set[Path] = set()
 
     def on_error(error: OSError) -> None:
+        """Note a folder that cannot be read; raise where it is the whole folder."""
         if Path(error.filename) == root:
             raise DataError(f"{root}: cannot be read ({error.strerror})") from error
         files.append(Path(error.filename))

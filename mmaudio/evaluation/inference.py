@@ -82,6 +82,7 @@ def sample_latents(sampler: Sampler, features: FeatureSet, sampling: SamplingCon
     num_steps = sampling.num_steps or sampler.spec.num_steps
 
     def compute(indices: Sequence[int]) -> Tensor:
+        """Latents (B, N, C) of the jobs at `indices`."""
         batch = features[torch.tensor([jobs[index][0] for index in indices])]
         names = ((features.ids[row], f"take {sample}") for row, sample in (jobs[index] for index in indices))
         noise = sampler.draw_noise([clip_seed(sampling.seed, *name) for name in names])

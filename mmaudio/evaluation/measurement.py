@@ -128,6 +128,7 @@ def write_videos(
     length = clip_set.latents[BASE].shape[2] * codec.hop_length * 2
 
     def write(rows: Sequence[int]) -> None:
+        """Write the videos of the clips at `rows`, all of one source video."""
         clips = [results[row].clip for row in rows]
         originals = read_original_audio(clip_set.video_root, clips, codec.sample_rate, length)
         posters = writer.write_videos(clip_set.video_root, clips, rows, originals, codec)

@@ -118,6 +118,7 @@ class ResBlock(nn.Module):
         super().__init__()
 
         def conv(dilation: int) -> nn.Module:
+            """A convolution of the block, weight-normalised."""
             padding = dilation * (kernel - 1) // 2
             layer: nn.Module = weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
             return layer

@@ -77,6 +77,7 @@ class Encoders:
         encoder = _require(self.clip, "clip")
 
         def encode(batch: Tensor) -> Tensor:
+            """CLIP's features (B, E) of a batch of frames."""
             with self._autocast():
                 return encoder.encode_frames(clip.normalize_frames(batch.to(self.device))[None])[0].float()
 
@@ -96,6 +97,7 @@ class Encoders:
         encoder = _require(self.sync, "sync")
 
         def encode(batch: Tensor) -> Tensor:
+            """Synchformer's features of a batch of segments."""
             with self._autocast():
                 tokens: Tensor = encoder(synchformer.normalize_frames(batch.to(self.device))[None])
             return tokens[0].float()
@@ -124,6 +126,7 @@ class Encoders:
         vae = _require(self.vae, "codec")
 
         def encode(batch: Tensor) -> Tensor:
+            """Mean and std (B, 2, N, C) of a batch of waveforms."""
             posterior = vae.encode(self.mel(batch.to(self.device)))
             return torch.stack([posterior.mean, posterior.std], dim=1).transpose(2, 3).contiguous()
 
@@ -152,6 +155,7 @@ def load_encoders(
     spec = model_spec(model)
 
     def load(name: str, build: Callable[[], M]) -> M | None:
+        """An encoder with its weights; None where it is not asked for."""
         return load_frozen(build, model, ENCODER_COMPONENTS[name], folder, device) if name in names else None
 
     return Encoders(

@@ -60,9 +60,11 @@ class DividedAttention(nn.Module):
         grouped = "(b p) h t d" if self.axis == "time" else "(b t) h p d"
 
         def group(tokens: Tensor) -> Tensor:
+            """Patches by the axis of attention: (B, heads, 1 + T P, d) -> (groups, heads, tokens, d)."""
             return rearrange(tokens[:, :, 1:], f"b h (t p) d -> {grouped}", t=time_steps)
 
         def with_class(tokens: Tensor) -> Tensor:
+            """The same, with the class token before each group's patches."""
             patches = group(tokens)
             copies = patches.shape[0] // tokens.shape[0]
             return torch.cat([repeat(tokens[:, :, :1], "b h one d -> (b copies) h one d", copies=copies), patches], 2)

@@ -108,9 +108,11 @@ class _MicroBatchGraph:
         capture = GraphCapture(device)
 
         def accumulate() -> Tensor:
+            """Add the gradients of the graph's draws."""
             return accumulate_gradients(state, dataset, self.draws, config)
 
         def warm_up() -> None:
+            """Run what is recorded some times, as recording needs."""
             for _ in range(WARM_UP_CALLS):
                 state.optimizer.zero_grad()
                 accumulate()

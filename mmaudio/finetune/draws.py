@@ -141,6 +141,7 @@ class DrawSource:
         generator, sampler = self.generator.get_state(), self.sampler.state_dict()
 
         def undo() -> None:
+            """Go back to before the later draws."""
             self._prefetched = None
             self.generator.set_state(generator)
             self.sampler.load_state_dict(sampler)

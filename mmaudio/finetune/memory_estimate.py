@@ -42,6 +42,7 @@ def measure_activation_bytes(state: TrainState, dataset: ClipDataset, config: Tr
     saved_bytes: dict[int, int] = {}
 
     def record(tensor: Tensor) -> Tensor:
+        """Count a saved tensor's storage once, unless it is a weight's."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameter_storages:
             saved_bytes[storage.data_ptr()] = storage.nbytes()

@@ -74,6 +74,7 @@ def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws
     x_t = interpolate(draws.noise, sample_latents(network, samples, draws), draws.t)
 
     def predict_velocity() -> Tensor:
+        """The velocity of the network as it is now, (B, T, C)."""
         with autocast(draws.t.device, dtype):  # one context each: autocast caches the cast weights until it ends
             conditions = samples.conditions(network, draws.index, draws.no_video, draws.no_text)
             return network.predict_velocity(x_t, draws.t, conditions)
@@ -132,6 +133,7 @@ def train_step(
         base_draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
 
     def run_passes(size: int) -> Tensor:
+        """Gradients of all clips in micro-batches of `size`; their losses (B,)."""
         with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
             micro_losses = [accumulate(state, dataset, draws, config) for draws in local_draws.split(size)]
             if base_samples is not None and base_draws is not None:

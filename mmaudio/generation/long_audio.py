@@ -82,6 +82,7 @@ def blend_velocities(sampler: Sampler, request: LongRequest) -> Velocity:
     weights = torch.stack([row.weights for row in rows]).to(sampler.device)[:, :, None]  # (rows, N, 1)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
+        """(S, T, C) at flow time t -> (S, T, C)."""
         total = torch.zeros_like(x)
         for number, batch in enumerate(batches):
             spans = [slice(start := grid.starts[row.window], start + grid.window_tokens) for row in batch]

@@ -56,6 +56,7 @@ def open_table(args: argparse.Namespace) -> GenerationTable:
 
     @functools.cache
     def describe_run() -> dict[str, Any]:
+        """What is the same for every file of the run."""
         stack, model = choose_base(args)
         fetch_files(model, ("network",), args.weights, cli.is_offline(args.offline))
         hashes = {
@@ -66,6 +67,7 @@ def open_table(args: argparse.Namespace) -> GenerationTable:
         return describe_settings(args, stack, model) | ranking | hashes
 
     def describe(job: Job) -> dict[str, Any]:
+        """What one file is made from."""
         videos = [] if job.request.video is None else [job.request.video]
         return describe_job(job, describe_run()) | {"video_file": hash_files(videos), "first_seed": job.request.seed}
 

@@ -72,6 +72,7 @@ def solve(
     num_evaluations = 0
 
     def counted(x: Tensor, t: Tensor) -> Tensor:
+        """The velocity; each evaluation is counted."""
         nonlocal num_evaluations
         num_evaluations += 1
         return velocity(x, t)

@@ -104,6 +104,7 @@ def inception_statistic(rows: OutputRows, reference: OutputRows) -> SetStatistic
     splits = inception_splits(len(rows.values))
 
     def statistic(mask: Mask) -> float:
+        """Mean inception score of the clips that `mask` keeps."""
         selected = mask[rows.clip_indices]
         return float(inception_scores(rows.values[selected], splits[selected]).mean())
 

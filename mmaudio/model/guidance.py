@@ -23,6 +23,7 @@ def guided_velocity(network: MMAudio, cond: Conditions, uncond: Conditions | Non
     both = cond.cat(uncond)
 
     def velocity(latent: Tensor, t: Tensor) -> Tensor:
+        """Guided velocity of a latent (B, T, C) at flow time t: (B, T, C)."""
         velocities = network.predict_velocity(latent, t, both)
         v_cond, v_uncond = velocities.to(latent.dtype).chunk(2)
         return torch.lerp(v_uncond, v_cond, guidance_scale)

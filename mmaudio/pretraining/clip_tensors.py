@@ -35,6 +35,7 @@ def read_clip(path: Path) -> ClipTensors:
     image_size = [model.sync.image_size] * 2
 
     def resize(frames: Tensor) -> Tensor:
+        """Frames uint8 (V, 3, H, W) at the encoders' size."""
         resized: Tensor = vision.resize(frames, image_size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         return resized
 

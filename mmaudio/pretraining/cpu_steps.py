@@ -58,6 +58,7 @@ class CpuSteps:
         count = self.recipe.micro_batches
 
         def compute_micro_batch(micro_batch: int) -> tuple[float, Gradients]:
+            """Loss and gradients of one micro-batch."""
             torch.set_num_threads(max(1, self.num_threads // count))
             with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
                 loss = self.loss_of(self.generator_for(step, micro_batch))

@@ -144,6 +144,7 @@ def interval_chart(low: float, mean: float, high: float, limit: float, style: st
     width, height = 200, 26
 
     def to_x(value: float) -> float:
+        """Where a value lies in the picture; values beyond the axis lie at its end."""
         return width / 2 * (1 + max(-1.0, min(1.0, value / limit)) * 0.95)
 
     return (
@@ -159,6 +160,7 @@ def onset_strip(onsets: Sequence[float], reference: Sequence[float], seconds: fl
     """Onset times in seconds as a strip of ticks (SVG), in front of broad pale ones for the reference's onsets."""
 
     def draw_ticks(times: Sequence[float], style: str) -> str:
+        """One tick per time, as an SVG path; nothing without times."""
         strokes = "".join(f"M{1000 * time / seconds:.0f} 0v9" for time in times)
         return f'<path class="{style}" d="{strokes}" vector-effect="non-scaling-stroke"/>' if strokes else ""
 

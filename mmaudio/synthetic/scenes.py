@@ -152,6 +152,7 @@ def random_scene(domain: Domain, seconds: float, generator: np.random.Generator)
     """A scene of one to three objects, by MOTION_MIXES; some have a silent object besides."""
 
     def random_kind(motion_type: str) -> Kind:
+        """A kind of object of the domain with this motion."""
         kinds = domain.kinds_with_motion(motion_type)
         return kinds[int(generator.integers(len(kinds)))]
 

@@ -80,6 +80,7 @@ def note_signals() -> Iterator[list[int]]:
     last_time = -REPEAT_SECONDS
 
     def note(number: int, frame: FrameType | None) -> None:
+        """Note a signal, unless it repeats the one before."""
         nonlocal last_time
         if (now := time.monotonic()) - last_time > REPEAT_SECONDS:
             last_time = now

@@ -26,6 +26,7 @@ def prefetch(items: Iterator[T], max_ahead: int) -> Iterator[T]:
     stopped = threading.Event()
 
     def produce() -> None:
+        """Put the items into the queue, and what ended them."""
         end = _End(None)
         try:
             for item in items:

@@ -145,6 +145,7 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def wait() -> None:
+        """End the process once its parent has ended."""
         parent.join()
         os._exit(1)
 

@@ -113,9 +113,13 @@ def _build_secure_handlers() -> list[BaseHandler]:
         return []
 
     class SecureConnection(HTTPSConnection):
+        """A connection whose responses are guarded."""
+
         response_class = GuardedResponse
 
     class SecureHandler(HTTPSHandler):
+        """Opens https addresses by such connections."""
+
         def https_open(self, request: Request) -> http.client.HTTPResponse:
             """Open an https address."""
             return self.do_open(SecureConnection, request)
