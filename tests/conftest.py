@@ -29,7 +29,8 @@ os.environ |= {
     "HF_HUB_DOWNLOAD_TIMEOUT": "600",
     "NO_PROXY": "*",
     "no_proxy": "*",
-    "WANDB__SERVICE_WAIT": "600",
+    "WANDB__SERVICE_WAIT": "600",  # its other process may start on a loaded machine
+    "WANDB_INIT_TIMEOUT": "600",
     "WANDB_MODE": "offline",
     "TRACKIO_DIR": str(HOME / "trackio"),
     "MMAUDIO_QUIET_SECONDS": "3600",  # of the commands under test, as quiet_heartbeat of the tests themselves
