@@ -175,15 +175,21 @@ class TrainConfig:
     Probability that a clip is trained without its video and, independently, without its text."""
     drop_captions: float | None = None
     """null: as drop_conditions; more where all captions are alike"""
+    early_times: float = 0.3
+    """more where the sound is of the wrong kind, less where its timing suffers; 0: as the base was trained
+
+    Probability that a clip is trained at a flow time near the noise, where the solver's first steps decide which sound
+    it will be, and where the base's own times hardly ever lie."""
     latent_noise: float = 0.0
     """0.05 to 0.2 where a few clips are learned by heart
 
     Standard deviation of noise added to the normalised latents."""
     preserve_base: float = 0.0
-    """0.25 to 1 against forgetting the base model
+    """1 to 4 against forgetting the base model
 
-    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
-    preserve_share: float = 0.25
+    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions, half
+    of it beside the video of a training clip."""
+    preserve_share: float = 0.125
     """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99
     """EMA of the adapter, evaluated and saved beside it; 0: none; 0.999: from 5000 steps on"""
@@ -252,6 +258,7 @@ class TrainConfig:
         check_between("lora_plus_ratio", self.lora_plus_ratio, 0.0, 1000.0, low_open=True)
         check_between("drop_conditions", self.drop_conditions, 0.0, 0.9)
         check_between("drop_captions", self.caption_dropout_prob, 0.0, 1.0)
+        check_between("early_times", self.early_times, 0.0, 1.0)
         check_between("latent_noise", self.latent_noise, 0.0, 1.0)
         check_between("preserve_base", self.preserve_base, 0.0, 100.0)
         check_between("preserve_share", self.preserve_share, 0.0, 4.0, low_open=True)

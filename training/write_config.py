@@ -42,7 +42,7 @@ TRAIN_SECTIONS = (
     (
         *("batch_size", "gradient_accumulation_steps", "learning_rate", "optimizer", "lora_plus_ratio", "schedule"),
         *("max_steps", "warmup_steps", "weight_decay", "max_grad_norm", "drop_conditions", "drop_captions"),
-        *("latent_noise", "preserve_base", "preserve_share", "ema_decay"),
+        *("early_times", "latent_noise", "preserve_base", "preserve_share", "ema_decay"),
     ),
     ("amp", "base_bf16", "gradient_checkpointing", "compile", "cuda_graph", "merge_batches", "features_in_memory"),
     ("eval_every", "save_every", "validation", "early_stopping", "logging"),

@@ -1,7 +1,8 @@
 """The base model's own samples of generic captions, at which training holds the adapted model to the base.
 
 The captions are those of `data.generic_captions` that no evaluation measures, unless others are passed. The samples are
-made once, by text alone, and stay beside the features; for `tiny_16k` and 8 s their latents ship with the model.
+made once, by text alone, and stay beside the features; for `tiny_16k` and 8 s their latents ship with the model. In
+training half of the draws have the video of a clip as well.
 
 R samples, N latent tokens, C latent channels, L text tokens, D text width.
 """
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaudio.config import TrainConfig
-from mmaudio.data.feature_set import FeatureSet
+from mmaudio.data.feature_set import AnyFeatureSet, Features, FeatureSet, build_feature_set
 from mmaudio.data.generic_captions import build_text_set, training_captions
 from mmaudio.features.encoders import ENCODER_COMPONENTS, load_encoders
 from mmaudio.finetune.precision import autocast, compute_dtype
@@ -118,6 +119,17 @@ def sample_from_text(network: MMAudio, text_features: Tensor, first: int, config
         velocity = guided_velocity(network, cond, uncond, spec.guidance_scale)
         latents = integrate(velocity, noise, spec.num_steps)
     return network.unnormalize(latents.float())
+
+
+def pair_with_videos(samples: FeatureSet, clips: AnyFeatureSet, seed: int) -> FeatureSet:
+    """The samples, each with the video features of a random one of the `clips`: foreign text for a known video.
+
+    Without them the adapter is held to the base where there is no video, and changes most where there is one.
+    """
+    rows = torch.randint(len(clips), (len(samples),), generator=torch.Generator().manual_seed(seed))
+    videos = clips.select(rows)
+    features = Features(samples.mean, samples.std, videos.clip_features, videos.sync_features, samples.text_features)
+    return build_feature_set(features, samples.clips, samples.model)
 
 
 def read_base_samples(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaudio.model.flow_matching import condition_dropout_masks, logit_normal_times
+from mmaudio.model.flow_matching import condition_dropout_masks, training_times
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Prefetched:
     """Draws of the next step."""
 
     draws: Draws
-    arguments: tuple[int, float, float]
+    arguments: tuple[int, float, float, float]
     undo: Callable[[], None]
 
 
@@ -115,18 +115,21 @@ class DrawSource:
     generator: torch.Generator
     _prefetched: _Prefetched | None = field(default=None, repr=False)
 
-    def draw(self, count: int, p_video: float, p_text: float) -> Draws:
-        """Draw the next step of `count` clips; `p_video` and `p_text` are the probabilities of dropping a condition."""
-        prefetched, arguments = self._prefetched, (count, p_video, p_text)
+    def draw(self, count: int, p_video: float, p_text: float, early: float = 0.0) -> Draws:
+        """Draw the next step of `count` clips; `p_video` and `p_text` are the probabilities of dropping a condition.
+
+        `early` is that of an early flow time, as in `training_times`.
+        """
+        prefetched, arguments = self._prefetched, (count, p_video, p_text, early)
         if prefetched is not None and prefetched.arguments == arguments:
             self._prefetched = None
             return prefetched.draws
         self.discard_prefetched()
         return self._draw(*arguments)
 
-    def prefetch(self, count: int, p_video: float, p_text: float) -> None:
+    def prefetch(self, count: int, p_video: float, p_text: float, early: float = 0.0) -> None:
         """Compute the result of the next `draw` now; `state_dict` still gives the state before it."""
-        undo, arguments = self.undo_point(), (count, p_video, p_text)
+        undo, arguments = self.undo_point(), (count, p_video, p_text, early)
         self._prefetched = _Prefetched(self._draw(*arguments), arguments, undo)
 
     def discard_prefetched(self) -> None:
@@ -159,14 +162,14 @@ class DrawSource:
         self.generator.set_state(state["generator"])
         self.sampler.load_state_dict(state["order"])
 
-    def _draw(self, count: int, p_video: float, p_text: float) -> Draws:
+    def _draw(self, count: int, p_video: float, p_text: float, early: float) -> Draws:
         eps, noise = (torch.randn((count, *self.latent_shape), generator=self.generator) for _ in range(2))
         no_video, no_text = condition_dropout_masks(count, p_video, p_text, self.generator)
         return Draws(
             index=self.sampler.take(count),
             eps=eps,
             noise=noise,
-            t=logit_normal_times(count, self.generator),
+            t=training_times(count, early, self.generator),
             no_video=no_video,
             no_text=no_text,
             dropout_seed=int(torch.randint(2**62, (), generator=self.generator)),

@@ -38,6 +38,9 @@ CHANGEABLE_KEYS = (
 )
 """Settings (and groups of them) that may change when a run continues."""
 
+VALUES_BEFORE = {"early_times": 0.0}
+"""What training did before a setting existed, where that is not the setting's default."""
+
 
 @dataclass(frozen=True)
 class RunInputs:
@@ -65,7 +68,9 @@ class RunInputs:
     def _base_samples(self) -> dict[str, str]:
         config = self.config
         return (
-            {"base samples": hash_samples(config, self.base_sha256, self.train.seconds)} if config.preserve_base else {}
+            {"base samples": f"{hash_samples(config, self.base_sha256, self.train.seconds)} with videos"}
+            if config.preserve_base
+            else {}
         )
 
     def data_summary(self) -> dict[str, Any]:
@@ -80,10 +85,10 @@ class RunInputs:
 def describe_differences(saved: dict[str, Any], current: dict[str, Any]) -> str:
     """The differences between two runs' `fixed_values` in words, empty where there are none.
 
-    A setting that is not in `saved`, of an older version, had its default value.
+    A setting that is not in `saved`, of an older version, had its default value, or that of VALUES_BEFORE.
     """
     defaults = {name: value for name, value in flatten(TrainConfig().to_dict()).items() if name in current}
-    saved = defaults | saved
+    saved = defaults | VALUES_BEFORE | saved
     names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
     text = "; ".join(f"{name}: {saved.get(name)}, now {current.get(name)}" for name in names)
     if any(name.endswith(" clips") for name in names):

@@ -25,6 +25,9 @@ from mmaudio.finetune.state import TrainState
 from mmaudio.model.flow_matching import interpolate, sample_posterior, velocity_loss
 from mmaudio.model.networks import MMAudio
 
+TEXT_ALONE = 0.5
+"""Share of the base's samples at which the velocity is held without a video."""
+
 
 class NonFiniteError(TrainingError):
     """A loss or gradient that is not finite; the state is what it was before the step."""
@@ -124,13 +127,13 @@ def train_step(
     if not state.model.training:  # train() visits every module, which takes milliseconds
         state.model.train()
     total, device = config.effective_batch_size, dataset.mean.device
-    draw_arguments = (total, config.drop_conditions, config.caption_dropout_prob)
+    draw_arguments = (total, config.drop_conditions, config.caption_dropout_prob, config.early_times)
     undo_points = [source.undo_point() for source in state.draw_sources()]
     step_draws = state.draws.draw(*draw_arguments)
     local_draws = step_draws.select(distributed.shard(total)).to(device)
     base_draws = None
     if base_samples is not None and state.base_draws is not None:
-        base_draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
+        base_draws = state.base_draws.draw(config.base_samples_per_step, TEXT_ALONE, 0.0, config.early_times)
 
     def run_passes(size: int) -> Tensor:
         """Gradients of all clips in micro-batches of `size`; their losses (B,)."""

@@ -15,7 +15,7 @@ from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
-from mmaudio.finetune.base_samples import make_base_samples, read_base_samples
+from mmaudio.finetune.base_samples import make_base_samples, pair_with_videos, read_base_samples
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
 from mmaudio.finetune.clip_sets import load_clip_sets
 from mmaudio.finetune.cuda_graph import build_accumulator
@@ -126,12 +126,15 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
 
 
 def load_base_samples(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> FeatureSet:
-    """The base's own samples of generic captions, which the main process makes where they do not exist yet."""
+    """The base's own samples of generic captions, with the training clips' videos.
+
+    The main process makes those that do not exist yet.
+    """
     arguments = (network, inputs.config, inputs.base_sha256, inputs.train.seconds)
     if distributed.is_main:
         make_base_samples(*arguments)
     distributed.barrier()
-    return read_base_samples(*arguments)
+    return pair_with_videos(read_base_samples(*arguments), inputs.train, inputs.config.seed)
 
 
 def prepare_network(state: TrainState, config: TrainConfig, device: torch.device) -> None:

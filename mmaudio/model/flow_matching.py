@@ -1,6 +1,6 @@
 """Conditional flow matching on straight paths from noise (t = 0) to data (t = 1), as pure functions.
 
-Training: `sample_posterior`, `logit_normal_times`, `condition_dropout_masks`, `velocity_loss`. Validation:
+Training: `sample_posterior`, `training_times`, `condition_dropout_masks`, `velocity_loss`. Validation:
 `logit_normal_quantiles`. Sampling: `integrate`, with the velocity of `guidance.guided_velocity`.
 B batch, N latent tokens, C latent channels. Source: arXiv 2412.15322.
 """
@@ -18,6 +18,9 @@ from mmaudio.model.networks import Conditions, MMAudio
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """velocity(latent (B, N, C), t of no dimension) -> (B, N, C)."""
 
+EARLY_POWER = 3
+"""Early times of training are a uniform draw to this power."""
+
 SOLVERS = ("euler", "midpoint", "heun")
 """Of fixed steps: the first is of first order; the others, of second, evaluate the velocity twice per step."""
 
@@ -26,6 +29,19 @@ def logit_normal_times(n: int, generator: torch.Generator | None = None) -> Tens
     """n random flow times in (0, 1), the sigmoid of standard normals: (n,), float32, on the generator's device."""
     device = generator.device if generator is not None else None
     return torch.randn(n, generator=generator, device=device).sigmoid()
+
+
+def training_times(n: int, early: float, generator: torch.Generator) -> Tensor:
+    """n random flow times in [0, 1): logit-normal, but each with probability `early` the cube of a uniform draw.
+
+    Cubes lie near the noise: two in five are below 0.1, of logit-normal times one in seventy. There the solver's first
+    steps decide which sound it will be. (n,), float32, on the generator's device.
+    """
+    times = logit_normal_times(n, generator)
+    if not early:
+        return times
+    is_early, uniform = torch.rand(2, n, generator=generator, device=generator.device)
+    return torch.where(is_early < early, uniform**EARLY_POWER, times)
 
 
 def logit_normal_quantiles(n: int) -> Tensor:

@@ -6,15 +6,18 @@
 Every run uses the same seed and features. Its best adapter is compared with that of the first run, clip by clip: by the
 velocity loss on the test clips, which no selection has used, and on clips of the base model's own domain and the base's
 own sounds of generic captions, where a higher loss means forgetting: of captions that `preserve_base` trains on, and of
-those that are held back.
+those that are held back. With the source videos (`--videos`) the generated sounds are compared with the originals too:
+the loss hardly weighs the solver's first steps, which decide what sound it will be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mmaudio import cli
@@ -25,21 +28,29 @@ from mmaudio.data.generic_captions import held_back_captions, training_captions
 from mmaudio.errors import ConfigError, DataError
 from mmaudio.evaluation.config import SamplingConfig
 from mmaudio.evaluation.general_domain import load_general_domain
-from mmaudio.evaluation.inference import velocity_losses
+from mmaudio.evaluation.inference import sample_latents, velocity_losses
+from mmaudio.evaluation.measurement import decode_clip, measure_audio
+from mmaudio.evaluation.original_audio import read_original_audio
 from mmaudio.features.encoders import ENCODER_COMPONENTS
+from mmaudio.features.mel import build_mel
 from mmaudio.finetune.base_samples import make_base_samples, read_base_samples
 from mmaudio.finetune.early_stopping import compute_paired_change
 from mmaudio.finetune.loop import TrainingResult
 from mmaudio.finetune.metrics_log import METRICS_FILE
 from mmaudio.finetune.trainer import load_network, train
-from mmaudio.generation.sampler import fast_dtype, load_sampler
+from mmaudio.generation.sampler import Sampler, fast_dtype, load_sampler
 from mmaudio.lora.checkpoint import attach_adapter, read_adapter
+from mmaudio.metrics.metric_inputs import ADAPTED
+from mmaudio.metrics.registry import METRICS, PRIMARY
 from mmaudio.model.spec import MODELS, model_spec
 from mmaudio.report.sections import VALIDATION, read_history
 from mmaudio.utils.files import atomic_write
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.terminal import print_lines
 from mmaudio.weights.store import missing_files
+
+SOUND_METRICS = (PRIMARY, "onset_f1")
+"""What sounds are compared by."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +66,31 @@ class Trial:
         return "-".join("".join(letter if letter.isalnum() else " " for letter in self.name).split())
 
 
+EARLIER = ("early_times=0", "preserve_base=0", "learning_rate=2e-3", "max_steps=300")
+"""What differed in preset=quick before early times and the preserved base were in it."""
 TRIALS = (
     Trial("as preset=quick"),
     Trial("another seed", ("seed=1",)),
+    Trial("a third seed", ("seed=2",)),
     Trial("lora.dropout=0", ("lora.dropout=0",)),
     Trial("lora.dropout=0.3", ("lora.dropout=0.3",)),
     Trial("drop_captions=0.5", ("drop_captions=0.5",)),
     Trial("weight_decay=0", ("weight_decay=0",)),
     Trial("weight_decay=0.1", ("weight_decay=0.1",)),
+    Trial("early_times=0", ("early_times=0",)),
+    Trial("early_times=0.15", ("early_times=0.15",)),
+    Trial("early_times=0.5", ("early_times=0.5",)),
+    Trial("preserve_base=0", ("preserve_base=0",)),
     Trial("preserve_base=0.25", ("preserve_base=0.25",)),
     Trial("preserve_base=0.5", ("preserve_base=0.5",)),
     Trial("preserve_base=1", ("preserve_base=1",)),
     Trial("preserve_base=4", ("preserve_base=4",)),
-    Trial("preserve_base=1 preserve_share=0.5", ("preserve_base=1", "preserve_share=0.5")),
+    Trial("preserve_share=0.25", ("preserve_share=0.25",)),
+    Trial("the earlier preset=quick", EARLIER),
+    Trial("the earlier preset=quick, early_times=0.3", (*EARLIER, "early_times=0.3")),
+    Trial("the earlier preset=quick, preserve_base=2", (*EARLIER, "preserve_base=2")),
     Trial("latent_noise=0.1", ("latent_noise=0.1",)),
-    Trial("half the learning rate", ("learning_rate=1e-3",)),
+    Trial("half the learning rate", ("learning_rate=1.5e-3",)),
     Trial("lora.rank=8", ("lora.rank=8", "lora.alpha=16")),
 )
 """The first is the baseline of the comparison; the second shows the variation by chance."""
@@ -86,6 +107,17 @@ class ComparisonInputs:
     weights: Path | None
     offline: bool
     device: torch.device
+    videos: Path | None = None
+    """The folder of the source videos; None: no sounds are compared."""
+
+
+@dataclass(frozen=True)
+class ComparedClips:
+    """Clips that every run is measured on."""
+
+    features: FeatureSet
+    video_root: Path | None = None
+    """The folder of their videos, where sounds are compared."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +128,8 @@ class TrialResult:
     training: TrainingResult
     last_loss: float
     """Validation loss of the last adapter."""
-    losses: dict[str, list[float]]
-    """Velocity loss of every clip with the best adapter, by set."""
+    values: dict[str, list[float]]
+    """Measured values of every clip with the best adapter, by column of the table."""
 
 
 def trial_overrides(trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str]) -> list[str]:
@@ -120,7 +152,7 @@ def trial_overrides(trial: Trial, inputs: ComparisonInputs, overrides: Sequence[
 
 
 def run_trial(
-    trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str], sets: Mapping[str, FeatureSet]
+    trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str], sets: Mapping[str, ComparedClips]
 ) -> TrialResult | TrainingResult:
     """Train, unless done before, and measure; only the training result if a signal ended it."""
     config = compose(trial_overrides(trial, inputs, overrides))
@@ -129,7 +161,7 @@ def run_trial(
         return result
     adapter = result.folder / "lora_checkpoints" / "best_lora.pt"
     last_loss = read_last_validation_loss(result.folder)
-    return TrialResult(trial, result, last_loss, compute_losses(adapter, config, inputs, sets))
+    return TrialResult(trial, result, last_loss, measure_adapter(adapter, config, inputs, sets))
 
 
 def read_last_validation_loss(folder: Path) -> float:
@@ -140,33 +172,59 @@ def read_last_validation_loss(folder: Path) -> float:
     return losses[-1]
 
 
-def compute_losses(
-    adapter: Path, config: TrainConfig, inputs: ComparisonInputs, sets: Mapping[str, FeatureSet]
+def measure_adapter(
+    adapter: Path | None, config: TrainConfig, inputs: ComparisonInputs, sets: Mapping[str, ComparedClips]
 ) -> dict[str, list[float]]:
-    """Velocity losses of the clips of every set with the adapter."""
+    """Values of every clip with the adapter, or with the base alone (None), by column of the table.
+
+    The columns are the velocity loss of every set, by its name, and the sounds' metrics where its videos are at hand.
+    """
     network, sha256 = load_network(config, inputs.device)
-    attach_adapter(network, read_adapter(adapter), inputs.model, sha256)
+    if adapter is not None:
+        attach_adapter(network, read_adapter(adapter), inputs.model, sha256)
     sampler = load_sampler(inputs.model, inputs.weights, inputs.device, network, fast_dtype(inputs.device))
-    losses = {}
+    values = {}
     for name, clips in sets.items():
-        network.set_duration(clips.seconds)
-        losses[name] = velocity_losses(sampler, clips, SamplingConfig(), name)
-    return losses
+        network.set_duration(clips.features.seconds)
+        values[name] = velocity_losses(sampler, clips.features, SamplingConfig(), name)
+        if clips.video_root is not None:
+            values |= measure_sounds(sampler, clips.features, clips.video_root, name)
+    return values
 
 
-def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> FeatureSet | None:
+def measure_sounds(sampler: Sampler, features: FeatureSet, video_root: Path, name: str) -> dict[str, list[float]]:
+    """SOUND_METRICS of a generated sound of every clip against the original, by column of the table."""
+    codec, to_mel = sampler.spec.codec, build_mel(sampler.spec.codec.name).to(sampler.device)
+    latents = sample_latents(sampler, features, SamplingConfig(), name)
+    values: dict[str, list[float]] = {sound_column(name, metric): [] for metric in SOUND_METRICS}
+    for clip, samples in zip(features.clips, latents, strict=True):
+        length = samples.shape[1] * codec.hop_length * 2
+        (original,) = read_original_audio(video_root, [clip], codec.sample_rate, length)
+        decoded = decode_clip(sampler, to_mel, original.to(sampler.device), {ADAPTED: samples})
+        measured = measure_audio(decoded, codec, SOUND_METRICS)[ADAPTED].values
+        for metric in SOUND_METRICS:
+            values[sound_column(name, metric)].append(measured.get(metric, math.nan))
+    return values
+
+
+def sound_column(name: str, metric: str) -> str:
+    """The column of a set's sounds by one metric."""
+    return f"{name}: {METRICS[metric].title}"
+
+
+def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> ComparedClips | None:
     """Load clips of the base model's own domain, from an evaluation's `folder` or shipped with the model, if any."""
     spec = model_spec(inputs.model)
     if folder is not None:
-        return load_features(folder / "clips.tsv", folder, "test", inputs.model)
+        return ComparedClips(load_features(folder / "clips.tsv", folder, "test", inputs.model))
     general, reason = load_general_domain(spec, None, inputs.output / "general", inputs.weights, inputs.device)
     if general is None:
         print_lines(f"forgetting: not measured, {reason}")
         return None
-    return general.features
+    return ComparedClips(general.features, general.video_root if inputs.videos else None)
 
 
-def load_generic_sounds(inputs: ComparisonInputs, seconds: float) -> dict[str, FeatureSet]:
+def load_generic_sounds(inputs: ComparisonInputs, seconds: float) -> dict[str, ComparedClips]:
     """The base's sounds of generic captions: of those that `preserve_base` trains on, and of those held back."""
     config = compose(trial_overrides(TRIALS[0], inputs, []))
     if missing := missing_files(inputs.model, config.weights_folder, (ENCODER_COMPONENTS["clip"],)):
@@ -179,30 +237,39 @@ def load_generic_sounds(inputs: ComparisonInputs, seconds: float) -> dict[str, F
     for name, read_captions in captions.items():
         arguments = (network, config, sha256, seconds, read_captions(inputs.model))
         make_base_samples(*arguments)
-        sets[name] = read_base_samples(*arguments)
+        sets[name] = ComparedClips(read_base_samples(*arguments))
     return sets
 
 
-def format_table(results: Sequence[TrialResult], sets: Mapping[str, FeatureSet]) -> list[str]:
-    """Lines of a Markdown table that compares every run with the first."""
-    first = results[0]
+def format_table(
+    results: Sequence[TrialResult], base: Mapping[str, list[float]], sets: Mapping[str, ComparedClips]
+) -> list[str]:
+    """Lines of a Markdown table that compares every run with the first; the base alone stands before them."""
+    first, columns = results[0], list(base)
     head = ["setting", "validation", "at step", "at the end"]
-    head += [cell for name in sets for cell in (name, "change, 95 % interval")]
-    rows = []
+    head += [cell for column in columns for cell in (column, "change, 95 % interval")]
+    rows = [["the base alone", "", "", "", *(cell for column in columns for cell in (format_mean(base[column]), ""))]]
     for run in results:
         row = [run.trial.name, f"{run.training.best_loss:.4f}", str(run.training.best_step), f"{run.last_loss:.4f}"]
-        for name, clips in sets.items():
-            losses = run.losses[name]
-            units = [clip.video or clip.id for clip in clips.clips]  # a caption's sound has no video
-            change = "" if run is first else format_change(first.losses[name], losses, units)
-            row += [f"{sum(losses) / len(losses):.4f}", change]
+        for column in columns:
+            clips, values = sets[column.split(":")[0]].features.clips, run.values[column]
+            units = [clip.video or clip.id for clip in clips]  # a caption's sound has no video
+            change = "" if run is first else format_change(first.values[column], values, units)
+            row += [format_mean(values), change]
         rows.append(row)
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
+def format_mean(values: Sequence[float]) -> str:
+    """Format the mean of the clips that have a value."""
+    return f"{np.nanmean(values):.4f}"
+
+
 def format_change(before: list[float], after: list[float], units: list[str]) -> str:
     """Format the mean change of the clips' losses, with its confidence interval over several videos or captions."""
-    change = compute_paired_change(before, after, units)
+    rows = [row for row, pair in enumerate(zip(before, after, strict=True)) if not any(map(math.isnan, pair))]
+    pairs = [before[row] for row in rows], [after[row] for row in rows]
+    change = compute_paired_change(*pairs, [units[row] for row in rows])
     if change.interval is None:
         return f"{change.mean:+.4f}"
     return f"{change.mean:+.4f} ({change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
@@ -216,6 +283,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--features", type=Path, default=Path("lora_data/features"), help="their features")
     parser.add_argument("--output", type=Path, default=Path("output/settings"), help="the runs' folders and the table")
     parser.add_argument("--model", default="tiny_16k", choices=list(MODELS), help="the base model")
+    parser.add_argument("--videos", type=Path, help="the source videos: the sounds are compared as well")
     parser.add_argument("--general", type=Path, help="an evaluation's folder `general`; else the model's own videos")
     parser.add_argument(
         "--only", nargs="+", metavar="SETTING", help="only these settings; the first run is always included"
@@ -230,13 +298,16 @@ def main(arguments: list[str]) -> int:
     flags, overrides = cli.split_overrides(arguments)
     args = build_parser().parse_args(flags)
     offline, device = cli.is_offline(args.offline), cli.pick_device(args.device)
-    inputs = ComparisonInputs(args.clips, args.features, args.output, args.model, args.weights, offline, device)
+    folders = args.clips, args.features, args.output
+    inputs = ComparisonInputs(*folders, args.model, args.weights, offline, device, args.videos)
     trials = select_trials(args.only)
-    sets = {"held out": load_features(inputs.clips, inputs.features, "test", inputs.model)}
+    held_out = load_features(inputs.clips, inputs.features, "test", inputs.model)
+    sets = {"held out": ComparedClips(held_out, inputs.videos)}
     general = load_general_clips(inputs, args.general)
     if general is not None:
         sets["base's own domain"] = general
-    sets |= load_generic_sounds(inputs, sets["held out"].seconds)
+    sets |= load_generic_sounds(inputs, held_out.seconds)
+    base = measure_adapter(None, compose(trial_overrides(TRIALS[0], inputs, overrides)), inputs, sets)
     results = []
     for trial in trials:
         print_lines("", f"== {trial.name}", flush=True)
@@ -244,7 +315,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(result, TrainingResult):
             return 128 + (result.signal or 0)
         results.append(result)
-    lines = format_table(results, sets)
+    lines = format_table(results, base, sets)
     with atomic_write(inputs.output / "settings.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     print_lines("", *lines)

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from mini_training import build_config, mini_clips, train_mini
+from helpers import mini
+from mini_training import build_config, mini_clips, train_mini, write_base_samples
 
 from mmaudio.config import compose
 from mmaudio.data import generic_captions
@@ -14,11 +15,13 @@ from mmaudio.finetune.base_samples import (
     encode_captions,
     hash_samples,
     make_base_samples,
+    pair_with_videos,
     read_base_samples,
     read_shipped_latents,
     sample_captions,
     samples_path,
 )
+from mmaudio.finetune.run_inputs import RunInputs, describe_differences
 from mmaudio.finetune.trainer import load_network
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.spec import CLIP_SECONDS
@@ -87,6 +90,29 @@ def test_the_file_follows_the_base_the_captions_and_the_duration(tmp_path, monke
         assert hash_samples(config, "a", 8.0) not in hashes, "samples of other captions are made anew"
     reference = dataclasses.replace(config, custom_finetune=False, features_dir="elsewhere")
     assert samples_path(reference, "a", 8.0).parent.parent == tmp_path, "nothing is written among another's features"
+
+
+def test_every_sample_gets_the_video_of_a_clip_and_keeps_its_text_and_latents(tmp_path):
+    config, network, train = build_config(tmp_path), mini(), mini_clips(3)
+    write_base_samples(config)
+    samples = read_base_samples(network, config, "0" * 64, 8.0)
+    arguments = ((train, 1), (train.to_lazy(), 1), (train, 2))
+    paired, same, other = (pair_with_videos(samples, clips, seed) for clips, seed in arguments)
+    for row in range(len(samples)):
+        (clip,) = (i for i in range(3) if torch.equal(train.clip_features[i], paired.clip_features[row]))
+        assert torch.equal(train.sync_features[clip], paired.sync_features[row]), "of the same video"
+    for name in ("mean", "std", "text_features"):
+        assert torch.equal(getattr(paired, name), getattr(samples, name))
+    assert torch.equal(paired.clip_features, same.clip_features), "read from files as in memory"
+    assert not torch.equal(paired.clip_features, other.clip_features)
+
+
+def test_a_run_from_before_early_times_does_not_go_on_with_them(tmp_path):
+    inputs = RunInputs(build_config(tmp_path, early_times=0.3), "0" * 64, mini_clips(3), None)
+    values = inputs.fixed_values()
+    saved = {name: value for name, value in values.items() if name != "early_times"}
+    assert describe_differences(saved, values) == "early_times: 0.0, now 0.3"
+    assert describe_differences(saved, values | {"early_times": 0.0}) == ""
 
 
 @pytest.mark.slow

@@ -90,13 +90,21 @@ def test_an_accumulated_step_equals_the_large_batchs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{"drop_conditions": 0.6}, {"drop_conditions": 0.0, "drop_captions": 0.9}, {"latent_noise": 0.5}],
+    [
+        {"drop_conditions": 0.6},
+        {"drop_conditions": 0.0, "drop_captions": 0.9},
+        {"latent_noise": 0.5},
+        {"early_times": 0.9},
+    ],
     ids=str,
 )
-def test_a_step_applies_condition_dropout_and_latent_noise(tmp_path, settings):
-    metrics, plain = (after_one_step(tmp_path, **each)[0] for each in (settings, {"drop_conditions": 0.0}))
+def test_a_step_applies_condition_dropout_latent_noise_and_early_times(tmp_path, settings):
+    settings = {"early_times": 0.0} | settings
+    plain_settings = {"drop_conditions": 0.0, "early_times": 0.0}
+    metrics, plain = (after_one_step(tmp_path, **each)[0] for each in (settings, plain_settings))
     config, network = mini_training.build_config(tmp_path, **settings), mini()
-    draws = new_state(network, config, 5).draws.draw(4, config.drop_conditions, config.caption_dropout_prob)
+    draw_arguments = (4, config.drop_conditions, config.caption_dropout_prob, config.early_times)
+    draws = new_state(network, config, 5).draws.draw(*draw_arguments)
     clips = build_dataset(network, mini_training.mini_clips(5), CPU)
     expected = step.compute_losses(network, clips, draws, torch.float32, config.latent_noise).detach().mean()
     assert metrics.loss == pytest.approx(float(expected), rel=1e-5) and metrics.loss != pytest.approx(

@@ -15,6 +15,7 @@ from mmaudio.model.flow_matching import (
     logit_normal_quantiles,
     logit_normal_times,
     sample_posterior,
+    training_times,
     velocity_loss,
 )
 from mmaudio.model.guidance import guided_velocity
@@ -88,6 +89,18 @@ def test_times_are_logit_normal_and_follow_the_generator():
     assert times.min() > 0 and times.max() < 1
     logits = times.logit()
     assert abs(logits.mean()) < 0.03 and abs(logits.std() - 1) < 0.03
+
+
+def test_a_share_of_the_training_times_lies_near_the_noise():
+    times = {early: training_times(40_000, early, torch.Generator().manual_seed(0)) for early in (0.0, 0.3, 1.0)}
+    assert torch.equal(times[0.0], logit_normal_times(40_000, torch.Generator().manual_seed(0)))
+    assert torch.equal(times[0.3], training_times(40_000, 0.3, torch.Generator().manual_seed(0)))
+    assert all(each.min() >= 0 and each.max() < 1 and each.dtype == torch.float32 for each in times.values())
+    for limit in (0.01, 0.1, 0.5, 0.9):  # P(u^3 < x) is the cube root of x
+        cubes, logit_normal = limit ** (1 / 3), float(stats.norm.cdf(math.log(limit / (1 - limit))))
+        for early, each in times.items():
+            expected = early * cubes + (1 - early) * logit_normal
+            assert float((each < limit).float().mean()) == pytest.approx(expected, abs=0.01), (early, limit)
 
 
 def test_quantiles_stand_for_the_logit_normal_distribution():

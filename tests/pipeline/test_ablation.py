@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import mini_training
@@ -12,18 +13,30 @@ from random_model import MODEL, write_random_weights
 
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.evaluation.clip_set import ClipSet
+from mmaudio.evaluation.config import SamplingConfig
+from mmaudio.evaluation.general_domain import load_general_domain
+from mmaudio.evaluation.inference import sample_latents
+from mmaudio.evaluation.measurement import measure_clips
 from mmaudio.finetune.metrics_log import METRICS_FILE
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.trainer import load_network
+from mmaudio.generation.sampler import load_sampler
+from mmaudio.metrics.metric_inputs import ADAPTED, BASE
+from mmaudio.metrics.pretrained_search import SelectedMetrics
+from mmaudio.metrics.registry import METRICS
 from mmaudio.model.spec import model_spec
 from mmaudio.pipeline.ablation import (
+    SOUND_METRICS,
     TRIALS,
     ComparisonInputs,
     main,
+    measure_sounds,
     read_last_validation_loss,
     select_trials,
     trial_overrides,
 )
+from mmaudio.weights.store import ASSETS, GENERAL_VIDEOS_FOLDER
 
 SHORT_RUN = (
     "max_steps=8",
@@ -71,11 +84,12 @@ def test_trials_are_compared_with_the_first(tmp_path, arguments, capsys):
     assert main(command) == 0  # a seed changes more than a few steps of the others
     output = capsys.readouterr().out
     lines = (tmp_path / "runs" / "settings.md").read_text().splitlines()
-    assert output.endswith("\n".join(lines) + "\n") and len(lines) == 4
-    head, _, first, other = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert output.endswith("\n".join(lines) + "\n") and len(lines) == 5
+    head, _, base, first, other = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert head[:5] == ["setting", "validation", "at step", "at the end", "held out"]
     assert head[8] == "captions trained on" and head[10] == "captions held back"
-    assert (first[0], other[0]) == ("as preset=quick", "another seed")
+    assert (base[0], first[0], other[0]) == ("the base alone", "as preset=quick", "another seed")
+    assert base[4] not in ("", first[4]) and base[5] == "", "the base is measured, and compared with nothing"
     for column in (4, 6, 10):
         assert first[column + 1] == "", "the first is what the others are compared with"
         match = re.fullmatch(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", other[column + 1])
@@ -90,6 +104,25 @@ def test_trials_are_compared_with_the_first(tmp_path, arguments, capsys):
     assert main(command) == 0
     again = capsys.readouterr().out
     assert again.count("nothing to do") == 2 and again.endswith("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+def test_sounds_are_measured_as_an_evaluation_does(tmp_path):
+    spec, shipped = model_spec("tiny_16k"), ASSETS / "tiny_16k" / GENERAL_VIDEOS_FOLDER
+    for path in sorted(shipped.iterdir())[:2]:  # a video and its caption
+        shutil.copy(path, tmp_path)
+    general = load_general_domain(spec, tmp_path, tmp_path / "features", None, torch.device("cpu"))[0]
+    sampler, features = load_sampler("tiny_16k"), general.features.subset([0])
+    sampler.network.set_duration(features.seconds)
+    sounds = measure_sounds(sampler, features, tmp_path, "own")
+    latents = sample_latents(sampler, features, SamplingConfig(), "again")
+    clips = ClipSet(tmp_path, features, {BASE: [0.0], ADAPTED: [0.0]}, {BASE: latents, ADAPTED: latents})
+    measured = measure_clips(sampler, clips, None, SelectedMetrics(SOUND_METRICS)).clips[0].measurements[ADAPTED]
+    expected = {
+        f"own: {METRICS[name].title}": [pytest.approx(measured.values[name], rel=1e-3)] for name in SOUND_METRICS
+    }
+    assert sounds == expected, "the same but for rounding: there a clip's sounds are decoded together"
+    assert measured.values[SOUND_METRICS[0]] > 0
 
 
 @pytest.mark.slow

@@ -4,9 +4,12 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import evaluate_lora
 from mmaudio.config import TrainConfig, compose
 from mmaudio.evaluation.config import EvaluationConfig, SamplingConfig
+from mmaudio.generation.sampler import fast_dtype
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.config import LoRAConfig
 from mmaudio.model.spec import model_spec
@@ -38,7 +41,7 @@ def test_the_report_command_parses_to_the_same_settings():
     commands = dict(build_commands(config, model_spec(MODEL), AdapterFile(LoRAConfig(), {}, MODEL, "")))
     assert "Train again" not in commands
     repeated = evaluate_lora.parse_config([*shlex.split(commands["Make this report again"])[2:], "--device", "cpu"])
-    assert repeated == replace(config, offline=repeated.offline)
+    assert repeated == replace(config, offline=repeated.offline, dtype=fast_dtype(torch.device("cpu")))
     assert all(
         text.endswith("--weights w") for title, text in commands.items() if title.startswith(("Extract", "Make a"))
     )
