@@ -176,10 +176,7 @@ class TrainConfig:
     drop_captions: float | None = None
     """null: as drop_conditions; more where all captions are alike"""
     early_times: float = 0.3
-    """more where the sound is of the wrong kind, less where its timing suffers; 0: as the base was trained
-
-    Probability that a clip is trained at a flow time near the noise, where the solver's first steps decide which sound
-    it will be, and where the base's own times hardly ever lie."""
+    """share of clips trained near the noise, where the sound is chosen; 0: the base's own times"""
     latent_noise: float = 0.0
     """0.05 to 0.2 where a few clips are learned by heart
 
@@ -187,8 +184,7 @@ class TrainConfig:
     preserve_base: float = 0.0
     """1 to 4 against forgetting the base model
 
-    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions, half
-    of it beside the video of a training clip."""
+    Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
     preserve_share: float = 0.125
     """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99

@@ -36,7 +36,7 @@ FILES = {
     "open_clip_model.safetensors": "clip_vit_h_14_384",
 }
 """The manifest of each file's keys and shapes."""
-TRAINING = ("preset=quick", "max_steps=10", "warmup_steps=2", "eval_every=5")
+TRAINING = ("preset=quick", "preserve_base=0", "max_steps=10", "warmup_steps=2", "eval_every=5")
 LARGE = (
     "batch_size=2",
     "gradient_accumulation_steps=1",

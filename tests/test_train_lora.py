@@ -44,6 +44,7 @@ def command(data, output, *overrides):
         f"weights={data}",
         f"output_dir={output}",
         "preset=quick",
+        "preserve_base=0",
         "batch_size=2",
         f"max_steps={STEPS}",
         "eval_every=2",

@@ -37,8 +37,6 @@ BATCH_SIZE = 8
 """Samples that are made at once."""
 SEED = 0
 """Of the first sample's noise."""
-SHIPPED_FILE = "base_samples.safetensors"
-"""Latents among a model's assets."""
 
 
 def hash_samples(config: TrainConfig, base_sha256: str, seconds: float, captions: Sequence[str] | None = None) -> str:
@@ -71,7 +69,7 @@ def make_base_samples(
 
 def read_shipped_latents(model: str, samples_hash: str) -> Tensor | None:
     """Latents (R, N, C), float32, that ship with a model; None where there are none of that hash."""
-    path = weights.ASSETS / model / SHIPPED_FILE
+    path = weights.ASSETS / model / weights.BASE_SAMPLES_FILE
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
@@ -82,7 +80,7 @@ def read_shipped_latents(model: str, samples_hash: str) -> Tensor | None:
 def ship_latents(config: TrainConfig, base_sha256: str, seconds: float) -> Path:
     """Write the latents of the samples that were made to the model's assets, in 8 bits by channel: the file's path."""
     latents = torch.load(samples_path(config, base_sha256, seconds), weights_only=True)["latents"]
-    path, step = weights.ASSETS / config.model / SHIPPED_FILE, latents.abs().amax((0, 1)) / 127
+    path, step = weights.ASSETS / config.model / weights.BASE_SAMPLES_FILE, latents.abs().amax((0, 1)) / 127
     with atomic_write(path) as temporary:
         tensors = {"latents": (latents / step).round().to(torch.int8), "step": step}
         save_file(tensors, temporary, {"hash": hash_samples(config, base_sha256, seconds)})

@@ -98,9 +98,13 @@ def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:
     return (losses + 2 * samples * 2 * model.num_steps) * network_flops(model.network)
 
 
-def training_flops(model: ModelSpec, samples: int) -> float:
-    """FLOPs to train on `samples` clips: a forward pass, and about twice that for the backward pass."""
-    return 3.0 * samples * network_flops(model.network)
+def training_flops(model: ModelSpec, samples: int, base_samples: int = 0, captions: int = 0) -> float:
+    """FLOPs to train on `samples` clips: a forward pass, and about twice that for the backward pass.
+
+    A sample of the base takes a pass of the base more. Before the first step the base makes sounds of `captions`.
+    """
+    making = captions * 2 * model.num_steps  # guided: two passes a step
+    return (3.0 * samples + 4.0 * base_samples + making) * network_flops(model.network)
 
 
 def expected_efficiency(stage: str, device: torch.device, dtype: torch.dtype) -> float:

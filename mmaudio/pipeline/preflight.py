@@ -18,6 +18,7 @@ from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.data.config import SplitConfig, compose_split_config
 from mmaudio.data.folder_split import SplitSettings
 from mmaudio.data.folds import read_fold_plan
+from mmaudio.data.generic_captions import training_captions
 from mmaudio.data.scan import ScanSettings
 from mmaudio.data.shots import check_scenes_extra
 from mmaudio.data.speech import check_flags_extra
@@ -272,7 +273,8 @@ def estimate_seconds(
     speed = {dtype: measure_matmul_speed(device, dtype) for dtype in {encoder_dtype, training_dtype}}
     encoder_speed = speed[encoder_dtype] * cost_model.expected_efficiency("encoders", device, encoder_dtype)
     training_speed = speed[training_dtype] * cost_model.expected_efficiency("training", device, training_dtype)
-    training_flops = cost_model.training_flops(model, num_steps * config.effective_batch_size)
+    counts = [num_steps * config.effective_batch_size, num_steps * config.base_samples_per_step]
+    training_flops = cost_model.training_flops(model, *counts, count_missing_base_samples(config) if not step else 0)
     scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
     batches = num_steps * config.gradient_accumulation_steps
     recorded = config.cuda_graph is not False and config.lora.enabled and not config.gradient_checkpointing
@@ -281,6 +283,12 @@ def estimate_seconds(
         "extract": cost_model.extraction_flops(model) * clips * scale / encoder_speed,
         "train": max(training_flops / training_speed * scale, launching),
     }
+
+
+def count_missing_base_samples(config: TrainConfig) -> int:
+    """The base's own sounds that training makes before its first step: none that ship, or are not asked for."""
+    shipped = (weights.ASSETS / config.model / weights.BASE_SAMPLES_FILE).is_file()
+    return len(training_captions(config.model)) if config.preserve_base and not shipped else 0
 
 
 def estimate_stages(

@@ -39,6 +39,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 """Folder of the bundled models' files."""
 GENERAL_VIDEOS_FOLDER = "general"
 """Folder beside a bundled model's weights, of videos of its own domain: .mp4 files, captions in .txt files."""
+BASE_SAMPLES_FILE = "base_samples.safetensors"
+"""File beside a bundled model's weights, of its own sounds of generic captions (`finetune.base_samples`)."""
 FOLDERS = ("weights", "ext_weights")
 """Folders below the working directory that are searched after the user's."""
 READ_ERRORS = (*LOAD_ERRORS, zipfile.BadZipFile, SafetensorError)

@@ -42,6 +42,7 @@ def overrides(data, output, *more):
         "weights": data,
         "output_dir": output,
         "preset": "quick",
+        "preserve_base": 0,
         "batch_size": 2,
         "max_steps": 2,
         "warmup_steps": 1,

@@ -60,6 +60,7 @@ def folder(tmp_path_factory):
         "lora.enabled=false",
         "learning_rate=1e-3",
         "preset=quick",
+        "preserve_base=0",
         "batch_size=2",
         "max_steps=3",
         "warmup_steps=0",

@@ -55,6 +55,7 @@ def root(tmp_path_factory, nothing_ships, brief_vocoder):
         "weights": root / "weights",
         "output_dir": root,
         "preset": "quick",
+        "preserve_base": 0,
         "batch_size": 2,
         "max_steps": 2,
         "warmup_steps": 1,
