@@ -273,8 +273,9 @@ def estimate_seconds(
     speed = {dtype: measure_matmul_speed(device, dtype) for dtype in {encoder_dtype, training_dtype}}
     encoder_speed = speed[encoder_dtype] * cost_model.expected_efficiency("encoders", device, encoder_dtype)
     training_speed = speed[training_dtype] * cost_model.expected_efficiency("training", device, training_dtype)
-    counts = [num_steps * config.effective_batch_size, num_steps * config.base_samples_per_step]
-    training_flops = cost_model.training_flops(model, *counts, count_missing_base_samples(config) if not step else 0)
+    samples, base_samples = num_steps * config.effective_batch_size, num_steps * config.base_samples_per_step
+    captions = 0 if step else count_missing_base_samples(config)
+    training_flops = cost_model.training_flops(model, samples, base_samples, captions)
     scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
     batches = num_steps * config.gradient_accumulation_steps
     recorded = config.cuda_graph is not False and config.lora.enabled and not config.gradient_checkpointing
