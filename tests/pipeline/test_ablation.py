@@ -171,7 +171,7 @@ def test_every_trial_changes_a_setting_and_composes():
     for trial in TRIALS[1:]:
         assert compose(["preset=quick", *trial.overrides]).to_dict() != plain, trial.name
     assert [trial.name for trial in select_trials(["weight_decay=0"])] == ["as preset=quick", "weight_decay=0"]
-    own = select_trials(["lora.rank=8 lora.alpha=16"])[-1]
-    assert own.overrides == ("lora.rank=8", "lora.alpha=16") and own.folder == "lora-rank-8-lora-alpha-16"
+    custom = select_trials(["lora.rank=8 lora.alpha=16"])[-1]
+    assert custom.overrides == ("lora.rank=8", "lora.alpha=16") and custom.folder == "lora-rank-8-lora-alpha-16"
     with pytest.raises(ConfigError, match="no such setting; it is key=value, or one of 'as preset=quick'"):
         select_trials(["a fourth seed"])
