@@ -34,7 +34,7 @@ def logit_normal_times(n: int, generator: torch.Generator | None = None) -> Tens
 def training_times(n: int, early: float, generator: torch.Generator) -> Tensor:
     """n random flow times in [0, 1): logit-normal, but each with probability `early` the cube of a uniform draw.
 
-    Cubes lie near the noise: two in five are below 0.1, of logit-normal times one in seventy. There the solver's first
+    Cubes lie near the noise: nearly half are below 0.1, of logit-normal times one in seventy. There the solver's first
     steps decide which sound it will be. (n,), float32, on the generator's device.
     """
     times = logit_normal_times(n, generator)

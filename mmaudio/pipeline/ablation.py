@@ -51,6 +51,8 @@ from mmaudio.weights.store import missing_files
 
 SOUND_METRICS = (PRIMARY, "onset_f1")
 """What sounds are compared by."""
+Column = tuple[str, str]
+"""Columns of the table: the name of a set, and of a metric."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,6 @@ class Trial:
         return "-".join("".join(letter if letter.isalnum() else " " for letter in self.name).split())
 
 
-EARLIER = ("early_times=0", "preserve_base=0", "learning_rate=2e-3", "max_steps=300")
-"""What differed in preset=quick before early times and the preserved base were in it."""
 TRIALS = (
     Trial("as preset=quick"),
     Trial("another seed", ("seed=1",)),
@@ -81,9 +81,6 @@ TRIALS = (
     Trial("preserve_base=0", ("preserve_base=0",)),
     Trial("preserve_base=2", ("preserve_base=2",)),
     Trial("preserve_base=4", ("preserve_base=4",)),
-    Trial("the earlier preset=quick", EARLIER),
-    Trial("the earlier preset=quick, early_times=0.3", (*EARLIER, "early_times=0.3")),
-    Trial("the earlier preset=quick, preserve_base=2", (*EARLIER, "preserve_base=2")),
     Trial("latent_noise=0.1", ("latent_noise=0.1",)),
     Trial("half the learning rate", ("learning_rate=1.5e-3",)),
     Trial("lora.rank=8", ("lora.rank=8", "lora.alpha=16")),
@@ -123,8 +120,8 @@ class TrialResult:
     training: TrainingResult
     last_loss: float
     """Validation loss of the last adapter."""
-    values: dict[str, list[float]]
-    """Measured values of every clip with the best adapter, by column of the table."""
+    values: dict[Column, list[float]]
+    """Measured values of every clip with the best adapter."""
 
 
 def trial_overrides(trial: Trial, inputs: ComparisonInputs, overrides: Sequence[str]) -> list[str]:
@@ -169,10 +166,10 @@ def read_last_validation_loss(folder: Path) -> float:
 
 def measure_adapter(
     adapter: Path | None, config: TrainConfig, inputs: ComparisonInputs, sets: Mapping[str, ComparedClips]
-) -> dict[str, list[float]]:
-    """Values of every clip with the adapter, or with the base alone (None), by column of the table.
+) -> dict[Column, list[float]]:
+    """Values of every clip with the adapter, or with the base alone (None).
 
-    The columns are the velocity loss of every set, by its name, and the sounds' metrics where its videos are at hand.
+    These are the velocity loss of every set, and the sounds' metrics where its videos are at hand.
     """
     network, sha256 = load_network(config, inputs.device)
     if adapter is not None:
@@ -181,30 +178,26 @@ def measure_adapter(
     values = {}
     for name, clips in sets.items():
         network.set_duration(clips.features.seconds)
-        values[name] = velocity_losses(sampler, clips.features, SamplingConfig(), name)
+        values[name, "velocity_loss"] = velocity_losses(sampler, clips.features, SamplingConfig(), name)
         if clips.video_root is not None:
-            values |= measure_sounds(sampler, clips.features, clips.video_root, name)
+            sounds = measure_sounds(sampler, clips.features, clips.video_root, name)
+            values |= {(name, metric): of_clips for metric, of_clips in sounds.items()}
     return values
 
 
 def measure_sounds(sampler: Sampler, features: FeatureSet, video_root: Path, name: str) -> dict[str, list[float]]:
-    """SOUND_METRICS of a generated sound of every clip against the original, by column of the table."""
+    """SOUND_METRICS of a generated sound of every clip against the original; `name` is the progress bar's."""
     codec, to_mel = sampler.spec.codec, build_mel(sampler.spec.codec.name).to(sampler.device)
     latents = sample_latents(sampler, features, SamplingConfig(), name)
-    values: dict[str, list[float]] = {sound_column(name, metric): [] for metric in SOUND_METRICS}
+    values: dict[str, list[float]] = {metric: [] for metric in SOUND_METRICS}
     for clip, samples in zip(features.clips, latents, strict=True):
         length = samples.shape[1] * codec.hop_length * 2
         (original,) = read_original_audio(video_root, [clip], codec.sample_rate, length)
         decoded = decode_clip(sampler, to_mel, original.to(sampler.device), {ADAPTED: samples})
         measured = measure_audio(decoded, codec, SOUND_METRICS)[ADAPTED].values
         for metric in SOUND_METRICS:
-            values[sound_column(name, metric)].append(measured.get(metric, math.nan))
+            values[metric].append(measured.get(metric, math.nan))
     return values
-
-
-def sound_column(name: str, metric: str) -> str:
-    """The column of a set's sounds by one metric."""
-    return f"{name}: {METRICS[metric].title}"
 
 
 def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> ComparedClips | None:
@@ -237,17 +230,18 @@ def load_generic_sounds(inputs: ComparisonInputs, seconds: float) -> dict[str, C
 
 
 def format_table(
-    results: Sequence[TrialResult], base: Mapping[str, list[float]], sets: Mapping[str, ComparedClips]
+    results: Sequence[TrialResult], base: Mapping[Column, list[float]], sets: Mapping[str, ComparedClips]
 ) -> list[str]:
     """Lines of a Markdown table that compares every run with the first; the base alone stands before them."""
     first, columns = results[0], list(base)
     head = ["setting", "validation", "at step", "at the end"]
-    head += [cell for column in columns for cell in (column, "change, 95 % interval")]
+    titles = [name if metric == "velocity_loss" else f"{name}: {METRICS[metric].title}" for name, metric in columns]
+    head += [cell for title in titles for cell in (title, "change, 95 % interval")]
     rows = [["the base alone", "", "", "", *(cell for column in columns for cell in (format_mean(base[column]), ""))]]
     for run in results:
         row = [run.trial.name, f"{run.training.best_loss:.4f}", str(run.training.best_step), f"{run.last_loss:.4f}"]
         for column in columns:
-            clips, values = sets[column.split(":")[0]].features.clips, run.values[column]
+            clips, values = sets[column[0]].features.clips, run.values[column]
             units = [clip.video or clip.id for clip in clips]  # a caption's sound has no video
             change = "" if run is first else format_change(first.values[column], values, units)
             row += [format_mean(values), change]

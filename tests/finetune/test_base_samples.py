@@ -116,6 +116,17 @@ def test_a_run_from_before_early_times_does_not_go_on_with_them(tmp_path):
 
 
 @pytest.mark.slow
+def test_half_of_the_samples_draws_have_a_video_and_all_have_their_text(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mmaudio.finetune.step.preserve_base", lambda state, samples, draws, *rest: drawn.append(draws))
+    train_mini(tmp_path, max_steps=10, preserve_base=1.0, preserve_share=4.0, early_times=1.0)
+    no_video, t = (torch.cat([getattr(draws, name) for draws in drawn]) for name in ("no_video", "t"))
+    assert len(t) >= 100 and not any(draws.no_text.any() for draws in drawn)
+    assert 0.35 < float(no_video.float().mean()) < 0.65
+    assert 0.25 < float((t < 0.1).float().mean()) < 0.7, "near the noise, as the clips' own times"
+
+
+@pytest.mark.slow
 def test_a_run_that_preserves_the_base_resumes_bit_for_bit(tmp_path):
     settings = {"preserve_base": 1.0, "schedule": "constant"}
     straight = train_mini(tmp_path / "straight", max_steps=6, **settings)

@@ -24,7 +24,6 @@ from mmaudio.finetune.trainer import load_network
 from mmaudio.generation.sampler import load_sampler
 from mmaudio.metrics.metric_inputs import ADAPTED, BASE
 from mmaudio.metrics.pretrained_search import SelectedMetrics
-from mmaudio.metrics.registry import METRICS
 from mmaudio.model.spec import model_spec
 from mmaudio.pipeline.ablation import (
     SOUND_METRICS,
@@ -118,10 +117,9 @@ def test_sounds_are_measured_as_an_evaluation_does(tmp_path):
     latents = sample_latents(sampler, features, SamplingConfig(), "again")
     clips = ClipSet(tmp_path, features, {BASE: [0.0], ADAPTED: [0.0]}, {BASE: latents, ADAPTED: latents})
     measured = measure_clips(sampler, clips, None, SelectedMetrics(SOUND_METRICS)).clips[0].measurements[ADAPTED]
-    expected = {
-        f"own: {METRICS[name].title}": [pytest.approx(measured.values[name], rel=1e-3)] for name in SOUND_METRICS
-    }
-    assert sounds == expected, "the same but for rounding: there a clip's sounds are decoded together"
+    assert sounds.keys() == set(SOUND_METRICS)
+    for name, (value,) in sounds.items():  # the same but for rounding: there a clip's sounds are decoded together
+        assert value == pytest.approx(measured.values[name], rel=1e-3)
     assert measured.values[SOUND_METRICS[0]] > 0
 
 

@@ -41,6 +41,21 @@ def test_the_steps_that_are_left_of_a_training_count(tmp_path):
     assert rest["train"] == pytest.approx(whole["train"] / 4) and rest["extract"] == whole["extract"]
 
 
+@pytest.mark.parametrize(("model", "captions"), [("tiny_16k", 0), ("small_16k", 40)])
+def test_samples_of_the_base_count_in_the_plan(tmp_path, model, captions):
+    """Those of tiny_16k ship with it; every other model makes them before its first step."""
+    job = build(tmp_path, "--model", model)
+
+    def train_seconds(weight, step=0):
+        config = compose([*training_overrides(job), "preset=quick", "max_steps=100", f"preserve_base={weight}"])
+        return preflight.estimate_seconds(job, config, 10, CPU, step=step)["train"]
+
+    passes = [3 * 1600, 3 * 1600 + 4 * 200 + captions * 2 * 25]  # forward and backward: 3; guided: 2 a step
+    assert train_seconds(1) / train_seconds(0) == pytest.approx(passes[1] / passes[0])
+    rest = train_seconds(1, step=50) / train_seconds(0, step=50)
+    assert rest == pytest.approx((3 * 800 + 4 * 100) / (3 * 800)), "they are made before the first step alone"
+
+
 def test_the_plan_knows_the_sweep_of_strengths():
     assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
 
