@@ -185,7 +185,7 @@ class TrainConfig:
     """1 to 4 against forgetting the base model
 
     Weight of the mean squared distance of the velocity from the base's, on audio that it makes of generic captions."""
-    preserve_share: float = 0.125
+    preserve_share: float = 0.25
     """samples of the base per clip of a step, for preserve_base; more forget less, and take longer"""
     ema_decay: float = 0.99
     """EMA of the adapter, evaluated and saved beside it; 0: none; 0.999: from 5000 steps on"""
