@@ -128,11 +128,12 @@ def isolated_start() -> Iterator[None]:
     Ctrl-C goes to all processes of a terminal; theirs is to be ended by their parent. multiprocessing would import the
     script, and so run it once more where it has no `if __name__ == "__main__"`.
     """
-    resource_tracker.ensure_running()  # first, as it unblocks the signals
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits it
     script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a new process inherits it
     try:
+        resource_tracker.ensure_running()  # a process too; where it starts it, it unblocks SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        sys.modules["__main__"] = ModuleType("__main__")
         yield
     finally:
         sys.modules["__main__"] = script

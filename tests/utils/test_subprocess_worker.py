@@ -99,6 +99,25 @@ def test_a_signal_to_all_processes_while_the_worker_starts_is_one_line(number, p
     assert process.returncode == 128 + number
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_process_that_tracks_resources_gets_no_signal_of_the_terminal(number):
+    """Killed, multiprocessing would start it again with a warning between the lines of the command."""
+    script = """
+import os, sys
+from multiprocessing import resource_tracker
+from mmaudio.utils.subprocess_worker import isolated_start
+with isolated_start():
+    pass
+tracker = resource_tracker._resource_tracker
+os.kill(tracker._pid, int(sys.argv[1]))
+os.close(tracker._fd)  # it ends when nobody holds the other end of its pipe
+sys.exit(os.waitpid(tracker._pid, 0)[1])
+"""
+    with start(["-c", script, str(int(number))]) as process:
+        assert process.communicate() == ("", "")
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 def test_a_file_that_times_out_is_left_out_and_tried_again(tmp_path, monkeypatch):
     folder = tmp_path / "videos"
