@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import gc
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import heartbeat, interrupts
+from mmaudio.utils.collection import no_garbage_collection
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines, print_traceback
@@ -135,6 +137,7 @@ def handle_signals() -> None:
     A script calls this before imports that take seconds.
     """
     interrupts.exit_on_signals()
+    _START.enter_context(no_garbage_collection())
     with suppress(KeyError, ValueError):
         heartbeat.QUIET_SECONDS = float(os.environ["MMAUDIO_QUIET_SECONDS"])
     if os.environ.get("RANK", "0") == "0":
@@ -142,7 +145,7 @@ def handle_signals() -> None:
 
 
 def end_start() -> None:
-    """End what `handle_signals` has begun: lines that say that the program is loading."""
+    """End what `handle_signals` has begun: lines that say that the program is loading, no garbage collection."""
     _START.close()
 
 
@@ -153,8 +156,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     end_start()
     sys.excepthook = print_traceback
-    with interrupts.raise_interrupts():
-        _run_once(main, sys.argv[1:])
+    try:
+        with interrupts.raise_interrupts():
+            _run_once(main, sys.argv[1:])
+    finally:
+        gc.freeze()  # or the interpreter, as it ends, looks for garbage among all that was imported
 
 
 def _run_once(main: Callable[[list[str]], int | None], arguments: list[str]) -> NoReturn:

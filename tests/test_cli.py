@@ -272,8 +272,7 @@ def test_the_last_lines_include_the_flag_for_weights(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_plan_uses_the_settings_of_splitting(tmp_path, monkeypatch, capsys):
     write_video(tmp_path / "a.mp4", np.zeros((60, 32, 32, 3), np.uint8), 2, np.zeros(30 * 8000, np.float32), 8000)
-    monkeypatch.setattr("mmaudio.utils.matmul_speed.PROBE_SIZE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr("mmaudio.utils.matmul_speed.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(checks, "matmul_speed", lambda device, dtype: 1e11)
     for settings, message in (
         ([], "about 6 clips of 8 s"),
         (["split.seconds=4", "split.stride=2"], "about 14 clips of 4 s"),

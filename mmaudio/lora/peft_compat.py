@@ -25,6 +25,7 @@ from mmaudio.lora.targets import layer_settings
 from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
+from mmaudio.utils.collection import no_garbage_collection
 
 MAX_CONFIG_BYTES = 10_000_000
 """Size of adapter_config.json; with every layer named it has some 50 kB."""
@@ -199,7 +200,8 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             f"init_lora_weights is {initialization!r}, which changes the base weights; let peft convert it "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    from peft import LoraConfig  # slow to import
+    with no_garbage_collection():
+        from peft import LoraConfig  # slow to import
 
     defaults = {field.name: getattr(LoraConfig(), field.name) for field in dataclasses.fields(LoraConfig)}
     for name in defaults.keys() - _IGNORED_SETTINGS - _SUPPORTED_SETTINGS - {"init_lora_weights"}:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
 
+from mmaudio.utils.collection import no_garbage_collection
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
@@ -25,7 +27,8 @@ def is_peft_model(model: nn.Module) -> TypeGuard[PeftModel]:
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Adapted layers by module name, in the order of the network."""
-    from peft.tuners.lora import LoraLayer  # slow to import
+    with no_garbage_collection():
+        from peft.tuners.lora import LoraLayer  # slow to import
 
     modules = model.named_modules()
     return {name.removeprefix(KEY_PREFIX): module for name, module in modules if isinstance(module, LoraLayer)}

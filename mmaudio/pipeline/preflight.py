@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -55,6 +56,9 @@ CLIP_BYTES = 1.3e6
 """Disk space of the features of one clip, released sizes, float32."""
 SPARE_BYTES = 2e9
 """Disk space for results and the media of the report."""
+
+matmul_speed = functools.cache(measure_matmul_speed)
+"""The speed of matrix products, measured once."""
 
 
 def check_settings(job: Job) -> None:
@@ -270,9 +274,8 @@ def estimate_seconds(
     encode_low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
     encoder_dtype = low_dtype if encode_low else torch.float32
     training_dtype = low_dtype if config.amp else torch.float32
-    speed = {dtype: measure_matmul_speed(device, dtype) for dtype in {encoder_dtype, training_dtype}}
-    encoder_speed = speed[encoder_dtype] * cost_model.expected_efficiency("encoders", device, encoder_dtype)
-    training_speed = speed[training_dtype] * cost_model.expected_efficiency("training", device, training_dtype)
+    encoder_speed = expected_speed("encoders", device, encoder_dtype)
+    training_speed = expected_speed("training", device, training_dtype)
     samples, base_samples = num_steps * config.effective_batch_size, num_steps * config.base_samples_per_step
     captions = 0 if step else count_missing_base_samples(config)
     training_flops = cost_model.training_flops(model, samples, base_samples, captions)
@@ -320,12 +323,13 @@ def estimate_checks(job: Job, config: TrainConfig, val_clips: int, num_steps: in
     times = 1 + num_steps // logging.sample_every if logging.sample_every else 0
     samples = times * min(val_clips, logging.sample_clips)
     flops = cost_model.training_check_flops(model, losses, samples)
-    return flops / _network_speed(device) + samples * cost_model.MEASURE_SECONDS
+    speed = expected_speed("training", device, fast_dtype(device))
+    return flops / speed + samples * cost_model.MEASURE_SECONDS
 
 
-def _network_speed(device: torch.device) -> float:
-    dtype = fast_dtype(device)
-    return measure_matmul_speed(device, dtype) * cost_model.expected_efficiency("training", device, dtype)
+def expected_speed(stage: str, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a stage, as `cost_model.expected_efficiency` has it, by the measured matmul speed."""
+    return matmul_speed(device, dtype) * cost_model.expected_efficiency(stage, device, dtype)
 
 
 def find_step(experiment: Path, job: Job) -> int:
@@ -354,7 +358,7 @@ def estimate_evaluation(
 
     `sweep`: the strengths that it tries, and on how many clips.
     """
-    model, speed = model_spec(job.model), _network_speed(device)
+    model, speed = model_spec(job.model), expected_speed("training", device, fast_dtype(device))
     counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
     flops = cost_model.evaluation_flops(model, counts, *sweep)
     return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS

@@ -11,18 +11,19 @@ from torch import Tensor
 
 PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
 """Width of the square matrices, by device type."""
-PROBE_SECONDS = 2.0
-"""Long enough that the median is not that of one busy moment."""
+PROBE_SECONDS = 0.5
+MIN_PRODUCTS = 5
+"""So many at least, that the median is not that of one busy moment."""
 
 
 def measure_matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the median over PROBE_SECONDS."""
+    """Floating-point operations per second of a large matrix product, the median of several."""
     size = PROBE_SIZE[device.type]
     a: Tensor = torch.randn(size, size, device=device).to(dtype)
     a @ a
     _synchronize(device)
     times = [time.perf_counter()]
-    while times[-1] - times[0] < PROBE_SECONDS:
+    while times[-1] - times[0] < PROBE_SECONDS or len(times) <= MIN_PRODUCTS:
         a @ a
         _synchronize(device)
         times.append(time.perf_counter())

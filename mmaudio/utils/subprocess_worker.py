@@ -25,6 +25,7 @@ SHUTDOWN_SECONDS = 5.0
 """Time for the process to end by itself."""
 EXIT_SECONDS = 60.0
 """Longest wait for the status of a process whose pipe has closed: it is about to end, also on a slow machine."""
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class WorkerError(Exception):
@@ -36,9 +37,8 @@ class SubprocessWorker(Generic[Result]):
 
     def __init__(self, function: Callable[..., Result], quiet: bool = True) -> None:
         self._function, self._quiet = function, quiet
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        self._context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
+        self._context: Any = multiprocessing.get_context(START_METHOD)
+        if START_METHOD == "forkserver":
             self._context.set_forkserver_preload([function.__module__])
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -119,6 +119,19 @@ class SubprocessWorker(Generic[Result]):
             self._process.join()
         self._process.close()
         self._pipe = self._process = None
+
+
+def import_for_workers(module: str) -> None:
+    """Let `module` be imported for workers to come while this process does other work, such as imports of its own.
+
+    A process does so that the workers are forked from; without it, it starts with the first worker.
+    """
+    if START_METHOD == "forkserver":
+        from multiprocessing import forkserver  # absent on Windows
+
+        multiprocessing.set_forkserver_preload([module])
+        with isolated_start():
+            forkserver.ensure_running()
 
 
 @contextmanager

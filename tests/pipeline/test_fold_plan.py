@@ -74,7 +74,7 @@ def test_a_training_whose_folds_have_begun_keeps_its_preset(tmp_path):
 
 @pytest.mark.slow
 def test_the_plan_names_the_folds_and_their_times(videos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "measure_matmul_speed", lambda device, dtype: 1e11)
+    monkeypatch.setattr(preflight, "matmul_speed", lambda device, dtype: 1e11)
     plans, printed = {}, {}
     for folds in ("auto", "on", "3", "off"):
         plans[folds] = preflight.confirm_plan(build(videos, tmp_path / "out", "--folds", folds), True)

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch):
-    monkeypatch.setattr(preflight, "measure_matmul_speed", lambda device, dtype: 1e10)
+    monkeypatch.setattr(preflight, "matmul_speed", lambda device, dtype: 1e10)
 
 
 def build(tmp_path, *flags):

@@ -45,7 +45,7 @@ def test_the_demo_holds_out_enough(tmp_path):
 
 @pytest.mark.slow
 def test_six_videos_are_warned_of_before_any_work_and_by_splitting(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "measure_matmul_speed", lambda device, dtype: 1e10)
+    monkeypatch.setattr(preflight, "matmul_speed", lambda device, dtype: 1e10)
     (tmp_path / "videos").mkdir()
     for number in range(6):
         write_tone_video(tmp_path / "videos" / f"{number}.mp4", 9)

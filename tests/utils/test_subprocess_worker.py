@@ -73,6 +73,20 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
         assert process.communicate() == ("", "start\nstopped by SIGTERM; the same command continues from here\n")
 
 
+def test_workers_come_from_the_process_that_has_imported_for_them():
+    script = """
+import psutil
+from failing_worker import fail
+from mmaudio.utils.subprocess_worker import SubprocessWorker, import_for_workers
+import_for_workers("failing_worker")
+children = psutil.Process().children()
+with SubprocessWorker(fail) as guarded:
+    print(guarded(("fine",), 600.0), psutil.Process(guarded.pid).parent() in children)
+"""
+    with start(["-c", script]) as process:
+        assert process.communicate() == ("FINE True\n", "")
+
+
 @pytest.mark.slow
 def test_nothing_is_left_of_a_killed_script():
     with start(["-c", SCRIPT]) as process:
