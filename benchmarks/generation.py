@@ -23,6 +23,7 @@ from benchmarks.timing import describe_device, time_rounds
 from mmaudio import cli
 from mmaudio.errors import ConfigError
 from mmaudio.generation.generate import MAX_ONE_PASS_SECONDS, MIN_SECONDS
+from mmaudio.generation.recorded_velocity import record_velocity
 from mmaudio.model.flow_matching import integrate
 from mmaudio.model.guidance import guided_velocity
 from mmaudio.model.spec import CLIP_SECONDS, MODELS, model_spec
@@ -91,6 +92,7 @@ def build_contestants(
             """The latents after all steps, (B, T, C)."""
             velocity = plain_velocity if is_plain else guided_velocity(network, cond, uncond, guidance_scale)
             cast = nullcontext() if is_plain else weights_cast_to(network, dtype)
+            velocity = velocity if is_plain else record_velocity(velocity, device, "euler", num_steps)
             with cast, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 return integrate(velocity, noise, num_steps)
 

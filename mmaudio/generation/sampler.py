@@ -22,6 +22,7 @@ from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vae import VAE, build_vae
 from mmaudio.features.vocoder import build_vocoder
+from mmaudio.generation.recorded_velocity import record_velocity
 from mmaudio.generation.solver import SolverCounts, solve
 from mmaudio.model.guidance import guided_velocity
 from mmaudio.model.networks import MMAudio, build_network
@@ -81,6 +82,7 @@ class Sampler:
                 cond = cond.repeat(len(noise))
             uncond = self.network.empty_conditions(len(noise), negative_text_f) if guidance_scale > 1 else None
             velocity = guided_velocity(self.network, cond, uncond, guidance_scale)
+            velocity = record_velocity(velocity, self.device, method, num_steps)
             latents, self.solver_counts = solve(velocity, noise, method, num_steps, progress)
         return self.network.unnormalize(latents.float())
 

@@ -1,6 +1,7 @@
 """The whole job as a user runs it: a killed run, videos that cannot be read, wrong use, the plan."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -12,12 +13,14 @@ import psutil
 import pytest
 from pipeline_command import PYTHON, ROOT, printed_path, run_pipeline, sha256, start_pipeline
 
+from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.synthetic.demo import plan_demo_videos, write_demo_video
 
 SHORT = ("max_steps=12", "eval_every=6", "save_every=3", "warmup_steps=2", "batch_size=4", "lora.rank=4")
 """Training that takes seconds."""
 UMASK = 0o027
-CHECKPOINT = "output/x/lora_checkpoints/best_lora.pt"
+BEST = "lora_checkpoints/best_lora.pt"
+CHECKPOINT = f"output/x/{BEST}"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,32 @@ def test_killing_any_stage_changes_nothing_in_the_adapter(videos, whole, tmp_pat
     printed, status = run_pipeline(*short(videos, tmp_path / "killed"), cwd=tmp_path)
     assert status == 0, printed
     assert sha256(tmp_path / "killed" / CHECKPOINT) == sha256(whole[0] / CHECKPOINT)
+
+
+@pytest.mark.slow
+def test_folds_give_one_verdict_over_all_videos_and_an_adapter_of_all(videos, tmp_path, shared_base_outputs):
+    """From a folder of videos that is too small to hold some out, killed once while the second fold is trained."""
+    arguments = videos, "--model", "tiny_16k", "--folds", "2", "--output", tmp_path, "--", "exp_id=x", *SHORT
+    process = start_pipeline(*arguments, cwd=tmp_path)
+    second_fold = tmp_path / "output/x/folds/2"
+    while process.poll() is None and not second_fold.exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    begun, _ = process.communicate()
+    assert second_fold.exists(), begun
+    printed, status = run_pipeline(*arguments, cwd=tmp_path)
+    assert status == 0, printed
+    experiment = tmp_path / "output/x"
+    assert json.loads((experiment / "metrics.json").read_text())["videos"] == 5
+    assert "\nVerdict:" in printed and "\nFolds:" in printed, printed
+    names = {video.name for video in videos.glob("demo_*.mp4")}
+    by_fold = [read_adapter(experiment / "folds" / number / BEST).data for number in "12"]
+    held_out = [names - {*data["train"]["videos"], *data["validation"]["videos"]} for data in by_fold]
+    assert set().union(*held_out) == names and sum(map(len, held_out)) == 5
+    assert set(read_adapter(experiment / BEST).data["train"]["videos"]) == names
+    stored = sha256(experiment / BEST)
+    again, status = run_pipeline(*arguments, cwd=tmp_path)
+    assert status == 0 and "nothing to do" in again and sha256(experiment / BEST) == stored, again
 
 
 @pytest.mark.slow
