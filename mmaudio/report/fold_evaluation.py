@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -71,6 +70,11 @@ def open_experiment(config: EvaluationConfig, root: Path) -> FoldedExperiment:
     return FoldedExperiment(config, root, plan, [read_adapter(path) for path in adapters])
 
 
+def fold_share(limit: int, number: int, num_folds: int) -> int:
+    """The part of fold `number`, from 1 on, of a number of clips for all folds together: 1 at least."""
+    return max(1, limit // num_folds + (number <= limit % num_folds))
+
+
 @dataclass(frozen=True)
 class FoldedExperiment:
     """An experiment with folds, and the settings of its evaluation."""
@@ -91,8 +95,8 @@ class FoldedExperiment:
             clips_tsv=fold_table(self.root, number),
             output_dir=fold_folder(self.config.output_dir, number),
             shared_dir=self.config.output_dir,
-            max_clips=None if limit is None else math.ceil(limit / len(self.plan)),
-            report_clips=math.ceil(self.config.report_clips / len(self.plan)),
+            max_clips=None if limit is None else fold_share(limit, number, len(self.plan)),
+            report_clips=fold_share(self.config.report_clips, number, len(self.plan)),
             strengths=default_strengths(sum(map(len, self.plan.videos))) if strengths is None else strengths,
         )
 

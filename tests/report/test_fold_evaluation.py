@@ -17,6 +17,7 @@ from mmaudio.errors import ConfigError, DataError
 from mmaudio.evaluation.fold_results import read_fold_results
 from mmaudio.finetune.distributed import Distributed
 from mmaudio.finetune.fold_training import train_with_folds
+from mmaudio.report.fold_evaluation import fold_share
 from mmaudio.report.summary import read_summary
 
 VIDEOS = ("one.mp4", "two.mp4", "three.mp4")
@@ -91,6 +92,11 @@ def experiment(root):
     assert not (root / "exp" / "metrics.json").exists() and not (root / "exp/folds/1/metrics.json").exists()
     assert evaluate_lora.main(arguments(root)) == 0
     return root / "exp"
+
+
+@pytest.mark.parametrize(("limit", "shares"), [(24, [5, 5, 5, 5, 4]), (5, [1] * 5), (2, [1] * 5)])
+def test_folds_share_a_number_of_clips(limit, shares):
+    assert [fold_share(limit, number, 5) for number in range(1, 6)] == shares
 
 
 def test_the_experiment_has_one_verdict_over_all_videos(experiment):
