@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mmaudio.errors import ConfigError, MMAudioError
 from mmaudio.utils import heartbeat, interrupts
-from mmaudio.utils.collection import no_garbage_collection
 from mmaudio.utils.escapes import escape_controls
+from mmaudio.utils.garbage_collection import no_garbage_collection
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.terminal import print_lines, print_traceback
 
@@ -134,7 +134,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def handle_signals() -> None:
     """End by a signal with one line, and say now and then that the program is loading; `run` does more.
 
-    A script calls this before imports that take seconds.
+    A script calls this before imports that take seconds. Until `run`, Python collects no garbage.
     """
     interrupts.exit_on_signals()
     _START.enter_context(no_garbage_collection())

@@ -10,12 +10,15 @@ every threshold; `split.rules.max_frozen=null` and the like at the end of the co
 
 from __future__ import annotations
 
+import sys
+
 from mmaudio import cli
 from mmaudio.utils.subprocess_worker import import_for_workers
 
 if __name__ == "__main__":
     cli.handle_signals()  # the imports below take seconds
-    import_for_workers("mmaudio.data.scan")
+    if "--input_dir" in sys.argv:
+        import_for_workers("mmaudio.data.scan")
 
 import argparse
 from collections import Counter

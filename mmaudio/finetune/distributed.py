@@ -30,14 +30,18 @@ class Distributed:
         """True for the process that writes and prints."""
         return self.rank == 0
 
-    def shard(self, num_items: int, settings: str = "batch_size or gradient_accumulation_steps") -> slice:
-        """This rank's equal share of `num_items`; ConfigError, which names `settings`, where they do not divide."""
-        if num_items % self.world_size:
+    def shard(self, num_clips: int) -> slice:
+        """This rank's equal share of a step's clips; ConfigError where they do not divide."""
+        if num_clips % self.world_size:
             raise ConfigError(
-                f"{num_items} clips per step do not divide among {self.world_size} processes: change {settings}"
+                f"{num_clips} clips per step do not divide among {self.world_size} processes: change batch_size or "
+                "gradient_accumulation_steps"
             )
-        shard_size = num_items // self.world_size
-        return slice(self.rank * shard_size, (self.rank + 1) * shard_size)
+        return self.uneven_shard(num_clips)
+
+    def uneven_shard(self, num_items: int) -> slice:
+        """This rank's share of `num_items`, which may be one less or more than another's, or none."""
+        return slice(num_items * self.rank // self.world_size, num_items * (self.rank + 1) // self.world_size)
 
     def all_reduce_sum(self, tensors: list[Tensor]) -> None:
         """Replace every tensor by its sum over the processes, in one exchange."""

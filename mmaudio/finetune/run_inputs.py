@@ -38,6 +38,7 @@ CHANGEABLE_KEYS = (
 )
 """Settings (and groups of them) that may change when a run continues."""
 
+BASE_SAMPLES = "base samples"
 VALUES_BEFORE = {"early_times": 0.0}
 """What training did before a setting existed, where that is not the setting's default."""
 
@@ -68,7 +69,7 @@ class RunInputs:
     def _base_samples(self) -> dict[str, str]:
         config = self.config
         return (
-            {"base samples": f"{hash_samples(config, self.base_sha256, self.train.seconds)} with videos"}
+            {BASE_SAMPLES: f"{hash_samples(config, self.base_sha256, self.train.seconds)} with videos"}
             if config.preserve_base
             else {}
         )
@@ -90,7 +91,14 @@ def describe_differences(saved: dict[str, Any], current: dict[str, Any]) -> str:
     defaults = {name: value for name, value in flatten(TrainConfig().to_dict()).items() if name in current}
     saved = defaults | VALUES_BEFORE | saved
     names = [name for name in {**saved, **current} if saved.get(name) != current.get(name)]
-    text = "; ".join(f"{name}: {saved.get(name)}, now {current.get(name)}" for name in names)
+    if "preserve_base" in names and BASE_SAMPLES in names:
+        names.remove(BASE_SAMPLES)  # one of the two has none
+    text = "; ".join(
+        f"{name}: others now, by captions, base model, length or the videos beside them"
+        if name == BASE_SAMPLES
+        else f"{name}: {saved.get(name)}, now {current.get(name)}"
+        for name in names
+    )
     if any(name.endswith(" clips") for name in names):
         text += "; videos, captions or how they are cut have changed"
     return text

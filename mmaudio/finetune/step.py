@@ -95,7 +95,7 @@ def preserve_base(
     They are weighted by `preserve_base`.
     """
     dtype = compute_dtype(samples.mean.device, config.amp)
-    for micro_draws in draws.select(distributed.shard(len(draws))).to(samples.mean.device).split(size):
+    for micro_draws in draws.select(distributed.uneven_shard(len(draws))).to(samples.mean.device).split(size):
         drift = compute_velocity_drift(state, samples, micro_draws, dtype)
         torch.autograd.backward(config.preserve_base * drift.sum() / len(draws))
 

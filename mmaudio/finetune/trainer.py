@@ -89,7 +89,6 @@ def load_network(config: TrainConfig, device: torch.device) -> tuple[MMAudio, st
 def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> TrainingResult:
     """Train an adapter for a loaded network, which is adapted in place."""
     distributed.shard(inputs.config.effective_batch_size)  # refuses what does not divide, before any work
-    distributed.shard(inputs.config.base_samples_per_step, "preserve_share")
     with working("preparing the training") if distributed.is_main else nullcontext():
         run = prepare_run(network, inputs, distributed)
     with explain_compile_errors(distributed.device), explain_out_of_memory(SMALLER_BATCH):

@@ -25,7 +25,7 @@ from mmaudio.lora.targets import layer_settings
 from mmaudio.model.blocks import block_name
 from mmaudio.model.networks import build_network
 from mmaudio.model.spec import MODELS
-from mmaudio.utils.collection import no_garbage_collection
+from mmaudio.utils.garbage_collection import no_garbage_collection
 
 MAX_CONFIG_BYTES = 10_000_000
 """Size of adapter_config.json; with every layer named it has some 50 kB."""

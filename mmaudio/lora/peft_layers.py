@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
 
-from mmaudio.utils.collection import no_garbage_collection
+from mmaudio.utils.garbage_collection import no_garbage_collection
 
 if TYPE_CHECKING:
     from peft import PeftModel

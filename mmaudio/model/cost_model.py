@@ -98,13 +98,17 @@ def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:
     return (losses + 2 * samples * 2 * model.num_steps) * network_flops(model.network)
 
 
-def training_flops(model: ModelSpec, samples: int, base_samples: int = 0, captions: int = 0) -> float:
+def training_flops(model: ModelSpec, samples: int, base_samples: int = 0) -> float:
     """FLOPs to train on `samples` clips: a forward pass, and about twice that for the backward pass.
 
-    A sample of the base takes a pass of the base more. Before the first step the base makes sounds of `captions`.
+    A sample of the base takes a pass of the base more.
     """
-    making = captions * 2 * model.num_steps  # guided: two passes a step
-    return (3.0 * samples + 4.0 * base_samples + making) * network_flops(model.network)
+    return (3.0 * samples + 4.0 * base_samples) * network_flops(model.network)
+
+
+def sampling_flops(model: ModelSpec, samples: int) -> float:
+    """FLOPs to sample the latents of `samples` clips."""
+    return 2.0 * model.num_steps * samples * network_flops(model.network)  # guided: two passes a step
 
 
 def expected_efficiency(stage: str, device: torch.device, dtype: torch.dtype) -> float:
@@ -113,10 +117,14 @@ def expected_efficiency(stage: str, device: torch.device, dtype: torch.dtype) ->
     return on_cpu[dtype] if device.type == "cpu" else GPU_EFFICIENCY[stage]
 
 
-def launch_seconds(spec: NetworkSpec, batches: int, recorded: bool) -> float:
-    """CPU seconds to launch `batches` training batches on a GPU, a lower bound of their duration."""
+def launch_seconds(spec: NetworkSpec, batches: int, recorded: bool, base_batches: int = 0) -> float:
+    """CPU seconds to launch `batches` training batches on a GPU, a lower bound of their duration.
+
+    Those of the base's samples are not recorded, and have a forward pass more.
+    """
     block_seconds = RECORDED_BLOCK_SECONDS if recorded else BLOCK_SECONDS
-    return batches * (spec.num_joint_blocks + spec.num_fused_blocks) * block_seconds
+    seconds = batches * block_seconds + base_batches * BLOCK_SECONDS * 4 / 3
+    return (spec.num_joint_blocks + spec.num_fused_blocks) * seconds
 
 
 def format_duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ the loss hardly weighs the solver's first steps, which decide what sound it will
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +201,13 @@ def measure_sounds(sampler: Sampler, features: FeatureSet, video_root: Path, nam
     return values
 
 
+def check_videos(folder: Path, features: FeatureSet) -> None:
+    """Raise DataError where a video of the clips is not in `folder`."""
+    for clip in features.clips:
+        if not (folder / clip.video).is_file():
+            raise DataError(f"--videos {folder}: {clip.video} is not there, a video of held-out clips")
+
+
 def load_general_clips(inputs: ComparisonInputs, folder: Path | None) -> ComparedClips | None:
     """Load clips of the base model's own domain, from an evaluation's `folder` or shipped with the model, if any."""
     spec = model_spec(inputs.model)
@@ -250,13 +258,16 @@ def format_table(
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Format the mean of the clips that have a value."""
-    return f"{np.nanmean(values):.4f}"
+    """Format the mean of the clips that have a value; empty where none has one."""
+    known = [value for value in values if not math.isnan(value)]
+    return f"{np.mean(known):.4f}" if known else ""
 
 
 def format_change(before: list[float], after: list[float], units: list[str]) -> str:
-    """Format the mean change of the clips' losses, with its confidence interval over several videos or captions."""
+    """Format the clips' mean change, with its confidence interval over several videos or captions; empty without."""
     rows = [row for row, pair in enumerate(zip(before, after, strict=True)) if not any(map(math.isnan, pair))]
+    if not rows:
+        return ""
     pairs = [before[row] for row in rows], [after[row] for row in rows]
     change = compute_paired_change(*pairs, [units[row] for row in rows])
     if change.interval is None:
@@ -272,8 +283,12 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--features", type=Path, default=Path("lora_data/features"), help="their features")
     parser.add_argument("--output", type=Path, default=Path("output/settings"), help="the runs' folders and the table")
     parser.add_argument("--model", default="tiny_16k", choices=list(MODELS), help="the base model")
-    parser.add_argument("--videos", type=Path, help="the source videos: the sounds are compared as well")
-    parser.add_argument("--general", type=Path, help="an evaluation's folder `general`; else the model's own videos")
+    parser.add_argument("--videos", type=Path, help="the source videos: their clips' sounds are compared as well")
+    parser.add_argument(
+        "--general",
+        type=Path,
+        help="an evaluation's folder `general`, for losses; else the model's videos",
+    )
     parser.add_argument(
         "--only", nargs="+", metavar="SETTING", help="only these: names, or key=value; the first run is always included"
     )
@@ -290,7 +305,11 @@ def main(arguments: list[str]) -> int:
     folders = args.clips, args.features, args.output
     inputs = ComparisonInputs(*folders, args.model, args.weights, offline, device, args.videos)
     trials = select_trials(args.only)
+    for trial in trials:
+        compose(trial_overrides(trial, inputs, overrides))  # an error, before anything is computed
     held_out = load_features(inputs.clips, inputs.features, "test", inputs.model)
+    if inputs.videos is not None:
+        check_videos(inputs.videos, held_out)
     sets = {"held out": ComparedClips(held_out, inputs.videos)}
     general = load_general_clips(inputs, args.general)
     if general is not None:
@@ -317,8 +336,10 @@ def select_trials(names: Sequence[str] | None) -> list[Trial]:
     A name of settings, `key=value key=value`, need not be among TRIALS.
     """
     known = {trial.name: trial for trial in TRIALS}
+    names = None if names is None else list(dict.fromkeys(names))
     for name in names or []:
-        if name not in known and not all("=" in word for word in name.split()):
+        words = name.split()
+        if name not in known and not (words and all(re.fullmatch(r"[^=]+=.*", word) for word in words)):
             raise ConfigError(
                 f"--only {name!r}: no such setting; it is key=value, or one of {', '.join(map(repr, known))}"
             )

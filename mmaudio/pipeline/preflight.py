@@ -26,6 +26,7 @@ from mmaudio.data.speech import check_flags_extra
 from mmaudio.data.splits import SplitRatios
 from mmaudio.data.verdict_needs import count_held_out
 from mmaudio.errors import ConfigError, MMAudioError
+from mmaudio.finetune.base_samples import FOLDER as BASE_SAMPLES_FOLDER
 from mmaudio.generation.sampler import fast_dtype
 from mmaudio.model import cost_model
 from mmaudio.model.spec import CLIP_SECONDS, model_spec
@@ -58,7 +59,7 @@ SPARE_BYTES = 2e9
 """Disk space for results and the media of the report."""
 
 matmul_speed = functools.cache(measure_matmul_speed)
-"""The speed of matrix products, measured once."""
+"""The speed of matrix products by device and dtype, each measured once."""
 
 
 def check_settings(job: Job) -> None:
@@ -263,36 +264,41 @@ def check_disk(root: Path, clips: float) -> None:
 
 
 def estimate_seconds(
-    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = CLIP_SECONDS, step: int = 0
+    job: Job, config: TrainConfig, clips: int, device: torch.device, seconds: float = CLIP_SECONDS
 ) -> dict[str, float]:
-    """Estimate the seconds of extraction and training, with clips of `seconds`, from the measured matmul speed.
-
-    Of training, the steps from `step` on count.
-    """
-    num_steps = max(0, config.total_steps - step)
-    model, low_dtype = model_spec(job.model), fast_dtype(device)
+    """Estimate the seconds of extraction and training, with clips of `seconds`, from the measured matmul speed."""
+    model, num_steps = model_spec(job.model), config.total_steps
     encode_low = job.precision == "bf16" or (job.precision == "auto" and device.type != "cpu")
-    encoder_dtype = low_dtype if encode_low else torch.float32
-    training_dtype = low_dtype if config.amp else torch.float32
+    encoder_dtype = fast_dtype(device) if encode_low else torch.float32
     encoder_speed = expected_speed("encoders", device, encoder_dtype)
-    training_speed = expected_speed("training", device, training_dtype)
     samples, base_samples = num_steps * config.effective_batch_size, num_steps * config.base_samples_per_step
-    captions = 0 if step else count_missing_base_samples(config)
-    training_flops = cost_model.training_flops(model, samples, base_samples, captions)
+    computing = cost_model.training_flops(model, samples, base_samples) / training_speed(config, device)
     scale = seconds / CLIP_SECONDS  # cost relative to a clip of the usual length, about
     batches = num_steps * config.gradient_accumulation_steps
+    base_batches = num_steps * -(-config.base_samples_per_step // config.batch_size)
     recorded = config.cuda_graph is not False and config.lora.enabled and not config.gradient_checkpointing
-    launching = 0.0 if device.type == "cpu" else cost_model.launch_seconds(model.network, batches, recorded)
+    launching = cost_model.launch_seconds(model.network, batches, recorded, base_batches)
     return {
         "extract": cost_model.extraction_flops(model) * clips * scale / encoder_speed,
-        "train": max(training_flops / training_speed * scale, launching),
+        "train": computing * scale if device.type == "cpu" else max(computing * scale, launching),
     }
 
 
-def count_missing_base_samples(config: TrainConfig) -> int:
-    """The base's own sounds that training makes before its first step: none that ship, or are not asked for."""
-    shipped = (weights.ASSETS / config.model / weights.BASE_SAMPLES_FILE).is_file()
-    return len(training_captions(config.model)) if config.preserve_base and not shipped else 0
+def training_speed(config: TrainConfig, device: torch.device) -> float:
+    """Expected operations per second of training."""
+    return expected_speed("training", device, fast_dtype(device) if config.amp else torch.float32)
+
+
+def estimate_base_samples(job: Job, config: TrainConfig, device: torch.device, seconds: float = CLIP_SECONDS) -> float:
+    """Seconds of the base's own sounds, which training makes before its first step: for all folds together.
+
+    None where they are not asked for, ship with the model, or were made before.
+    """
+    ship = seconds == CLIP_SECONDS and (weights.ASSETS / config.model / weights.BASE_SAMPLES_FILE).is_file()
+    if not config.preserve_base or ship or any((job.features / BASE_SAMPLES_FOLDER).glob("*.pt")):
+        return 0.0
+    flops = cost_model.sampling_flops(model_spec(job.model), len(training_captions(config.model)))
+    return flops / training_speed(config, device) * seconds / CLIP_SECONDS
 
 
 def estimate_stages(
@@ -311,7 +317,8 @@ def estimate_stages(
     held_out = clips / job.num_folds if job.num_folds else clips * ratios.test
     evaluation = max(1, job.num_folds) * estimate_evaluation(job, round(held_out), device, seconds, sweep)
     left = sum(max(0.0, 1 - share) for share in shares)
-    return {"extract": costs["extract"], "train": left * training, "evaluate": evaluation}, training
+    making = estimate_base_samples(job, config, device, seconds) if left else 0.0
+    return {"extract": costs["extract"], "train": left * training + making, "evaluate": evaluation}, training
 
 
 def estimate_checks(job: Job, config: TrainConfig, val_clips: int, num_steps: int, device: torch.device) -> float:

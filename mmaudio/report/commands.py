@@ -10,6 +10,7 @@ from typing import Any
 from mmaudio.config import TrainConfig
 from mmaudio.evaluation.config import EvaluationConfig
 from mmaudio.evaluation.strength_sweep import FULL
+from mmaudio.finetune.run_inputs import VALUES_BEFORE
 from mmaudio.lora.checkpoint import AdapterFile
 from mmaudio.lora.strength import AS_TRAINED
 from mmaudio.model.spec import ModelSpec
@@ -108,7 +109,7 @@ def _training_command(config: EvaluationConfig, spec: ModelSpec, adapter: Adapte
         "clips_tsv": config.clips_tsv,
         "features_dir": config.features_dir,
     }
-    settings = {name: value for name, value in adapter.config.items() if name not in paths}
+    settings = {name: value for name, value in (VALUES_BEFORE | adapter.config).items() if name not in paths}
     overrides = {name: quote_value(value) for name, value in paths.items()}
     overrides |= _differing_settings(settings, TrainConfig().to_dict())
     return [*command_words("train"), *(f"{name}={value}" for name, value in overrides.items())]

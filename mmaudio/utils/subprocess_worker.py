@@ -122,9 +122,9 @@ class SubprocessWorker(Generic[Result]):
 
 
 def import_for_workers(module: str) -> None:
-    """Let `module` be imported for workers to come while this process does other work, such as imports of its own.
+    """Import `module` for later workers while this process goes on, with imports of its own for instance.
 
-    A process does so that the workers are forked from; without it, it starts with the first worker.
+    The import is done in the process from which workers are forked. Without this call it starts with the first worker.
     """
     if START_METHOD == "forkserver":
         from multiprocessing import forkserver  # absent on Windows

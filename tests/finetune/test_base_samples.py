@@ -115,13 +115,27 @@ def test_a_run_from_before_early_times_does_not_go_on_with_them(tmp_path):
     assert describe_differences(saved, values | {"early_times": 0.0}) == ""
 
 
+def test_samples_that_are_others_are_named_in_words(tmp_path):
+    """Those of an earlier version had no videos beside them."""
+    values = RunInputs(build_config(tmp_path, preserve_base=1.0), "0" * 64, mini_clips(3), None).fixed_values()
+    saved = values | {"base samples": values["base samples"].removesuffix(" with videos")}
+    message = "base samples: others now, by captions, base model, length or the videos beside them"
+    assert describe_differences(saved, values) == message
+
+
 @pytest.mark.slow
 def test_half_of_the_samples_draws_have_a_video_and_all_have_their_text(tmp_path, monkeypatch):
-    drawn = []
+    drawn, with_videos = [], []
+
+    def pair(samples, clips, seed):
+        with_videos.append(pair_with_videos(samples, clips, seed))
+        return with_videos[-1]
+
+    monkeypatch.setattr("mmaudio.finetune.trainer.pair_with_videos", pair)
     monkeypatch.setattr("mmaudio.finetune.step.preserve_base", lambda state, samples, draws, *rest: drawn.append(draws))
     train_mini(tmp_path, max_steps=10, preserve_base=1.0, preserve_share=4.0, early_times=1.0)
     no_video, t = (torch.cat([getattr(draws, name) for draws in drawn]) for name in ("no_video", "t"))
-    assert len(t) >= 100 and not any(draws.no_text.any() for draws in drawn)
+    assert len(with_videos) == 1 and len(t) >= 100 and not any(draws.no_text.any() for draws in drawn)
     assert 0.35 < float(no_video.float().mean()) < 0.65
     assert 0.25 < float((t < 0.1).float().mean()) < 0.7, "near the noise, as the clips' own times"
 
@@ -138,5 +152,5 @@ def test_a_run_that_preserves_the_base_resumes_bit_for_bit(tmp_path):
         train_mini(tmp_path / "free", schedule="constant").folder / "lora_checkpoints/last_lora.pt"
     ).state
     assert any(not torch.equal(one[name], free[name]) for name in one)
-    with pytest.raises(TrainingError, match="base samples"):
+    with pytest.raises(TrainingError, match=r"\(preserve_base: 1\.0, now 0\.0\)"):
         train_mini(tmp_path / "parts", max_steps=8, train=mini_clips(5), schedule="constant")

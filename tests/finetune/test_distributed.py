@@ -83,7 +83,7 @@ lora = {name.replace(" ", "-"): {"lora": lora} for name, lora in KINDS.items()}
 lora["growing"] = {"lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases), "ema_decay": 0.9}
 lora["growing-rslora"] = {
     "lora": LoRAConfig(rank=4, alpha=8.0, dropout=0.0, phases=phases, use_rslora=True), "preserve_base": 0.5,
-    "preserve_share": 0.5,
+    "preserve_share": 0.25,
 }
 common = {"max_steps": 4, "learning_rate": 1e-3, "weight_decay": 0.0}
 for size in (1, 2):
@@ -144,5 +144,5 @@ def test_a_step_is_sharded_over_the_ranks():
     assert [Distributed(rank, 2).shard(6) for rank in range(2)] == [slice(0, 3), slice(3, 6)]
     with pytest.raises(ConfigError, match="do not divide among 4"):
         Distributed(0, 4).shard(6)
-    with pytest.raises(ConfigError, match="change preserve_share"):
-        Distributed(0, 4).shard(1, "preserve_share")
+    assert [Distributed(rank, 3).uneven_shard(5) for rank in range(3)] == [slice(0, 1), slice(1, 3), slice(3, 5)]
+    assert [Distributed(rank, 2).uneven_shard(1) for rank in range(2)] == [slice(0, 0), slice(0, 1)]

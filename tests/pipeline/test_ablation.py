@@ -9,7 +9,7 @@ import mini_training
 import pytest
 import torch
 from mini_training import write_shards
-from random_model import MODEL, write_random_weights
+from random_model import MODEL, write_noise_video, write_random_weights
 
 from mmaudio.config import compose
 from mmaudio.errors import ConfigError, DataError
@@ -106,6 +106,29 @@ def test_trials_are_compared_with_the_first(tmp_path, arguments, capsys):
 
 
 @pytest.mark.slow
+def test_with_their_videos_sounds_are_compared_too(tmp_path, arguments, brief_vocoder):
+    videos = tmp_path / "videos"
+    command = [*arguments, "--videos", str(videos), "--only", "seed=1", "--", *SHORT_RUN]
+    with pytest.raises(DataError, match=r"--videos .*videos: .*mp4 is not there"):
+        main(command)
+    videos.mkdir()
+    for seed, clip in enumerate(mini_training.clip_rows(3, "test")):
+        write_noise_video(videos / clip.video, seed, clip.end)
+    assert main(command) == 0
+    lines = (tmp_path / "runs" / "settings.md").read_text().splitlines()
+    head, _, base, first, other = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    column = head.index("held out: Mel distance, loud cells")
+    assert len({row[column] for row in (base, first, other)}) == 3 and other[column + 1].startswith(("+", "-"))
+    assert "base's own domain: Mel distance, loud cells" not in head, "its videos are not at hand"
+
+
+@pytest.mark.parametrize("setting", ["nonsense=1", "lora.rank=none"])
+def test_a_wrong_setting_is_an_error_before_any_work(tmp_path, setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        main(["--clips", str(tmp_path / "none.tsv"), "--only", setting])
+
+
+@pytest.mark.slow
 def test_sounds_are_measured_as_an_evaluation_does(tmp_path):
     spec, shipped = model_spec("tiny_16k"), ASSETS / "tiny_16k" / GENERAL_VIDEOS_FOLDER
     for path in sorted(shipped.iterdir())[:2]:  # a video and its caption
@@ -173,3 +196,7 @@ def test_every_trial_changes_a_setting_and_composes():
     assert custom.overrides == ("lora.rank=8", "lora.alpha=16") and custom.folder == "lora-rank-8-lora-alpha-16"
     with pytest.raises(ConfigError, match="no such setting; it is key=value, or one of 'as preset=quick'"):
         select_trials(["a fourth seed"])
+    for name in ("", "=", "=1"):
+        with pytest.raises(ConfigError, match="no such setting"):
+            select_trials([name])
+    assert len(select_trials(["a=b", "a=b"])) == 2, "the first run, and this one once"

@@ -1,19 +1,26 @@
 """The plan's time estimates: every stage, the steps that are left, and what they took in the end."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import mini
 
 from mmaudio.config import compose
+from mmaudio.data.splits import SplitRatios
 from mmaudio.evaluation import strength_sweep
 from mmaudio.lora.adapter import LoRAConfig, adapter_state, add_lora
 from mmaudio.lora.checkpoint import AdapterFile, write_adapter
 from mmaudio.lora.peft_layers import lora_layers
+from mmaudio.model.spec import CLIP_SECONDS
 from mmaudio.pipeline import preflight, run
 from mmaudio.pipeline.flags import build_job, build_parser
 from mmaudio.pipeline.job import STAGES, training_overrides
+from mmaudio.utils import matmul_speed
 
 CPU = torch.device("cpu")
+MATMUL_SPEED = preflight.matmul_speed
+"""Before it is replaced below."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,23 +44,52 @@ def test_the_steps_that_are_left_of_a_training_count(tmp_path):
     assert preflight.find_step(job.experiment, job) == 75
     assert preflight.find_step(job.experiment, build(tmp_path, "--from", "train")) == 0
     config = compose(training_overrides(job))
-    whole, rest = (preflight.estimate_seconds(job, config, 10, CPU, step=step) for step in (0, 75))
-    assert rest["train"] == pytest.approx(whole["train"] / 4) and rest["extract"] == whole["extract"]
+    arguments = job, config, 10, SplitRatios(), CPU, CLIP_SECONDS, (0, 0)
+    rest, whole = preflight.estimate_stages(*arguments)
+    assert rest["train"] == pytest.approx(whole / 4)
 
 
-@pytest.mark.parametrize(("model", "captions"), [("tiny_16k", 0), ("small_16k", 40)])
-def test_samples_of_the_base_count_in_the_plan(tmp_path, model, captions):
-    """Those of tiny_16k ship with it; every other model makes them before its first step."""
-    job = build(tmp_path, "--model", model)
+@pytest.mark.parametrize(
+    ("model", "seconds", "captions"), [("tiny_16k", 8, 0), ("tiny_16k", 4, 88), ("small_16k", 8, 40)]
+)
+def test_samples_of_the_base_count_in_the_plan(tmp_path, model, seconds, captions):
+    """Those of tiny_16k ship with it for 8 s; every other is made once, before the first step of the first fold."""
+    job = replace(build(tmp_path, "--model", model), num_folds=2)
 
-    def train_seconds(weight, step=0):
+    def train_seconds(weight):
         config = compose([*training_overrides(job), "preset=quick", "max_steps=100", f"preserve_base={weight}"])
-        return preflight.estimate_seconds(job, config, 10, CPU, step=step)["train"]
+        stages, _ = preflight.estimate_stages(job, config, 10, SplitRatios(), CPU, seconds, (0, 0))
+        checks = preflight.estimate_checks(job, config, 1, 100, CPU)
+        return stages["train"] - 3 * checks
 
-    passes = [3 * 1600, 3 * 1600 + 4 * 200 + captions * 2 * 25]  # forward and backward: 3; guided: 2 a step
+    passes = [3 * 3 * 1600, 3 * (3 * 1600 + 4 * 200)]  # forward and backward: 3; guided: 2 a step
+    making = captions * 2 * 25
+    assert train_seconds(1) / train_seconds(0) == pytest.approx((passes[1] + making) / passes[0])
+    path = job.features / "base_samples" / "made.pt"
+    path.parent.mkdir(parents=True)
+    path.touch()
     assert train_seconds(1) / train_seconds(0) == pytest.approx(passes[1] / passes[0])
-    rest = train_seconds(1, step=50) / train_seconds(0, step=50)
-    assert rest == pytest.approx((3 * 800 + 4 * 100) / (3 * 800)), "they are made before the first step alone"
+
+
+def test_passes_of_the_base_cost_their_launch_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "matmul_speed", lambda device, dtype: 1e18)
+    job = build(tmp_path, "--model", "small_16k")
+    batches = ["max_steps=100", "batch_size=4", "gradient_accumulation_steps=1", "preserve_share=0.5"]
+
+    def train_seconds(weight):
+        config = compose([*training_overrides(job), *batches, f"preserve_base={weight}"])
+        return preflight.estimate_seconds(job, config, 10, torch.device("cuda"))["train"]
+
+    assert train_seconds(0) == pytest.approx(100 * 12 * 0.002), "12 blocks of recorded batches"
+    assert train_seconds(1) == pytest.approx(100 * 12 * (0.002 + 0.01 * 4 / 3))
+
+
+def test_the_speed_of_the_machine_is_measured_once(monkeypatch):
+    monkeypatch.setattr(matmul_speed, "PROBE_SIZE", {"cpu": 64})
+    monkeypatch.setattr(matmul_speed, "PROBE_SECONDS", 0.0)
+    speeds = [MATMUL_SPEED(CPU, torch.float32) for _ in range(5)]
+    assert len(set(speeds)) == 1 and speeds[0] > 0
+    MATMUL_SPEED.cache_clear()  # it is that of small matrices
 
 
 def test_the_plan_knows_the_sweep_of_strengths():

@@ -28,6 +28,9 @@ def test_the_training_command_states_the_settings():
     assert (python, script) == ("python", "train_lora.py")
     paths = {"exp_id": "again", "clips_tsv": "ö #1/c.tsv", "features_dir": "f's ${x}"}
     assert compose(overrides).to_dict() == {**train_config.to_dict(), **paths}
+    del adapter.config["early_times"]  # trained before there was such a setting
+    command = shlex.split(dict(build_commands(config, model_spec(MODEL), adapter))["Train again"])
+    assert compose(command[2:]).to_dict() == {**train_config.to_dict(), **paths, "early_times": 0.0}
 
 
 def test_the_report_command_parses_to_the_same_settings():

@@ -73,17 +73,21 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path):
         assert process.communicate() == ("", "start\nstopped by SIGTERM; the same command continues from here\n")
 
 
-def test_workers_come_from_the_process_that_has_imported_for_them():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_workers_come_from_the_process_that_has_imported_for_them(number):
+    """No signal of the terminal ends it."""
     script = """
-import psutil
+import os, psutil, sys
 from failing_worker import fail
 from mmaudio.utils.subprocess_worker import SubprocessWorker, import_for_workers
 import_for_workers("failing_worker")
 children = psutil.Process().children()
+for child in children:
+    os.kill(child.pid, int(sys.argv[1]))
 with SubprocessWorker(fail) as guarded:
     print(guarded(("fine",), 600.0), psutil.Process(guarded.pid).parent() in children)
 """
-    with start(["-c", script]) as process:
+    with start(["-c", script, str(int(number))]) as process:
         assert process.communicate() == ("FINE True\n", "")
 
 

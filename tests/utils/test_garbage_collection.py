@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 
-from mmaudio.utils.collection import no_garbage_collection
+from mmaudio.utils.garbage_collection import no_garbage_collection
 
 
 def test_collection_goes_on_after_the_block_also_after_an_error_and_where_it_was_off():
