@@ -176,7 +176,7 @@ class TrainConfig:
     drop_captions: float | None = None
     """null: as drop_conditions; more where all captions are alike"""
     early_times: float = 0.3
-    """share of clips trained near the noise, where the sound is chosen; 0: the base's own times"""
+    """share of clips trained nearer to the noise, where the sound is chosen; 0: the base's times"""
     latent_noise: float = 0.0
     """0.05 to 0.2 where a few clips are learned by heart
 
