@@ -6,6 +6,7 @@ A machine reaches a fraction of its matrix-product speed on whole models: see th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,9 +37,16 @@ ones.
 LOSS_TIMES = 8
 """Passes over a clip for its loss in an evaluation."""
 SCAN_SPEED = 20.0
-"""Seconds of video that splitting scans in a second, on one of two cores."""
-MEASURE_SECONDS = 5.0
-"""Seconds to decode, measure and draw a clip of an evaluation, on a CPU."""
+"""Seconds of 720p video that splitting scans in a second, on one core."""
+DECODING_FLOPS = {"griffin_lim": 2.2e10, "bigvgan": 2.8e12}
+"""FLOPs of matrix products in float32 that take as long as a sound of 8 s: its VAE, vocoder and measurement.
+
+By vocoder, at 16 kHz: 0.1 s and 12.7 s on two cores where products reach 223 GFLOP/s; 47.8 s at 44.1 kHz.
+"""
+DECODING_SOUNDS = 3
+"""Sounds of a clip that an evaluation decodes: base, adapted, and the original by the codec."""
+MEDIA_SECONDS = 0.3
+"""Seconds to read a clip's original, and to write its sounds and pictures."""
 START_SHARES = {"split": 1.0, "extract": 1.5, "train": 2.75, "evaluate": 2.85}
 """Time that a stage's imports take, relative to those of the plan: 2.4, 4.0, 7.1 and 7.4 s of CPU against 2.6 s."""
 
@@ -91,6 +99,11 @@ def evaluation_flops(model: ModelSpec, clip_counts: Sequence[int], strengths: in
     passes = 2 * model.num_steps + LOSS_TIMES  # guided: two passes a step
     samples = sum(2 * clips + strengths * min(clips, strength_clips) for clips in clip_counts)
     return samples * (1 + 1 / 12) * passes * network_flops(model.network)
+
+
+def decoding_flops(model: ModelSpec, sounds: int) -> float:
+    """Float32 matrix-product FLOPs that take as long as decoding and measuring sounds of 8 s."""
+    return sounds * DECODING_FLOPS[model.codec.vocoder] * math.pow(model.codec.sample_rate / 16_000, 1.3)
 
 
 def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:

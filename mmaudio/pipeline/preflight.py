@@ -17,7 +17,7 @@ from mmaudio.config import TrainConfig, compose
 from mmaudio.data.caption_table import read_captions
 from mmaudio.data.clips import MIN_VERDICT_VIDEOS
 from mmaudio.data.config import SplitConfig, compose_split_config
-from mmaudio.data.folder_split import SplitSettings
+from mmaudio.data.folder_split import SplitSettings, default_workers
 from mmaudio.data.folds import read_fold_plan
 from mmaudio.data.generic_captions import training_captions
 from mmaudio.data.scan import ScanSettings
@@ -144,7 +144,8 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     check_disk(job.root, clips * split.seconds / CLIP_SECONDS)
     step, sweep = find_step(job.experiment, job), find_sweep(job, names, ratios)
     costs, training = estimate_stages(job, config, clips, ratios, device, split.seconds, sweep)
-    stage_seconds = {"split": seconds / cost_model.SCAN_SPEED, **costs}
+    scanning = cost_model.SCAN_SPEED * max(1, min(default_workers(), len(names)))
+    stage_seconds = {"split": seconds / scanning, **costs}
     for name, share in cost_model.START_SHARES.items():
         stage_seconds[name] += share * load_seconds
     print_lines(
@@ -331,7 +332,12 @@ def estimate_checks(job: Job, config: TrainConfig, val_clips: int, num_steps: in
     samples = times * min(val_clips, logging.sample_clips)
     flops = cost_model.training_check_flops(model, losses, samples)
     speed = expected_speed("training", device, fast_dtype(device))
-    return flops / speed + samples * cost_model.MEASURE_SECONDS
+    return flops / speed + estimate_decoding(job, samples * cost_model.DECODING_SOUNDS, device)
+
+
+def estimate_decoding(job: Job, sounds: int, device: torch.device) -> float:
+    """Estimate the seconds to decode and measure sounds of 8 s."""
+    return cost_model.decoding_flops(model_spec(job.model), sounds) / matmul_speed(device, torch.float32)
 
 
 def expected_speed(stage: str, device: torch.device, dtype: torch.dtype) -> float:
@@ -368,4 +374,7 @@ def estimate_evaluation(
     model, speed = model_spec(job.model), expected_speed("training", device, fast_dtype(device))
     counts = [clips, len(list((weights.ASSETS / model.name / weights.GENERAL_VIDEOS_FOLDER).glob("*.mp4")))]
     flops = cost_model.evaluation_flops(model, counts, *sweep)
-    return (flops / speed + sum(counts) * cost_model.MEASURE_SECONDS) * seconds / CLIP_SECONDS
+    strengths, sweep_clips = sweep
+    sounds = sum(cost_model.DECODING_SOUNDS * count + strengths * min(count, sweep_clips) for count in counts)
+    media = sum(counts) * cost_model.MEDIA_SECONDS
+    return (flops / speed + estimate_decoding(job, sounds, device) + media) * seconds / CLIP_SECONDS

@@ -106,6 +106,15 @@ def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
     assert 10 < few < many and preflight.estimate_checks(job, config, 2, 0, CPU) == 0
 
 
+def test_decoding_counts_by_the_vocoder(tmp_path):
+    """The released models' takes a hundred times as long."""
+    tiny, small, large = (
+        preflight.estimate_decoding(build(tmp_path, "--model", model), 3, CPU)
+        for model in ("tiny_16k", "small_16k", "small_44k")
+    )
+    assert 100 < small / tiny < 150 and 3 < large / small < 4
+
+
 def test_an_evaluation_of_more_clips_takes_longer(tmp_path):
     job = build(tmp_path, "--model", "small_16k")
     few, many = (preflight.estimate_evaluation(job, clips, CPU, 8.0) for clips in (10, 20))
