@@ -40,9 +40,8 @@ class RecordedVelocity:
     def __init__(self, velocity: Velocity, capture: GraphCapture) -> None:
         self._velocity, self._capture = velocity, capture
         self._calls = 0
-        self._inputs: tuple[Tensor, Tensor] | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._output: Tensor | None = None
+        self._recorded: tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor], Tensor] | None = None
+        """The graph, the inputs that it reads and the output that it writes."""
 
     def __call__(self, latent: Tensor, t: Tensor) -> Tensor:
         """Velocity of a latent (B, N, C) at flow time t: (B, N, C)."""
@@ -51,12 +50,13 @@ class RecordedVelocity:
             return self._warm_up(latent, t)
         if self._calls == WARM_UP_CALLS + 1:
             self._record(latent, t)
-        if self._graph is None or self._inputs is None or self._output is None:
+        if self._recorded is None:
             return self._velocity(latent, t)
-        for recorded_input, value in zip(self._inputs, (latent, t), strict=True):
+        graph, inputs, output = self._recorded
+        for recorded_input, value in zip(inputs, (latent, t), strict=True):
             recorded_input.copy_(value)
-        self._graph.replay()
-        return self._output.clone()
+        graph.replay()
+        return output.clone()
 
     def _warm_up(self, latent: Tensor, t: Tensor) -> Tensor:
         velocities: list[Tensor] = []
@@ -70,4 +70,4 @@ class RecordedVelocity:
         except (TrainingError, torch.OutOfMemoryError) as error:
             warnings.warn(f"sampling goes on without recorded steps: {error}", stacklevel=2)
         else:
-            self._inputs, self._graph, self._output = inputs, graph, output
+            self._recorded = graph, inputs, output

@@ -72,12 +72,12 @@ def test_folds_give_one_verdict_over_all_videos_and_an_adapter_of_all(videos, tm
     """From a folder of videos that is too small to hold some out, killed once while the second fold is trained."""
     arguments = videos, "--model", "tiny_16k", "--folds", "2", "--output", tmp_path, "--", "exp_id=x", *SHORT
     process = start_pipeline(*arguments, cwd=tmp_path)
-    second_fold = tmp_path / "output/x/folds/2"
-    while process.poll() is None and not second_fold.exists():
+    saved, last = (tmp_path / "output/x/folds/2" / path for path in ("lora_checkpoints/last_lora.pt", "metrics.json"))
+    while process.poll() is None and not saved.exists():
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     begun, _ = process.communicate()
-    assert second_fold.exists(), begun
+    assert saved.exists() and not last.exists(), begun
     printed, status = run_pipeline(*arguments, cwd=tmp_path)
     assert status == 0, printed
     experiment = tmp_path / "output/x"
