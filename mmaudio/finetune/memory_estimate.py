@@ -21,11 +21,13 @@ def format_memory_line(
     """The estimate in words; activations are measured on one clip and on two."""
     trainable_bytes = sum(parameter.nbytes for parameter in state.trainable_parameters().values())
     one_clip, two_clips = (measure_activation_bytes(state, train, config, count) for count in (1, 2))
+    size = state.micro_batch or config.batch_size
+    num_held = min(size // 2, config.base_samples_per_step)
     base_tensors = base_values.get(state.model).tensors()
     sizes = {
         "weights": sum(tensor.nbytes for tensor in (*state.model.parameters(), *base_tensors)),
         "gradients and optimizer": trainable_bytes * (4 if state.ema is not None else 3),
-        "activations": one_clip + (two_clips - one_clip) * ((state.micro_batch or config.batch_size) - 1),
+        "activations": one_clip + (two_clips - one_clip) * (size + num_held - 1),
         "data": sum(dataset.nbytes() for dataset in (train, validation) if dataset is not None),
     }
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from mmaudio.finetune.draws import Draws
 from mmaudio.finetune.optimizers import learning_rate_at, set_learning_rate
 from mmaudio.finetune.precision import autocast, compute_dtype, seeded_dropout
 from mmaudio.finetune.state import TrainState
-from mmaudio.model.flow_matching import interpolate, sample_posterior, velocity_loss
-from mmaudio.model.networks import MMAudio
+from mmaudio.model.flow_matching import interpolate, mean_squared_error, sample_posterior, velocity_loss
+from mmaudio.model.networks import Conditions, MMAudio
 
 TEXT_ALONE = 0.5
 """Share of the base's samples at which the velocity is held without a video."""
@@ -46,8 +46,25 @@ class StepMetrics:
     t: Tensor  # (B,) their flow times
 
 
-GradientAccumulator = Callable[[TrainState, ClipDataset, Draws, TrainConfig], Tensor]
-"""Forward and backward pass of one micro-batch: its losses (B,); the gradients are added to the parameters'."""
+@dataclass(frozen=True)
+class HeldSamples:
+    """Some of the base's samples, at which the adapted velocity is held to the base's."""
+
+    samples: ClipDataset
+    draws: Draws
+    weight: float
+    """Of each sample's drift in the loss."""
+
+    def split(self, size: int) -> list[HeldSamples]:
+        """Parts of at most `size` samples."""
+        return [replace(self, draws=draws) for draws in self.draws.split(size)]
+
+
+GradientAccumulator = Callable[[TrainState, ClipDataset, Draws, TrainConfig, HeldSamples | None], Tensor]
+"""Forward and backward pass of one micro-batch: its losses (B,); the gradients are added to the parameters'.
+
+Where samples are held, so are those of their drift.
+"""
 
 
 def sample_latents(network: MMAudio, dataset: ClipDataset, draws: Draws, latent_noise: float = 0.0) -> Tensor:
@@ -66,49 +83,81 @@ def compute_losses(
 ) -> Tensor:
     """The flow-matching loss of every drawn clip, (B,), with its condition dropout; noise as in `sample_latents`."""
     with autocast(draws.t.device, dtype):
-        conditions = dataset.conditions(network, draws.index, draws.no_video, draws.no_text)
+        conditions = draw_conditions(network, dataset, draws)
         latents = sample_latents(network, dataset, draws, latent_noise)
         return velocity_loss(network, latents, conditions, draws.t, draws.noise)
 
 
-def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """Squared distance of the adapted velocity from the base model's, with the draws' conditions: (B,)."""
-    network = state.network
-    x_t = interpolate(draws.noise, sample_latents(network, samples, draws), draws.t)
-
-    def predict_velocity() -> Tensor:
-        """The velocity of the network as it is now, (B, T, C)."""
-        with autocast(draws.t.device, dtype):  # one context each: autocast caches the cast weights until it ends
-            conditions = samples.conditions(network, draws.index, draws.no_video, draws.no_text)
-            return network.predict_velocity(x_t, draws.t, conditions)
-
-    with torch.no_grad(), state.without_adapter():
-        base_velocity = predict_velocity()
-    return (predict_velocity().float() - base_velocity.float()).square().mean((1, 2))
-
-
-def preserve_base(
-    state: TrainState, samples: ClipDataset, draws: Draws, size: int, config: TrainConfig, distributed: Distributed
-) -> None:
-    """Add the gradients of the velocity drift at the drawn samples of the base, `size` of them at once.
-
-    They are weighted by `preserve_base`.
-    """
-    dtype = compute_dtype(samples.mean.device, config.amp)
-    for micro_draws in draws.select(distributed.uneven_shard(len(draws))).to(samples.mean.device).split(size):
-        drift = compute_velocity_drift(state, samples, micro_draws, dtype)
-        torch.autograd.backward(config.preserve_base * drift.sum() / len(draws))
-
-
-def accumulate_gradients(state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
+def accumulate_gradients(
+    state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig, held: HeldSamples | None = None
+) -> Tensor:
     """Run a micro-batch forward and backward: its flow-matching losses (B,), detached.
 
-    The gradients, weighted by the micro-batch's share of the effective batch, are added to the parameters'.
+    The gradients, weighted by the micro-batch's share of the effective batch, are added to the parameters'. Held
+    samples go through the network together with the clips.
     """
     dtype = compute_dtype(dataset.mean.device, config.amp)
-    losses = compute_losses(state.network, dataset, draws, dtype, config.latent_noise)
-    torch.autograd.backward(losses.sum() / config.effective_batch_size)
+    if held is None:
+        losses = compute_losses(state.network, dataset, draws, dtype, config.latent_noise)
+        drift = losses.new_zeros(())
+    else:
+        losses, drift = compute_losses_and_drift(state, dataset, draws, held, dtype, config.latent_noise)
+        drift = held.weight * drift.sum()
+    torch.autograd.backward(losses.sum() / config.effective_batch_size + drift)
     return losses.detach()
+
+
+def compute_losses_and_drift(
+    state: TrainState,
+    dataset: ClipDataset,
+    draws: Draws,
+    held: HeldSamples,
+    dtype: torch.dtype,
+    latent_noise: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The clips' losses (B,), as `compute_losses`, and the held samples' drift, as `compute_velocity_drift`."""
+    network = state.network
+    base_velocity = predict_base_velocity(state, held.samples, held.draws, dtype)
+    with autocast(draws.t.device, dtype):
+        latents = sample_latents(network, dataset, draws, latent_noise)
+        held_latents = sample_latents(network, held.samples, held.draws)
+        all_draws = (draws, held.draws)
+        x_t = [interpolate(some.noise, x, some.t) for some, x in zip(all_draws, (latents, held_latents), strict=True)]
+        conditions = draw_conditions(network, dataset, draws).cat(draw_conditions(network, held.samples, held.draws))
+        velocity = network.predict_velocity(torch.cat(x_t), torch.cat([draws.t, held.draws.t]), conditions)
+    losses = mean_squared_error(velocity[: len(draws)], latents - draws.noise)
+    return losses, mean_squared_error(velocity[len(draws) :], base_velocity)
+
+
+def draw_conditions(network: MMAudio, dataset: ClipDataset, draws: Draws) -> Conditions:
+    """The conditions of the drawn clips, some of them dropped."""
+    return dataset.conditions(network, draws.index, draws.no_video, draws.no_text)
+
+
+def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
+    """Squared distance of the adapted velocity from the base model's, with the draws' conditions: (B,)."""
+    base_velocity = predict_base_velocity(state, samples, draws, dtype)
+    return mean_squared_error(_predict_velocity(state.network, samples, draws, dtype), base_velocity)
+
+
+def accumulate_drift_gradients(state: TrainState, held: HeldSamples, config: TrainConfig) -> None:
+    """Add the gradients of the held samples' drift alone."""
+    dtype = compute_dtype(held.samples.mean.device, config.amp)
+    drift = compute_velocity_drift(state, held.samples, held.draws, dtype)
+    torch.autograd.backward(held.weight * drift.sum())
+
+
+@torch.no_grad()
+def predict_base_velocity(state: TrainState, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
+    """The base model's velocity at the drawn samples, (B, N, C)."""
+    with state.without_adapter():
+        return _predict_velocity(state.network, samples, draws, dtype)
+
+
+def _predict_velocity(network: MMAudio, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
+    with autocast(draws.t.device, dtype):  # a context of its own: autocast caches the cast weights until it ends
+        x_t = interpolate(draws.noise, sample_latents(network, samples, draws), draws.t)
+        return network.predict_velocity(x_t, draws.t, draw_conditions(network, samples, draws))
 
 
 def train_step(
@@ -131,17 +180,16 @@ def train_step(
     undo_points = [source.undo_point() for source in state.draw_sources()]
     step_draws = state.draws.draw(*draw_arguments)
     local_draws = step_draws.select(distributed.shard(total)).to(device)
-    base_draws = None
+    held = None
     if base_samples is not None and state.base_draws is not None:
         base_draws = state.base_draws.draw(config.base_samples_per_step, TEXT_ALONE, 0.0, config.early_times)
+        local_base_draws = base_draws.select(distributed.uneven_shard(len(base_draws))).to(device)
+        held = HeldSamples(base_samples, local_base_draws, config.preserve_base / len(base_draws))
 
     def run_passes(size: int) -> Tensor:
-        """Gradients of all clips in micro-batches of `size`; their losses (B,)."""
+        """Gradients of all clips in micro-batches of `size`, and of the held samples; the clips' losses (B,)."""
         with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
-            micro_losses = [accumulate(state, dataset, draws, config) for draws in local_draws.split(size)]
-            if base_samples is not None and base_draws is not None:
-                preserve_base(state, base_samples, base_draws, size, config, distributed)
-        return torch.cat(micro_losses)
+            return accumulate_passes(state, dataset, local_draws, held, config, accumulate, size)
 
     losses = run_with_less_memory(run_passes, state, min(state.micro_batch or config.batch_size, len(local_draws)))
     mean_loss = losses.sum() / total
@@ -156,6 +204,35 @@ def train_step(
         raise non_finite_error(loss, norm, state.step)
     rate = optimizer_step(state, config)
     return StepMetrics(loss, norm, rate, losses, local_draws.t)
+
+
+def accumulate_passes(
+    state: TrainState,
+    dataset: ClipDataset,
+    draws: Draws,
+    held: HeldSamples | None,
+    config: TrainConfig,
+    accumulate: GradientAccumulator,
+    size: int,
+) -> Tensor:
+    """Gradients of a step's clips in micro-batches of `size`, and of its held samples; the clips' losses (B,).
+
+    A pass of few samples takes nearly as long as one of many, so each micro-batch takes a part of the held samples with
+    it, unless that is more than half its own size.
+    """
+    micro_batches = list(draws.split(size))
+    num_held = len(held.draws) if held else 0
+    part_size = -(-num_held // len(micro_batches))
+    parts: list[HeldSamples | None] = []
+    if held is not None and 0 < part_size <= size // 2:
+        parts += held.split(part_size)
+    parts += [None] * (len(micro_batches) - len(parts))
+    pairs = zip(micro_batches, parts, strict=True)
+    losses = [accumulate(state, dataset, micro_draws, config, part) for micro_draws, part in pairs]
+    if held is not None and part_size > size // 2:
+        for part in held.split(size):
+            accumulate_drift_gradients(state, part, config)
+    return torch.cat(losses)
 
 
 def run_with_less_memory(run_passes: Callable[[int], Tensor], state: TrainState, size: int) -> Tensor:

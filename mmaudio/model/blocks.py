@@ -10,7 +10,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from mmaudio.model.layers import MLP, Conv1d, SelfAttention, attend_heads, modulated_norm, token_layer
+from mmaudio.model.layers import MLP, Conv1d, SelfAttention, add_gated, attend_heads, modulated_norm, token_layer
 
 
 def block_name(name: str) -> str:
@@ -50,8 +50,8 @@ class TransformerBlock(nn.Module):
     def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Add the attention output and the MLP to the stream: (B, N, D)."""
         gate, shift_mlp, scale_mlp, gate_mlp = modulation[2:]
-        x = torch.addcmul(x, gate, self.linear1(attended))
-        return torch.addcmul(x, gate_mlp, self.ffn(modulated_norm(x, shift_mlp, scale_mlp)))
+        x = add_gated(x, gate, self.linear1(attended))
+        return add_gated(x, gate_mlp, self.ffn(modulated_norm(x, shift_mlp, scale_mlp)))
 
     def forward(self, x: Tensor, condition: Tensor, table: Tensor | None) -> Tensor:
         """Self-attention and MLP on one stream: (B, N, D)."""

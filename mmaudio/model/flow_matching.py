@@ -84,7 +84,12 @@ def velocity_loss(network: MMAudio, latent: Tensor, conditions: Conditions, t: T
     `latent` and `noise` (B, N, C), the latent normalised; t (B,).
     """
     velocity = network.predict_velocity(interpolate(noise, latent, t), t, conditions)
-    return (velocity.float() - (latent - noise).float()).square().mean((1, 2))
+    return mean_squared_error(velocity, latent - noise)
+
+
+def mean_squared_error(velocity: Tensor, expected: Tensor) -> Tensor:
+    """Over tokens and channels, in float32: two (B, N, C) -> (B,)."""
+    return (velocity.float() - expected.float()).square().mean((1, 2))
 
 
 def check_solver(num_steps: int | None, method: str) -> None:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+LAYER_NORM_EPS = 1e-5
+"""torch's default."""
+
 
 def can_fuse(x: Tensor, *frozen: Tensor) -> bool:
     """Whether a gradient is needed for `x` alone, and not for `frozen`, on a CPU."""
@@ -52,6 +55,52 @@ def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y, where no gradient of `gate` is needed; that of y takes one pass, autograd's of `addcmul` two."""
+    out: Tensor = _AddGated.apply(x, gate, y)  # type: ignore[no-untyped-call]
+    return out
+
+
+def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm of x (B, N, D) without affine, times 1 + scale, plus shift; only x gets a gradient."""
+    out: Tensor = _ModulatedNorm.apply(x, shift, 1 + scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AddGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        """Compute the sum."""
+        ctx.save_for_backward(gate)
+        return torch.addcmul(x, gate, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments of `forward`."""
+        (gate,) = ctx.saved_tensors
+        return gradient, None, gradient * gate
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+        """Compute the norm."""
+        normal, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPS)
+        ctx.save_for_backward(x, factor, mean, inverse)
+        return torch.addcmul(shift, normal, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments of `forward`."""
+        x, factor, mean, inverse = ctx.saved_tensors
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient * factor, x, x.shape[-1:], mean, inverse, None, None, [True, False, False]
+        )
+        return grad_x, None, None
+
+
 class _HeadInputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, weights: Tensor, table: Tensor | None, num_heads: int) -> tuple[Tensor, ...]:
@@ -82,11 +131,8 @@ class _HeadInputs(torch.autograd.Function):
         inner.mul_(weights)
         projection = torch.linalg.vecdot(inner, normal).div_(normal.shape[-1]).unsqueeze(-1)
         inner.addcmul_(normal, projection, value=-1).mul_(inverse)
-        batch, heads, tokens, width = grad_q.shape
-        gradient = grad_v.new_empty(batch, tokens, heads * width * 3)
-        q_k_v = _split_qkv(gradient, heads)
-        q_k_v[:2], q_k_v[2] = inner, grad_v
-        return gradient, None, None, None
+        gradient = torch.stack([*inner.to(grad_v.dtype), grad_v], dim=-1)  # (B, H, N, d, 3)
+        return gradient.transpose(1, 2).flatten(2), None, None, None
 
 
 class _Attention(torch.autograd.Function):

@@ -27,13 +27,26 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
-        if _is_tap_major(self) and not torch.is_grad_enabled():
-            rows = token_windows(x, self.kernel_size[0])
-            return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias).view(*x.shape[:2], -1)
+        if not torch.is_grad_enabled() and _is_tap_major(self):
+            return self._multiply(token_windows(x, self.kernel_size[0])).view(*x.shape[:2], -1)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
         out = F.conv2d(image, weight, self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
         return out.squeeze(2).transpose(1, 2)
+
+    def forward_both(self, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of this layer and of `other` for the same x (B, N, in); the token windows are made once."""
+        if torch.is_grad_enabled() or not (isinstance(other, Conv1d) and _is_tap_major(self) and _is_tap_major(other)):
+            return self(x), other(x)
+        if self.kernel_size != other.kernel_size:
+            return self(x), other(x)
+        rows = token_windows(x, self.kernel_size[0])
+        shape = *x.shape[:2], -1
+        return self._multiply(rows).view(shape), other._multiply(rows).view(shape)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """Token windows (B * N, k * in) times the weight, whose layout is tap by tap: (B * N, out)."""
+        return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias)
 
 
 def conv_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -69,6 +82,13 @@ def token_layer(width_in: int, width_out: int, kernel_size: int, bias: bool = Tr
     return Conv1d(width_in, width_out, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
+def apply_both(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs of two layers for the same x; `first.forward_both(second, x)`, where it has one, shares work."""
+    forward_both = getattr(first, "forward_both", None)
+    outputs: tuple[Tensor, Tensor] = (first(x), second(x)) if forward_both is None else forward_both(second, x)
+    return outputs
+
+
 class MLP(nn.Module):
     """SwiGLU, w2(silu(w1 x) * w3 x), without biases: linears for kernel size 1, else convolutions."""
 
@@ -81,7 +101,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        gate, values = self.w1(x), self.w3(x)
+        gate, values = apply_both(self.w1, self.w3, x)
         in_place = not torch.is_grad_enabled()
         out: Tensor = self.w2(F.silu(gate, inplace=True).mul_(values) if in_place else F.silu(gate) * values)
         return out
@@ -126,7 +146,14 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without affine, then x * (1 + scale) + shift; shift and scale are (B, 1 or N, D)."""
+    if fused_ops.can_fuse(x, shift, scale):
+        return fused_ops.modulated_layer_norm(x, shift, scale)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)
+
+
+def add_gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y; x and y are (B, N, D), the gate (B, 1 or N, D)."""
+    return fused_ops.add_gated(x, gate, y) if fused_ops.can_fuse(y, gate) else torch.addcmul(x, gate, y)
 
 
 class HeadNorm(nn.RMSNorm):

@@ -19,6 +19,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from mmaudio.utils.interrupts import SIGNALS
+from mmaudio.utils.malloc import keep_freed_memory
 
 Result = TypeVar("Result")
 SHUTDOWN_SECONDS = 5.0
@@ -176,6 +177,7 @@ def _describe_exit(status: int | None) -> str:
 def _serve(pipe: Connection, function: Callable[..., Any], quiet: bool) -> None:
     """Main function of the worker process: serve calls until the pipe closes. An exception ends the process."""
     end_with_parent()
+    keep_freed_memory()
     if quiet:
         with open(os.devnull, "w") as devnull:  # noqa: PTH123
             os.dup2(devnull.fileno(), sys.stderr.fileno())

@@ -22,6 +22,7 @@ from mmaudio.finetune.base_samples import (
     samples_path,
 )
 from mmaudio.finetune.run_inputs import RunInputs, describe_differences
+from mmaudio.finetune.step import predict_base_velocity
 from mmaudio.finetune.trainer import load_network
 from mmaudio.lora.checkpoint import read_adapter
 from mmaudio.model.spec import CLIP_SECONDS
@@ -132,7 +133,12 @@ def test_half_of_the_samples_draws_have_a_video_and_all_have_their_text(tmp_path
         return with_videos[-1]
 
     monkeypatch.setattr("mmaudio.finetune.trainer.pair_with_videos", pair)
-    monkeypatch.setattr("mmaudio.finetune.step.preserve_base", lambda state, samples, draws, *rest: drawn.append(draws))
+
+    def record(state, samples, draws, dtype):
+        drawn.append(draws)
+        return predict_base_velocity(state, samples, draws, dtype)
+
+    monkeypatch.setattr("mmaudio.finetune.step.predict_base_velocity", record)
     train_mini(tmp_path, max_steps=10, preserve_base=1.0, preserve_share=4.0, early_times=1.0)
     no_video, t = (torch.cat([getattr(draws, name) for draws in drawn]) for name in ("no_video", "t"))
     assert len(with_videos) == 1 and len(t) >= 100 and not any(draws.no_text.any() for draws in drawn)

@@ -244,19 +244,23 @@ def test_velocity_drift_in_bfloat16_is_measured_against_the_base(tmp_path, lora)
 
 
 def preservation_gradients(tmp_path, lora, **settings):
-    """Gradients of the drift at four samples of the base, of an adapter that is not fresh, and those expected."""
-    config = mini_training.build_config(
-        tmp_path, lora=lora, preserve_base=2.0, preserve_share=1.0, weight_decay=0, **settings
-    )
+    """Gradients of a step that holds samples of the base, of an adapter that is not fresh, and those expected."""
+    config = mini_training.build_config(tmp_path, lora=lora, preserve_base=2.0, weight_decay=0, **settings)
     network = mini()
     state, samples = new_state(network, config, 5, 6), base_samples(network)
     for name, weight in state.trainable_parameters().items():
         weight.data += 0.05 * filled(name, *weight.shape)
-    draws = state.base_draws.draw(config.base_samples_per_step, 1.0, 0.0)
-    drift = step.compute_velocity_drift(state, samples, draws, torch.float32).mean()
-    (2.0 * drift).backward()
+    dataset = build_dataset(network, mini_training.mini_clips(5), CPU)
+    base_draws = state.base_draws.draw(config.base_samples_per_step, 0.5, 0.0)
+    draws = state.draws.draw(config.effective_batch_size, 0.3, 0.3)
+    drift = step.compute_velocity_drift(state, samples, base_draws, torch.float32).mean()
+    losses = step.compute_losses(network, dataset, draws, torch.float32)
+    (losses.mean() + 2.0 * drift).backward()
     expected = take_gradients(state)
-    step.preserve_base(state, samples, draws, config.batch_size, config, Distributed())
+    held = step.HeldSamples(samples, base_draws, 2.0 / len(base_draws))
+    rest = held, config, step.accumulate_gradients, config.batch_size
+    got_losses = step.accumulate_passes(state, dataset, draws, *rest)
+    assert_close(got_losses, losses.detach())
     return take_gradients(state), expected
 
 
@@ -272,6 +276,27 @@ def take_gradients(state):
 def test_the_base_is_preserved_in_micro_batches(tmp_path, kind):
     gradients, expected = preservation_gradients(tmp_path, KINDS[kind], batch_size=2, gradient_accumulation_steps=2)
     assert_same_gradients(gradients, expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "share", "lengths"), [(4, 0.25, [5]), (2, 0.5, [3, 3]), (2, 1.0, [2, 2, 2, 2])])
+def test_held_samples_go_along_with_the_clips_where_they_are_few(tmp_path, monkeypatch, size, share, lengths):
+    trained, accumulate = [], step.accumulate_passes
+
+    def record(*arguments):
+        state = arguments[0]
+        hook = state.network.fused_blocks[0].register_forward_hook(
+            lambda _module, inputs, _out: trained.append(len(inputs[0])) if torch.is_grad_enabled() else None
+        )
+        losses = accumulate(*arguments)
+        hook.remove()
+        return losses
+
+    monkeypatch.setattr(step, "accumulate_passes", record)
+    settings = {"batch_size": size, "gradient_accumulation_steps": 4 // size, "preserve_share": share}
+    gradients, expected = preservation_gradients(tmp_path, LoRAConfig(4, 8.0, 0.0), **settings)
+    assert_same_gradients(gradients, expected, 1e-4)
+    assert trained == lengths
 
 
 @pytest.mark.slow

@@ -83,7 +83,62 @@ def test_dropout_applies_to_the_adapters_input(kind):
     assert torch.equal(layer.eval()(x), layer(x))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def pair_of(kind, block, **settings):
+    """w1 and w3 of a block's MLP in training, and an input that wants a gradient."""
+    network, _ = adapted_mini(**settings)
+    ffn = network.get_submodule(block).ffn.train()
+    assert type(ffn.w1) is type(ffn.w3) is kind
+    return ffn.w1, ffn.w3, torch.randn(2, 30, ffn.w1.in_features).requires_grad_()
+
+
+def pair_outcome(pair, x, outputs):
+    """The outputs and the gradients of x and of both A and B, with other weights for each output."""
+    halves = [half["default"].weight for layer in pair for half in (layer.lora_A, layer.lora_B)]
+    weights = [torch.linspace(-1, 1 + i, out.numel()).view_as(out).to(out.dtype) for i, out in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, [x, *halves], weights)]
+
+
+PAIRS = {FusedLoRALinear: "joint_blocks.0.text_block", FusedLoRAConv1d: "fused_blocks.0"}
+RANKS = [{}, {"rank_pattern": {"ffn.w3": 3}}]
+
+
+@pytest.mark.parametrize("settings", RANKS, ids=["equal ranks", "other ranks"])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_two_layers_of_one_input_compute_pefts_function(kind, settings):
+    *pair, x = pair_of(kind, PAIRS[kind], **settings)
+    outputs = pair[0].forward_both(pair[1], x)
+    assert outputs[0].grad_fn is outputs[1].grad_fn
+    expected = [PEFTS[kind].forward(layer, x) for layer in pair]
+    for got, reference in zip(pair_outcome(pair, x, outputs), pair_outcome(pair, x, expected), strict=True):
+        assert_close(got, reference, 1e-5)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_two_layers_of_one_input_share_its_dropout_mask(kind):
+    *pair, x = pair_of(kind, PAIRS[kind], dropout=0.25)
+    torch.manual_seed(3)
+    dropped = x * dropout_mask(x.detach(), 0.25) / 0.75
+    expected = [
+        layer.base_layer(x) + layer.scaling["default"] * layer.lora_B["default"](layer.lora_A["default"](dropped))
+        for layer in pair
+    ]
+    torch.manual_seed(3)
+    outputs = pair[0].forward_both(pair[1], x)
+    for got, reference in zip(pair_outcome(pair, x, outputs), pair_outcome(pair, x, expected), strict=True):
+        assert_close(got, reference, 1e-5)
+
+
+def test_layers_that_do_not_fuse_are_computed_one_after_the_other():
+    first, second, x = pair_of(FusedLoRAConv1d, "fused_blocks.0", dropout=0.25)
+    first.eval(), second.eval()
+    second.merge()
+    outputs = first.forward_both(second, x)
+    assert [output.grad_fn.name() for output in outputs] != ["_LowRankBackward"] * 2
+    for got, reference in zip(outputs, (first(x), second(x)), strict=True):
+        assert torch.equal(got, reference)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masks_drop_the_given_share(share, dtype):
     x = torch.empty(1001, 999, dtype=dtype)

@@ -5,7 +5,7 @@ import torch
 from helpers import assert_close, mini, mini_inputs
 
 from mmaudio.model import fused_ops
-from mmaudio.model.layers import SelfAttention, attend_heads, rotary_table
+from mmaudio.model.layers import SelfAttention, add_gated, attend_heads, modulated_norm, rotary_table
 
 
 def random(*shape, dtype=torch.float32):
@@ -69,3 +69,20 @@ def test_cpu_attention_matches_autograd(keys, monkeypatch):
     ):
         assert got.dtype == torch.bfloat16
         assert (got.double() - truth).norm() < 1.2 * (autograd.double() - truth).norm() + 2e-3 * truth.norm()
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gates_and_modulated_norms_match_autograd(dtype, tolerance, tokens, monkeypatch):
+    gate, shift, scale = (random(3, tokens, 64, dtype=dtype).detach() for _ in range(3))
+    x, y = (random(3, 20, 64, dtype=dtype) for _ in range(2))
+
+    def function(x, y):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return [add_gated(x, gate, y), modulated_norm(x, shift, scale)]
+
+    names = [output.grad_fn.name() for output in function(x, y)]
+    assert names == ["_AddGatedBackward", "_ModulatedNormBackward"]
+    for got, expected in both(monkeypatch, function, [x, y]):
+        assert got.dtype == expected.dtype
+        assert_close(got.float(), expected.float(), tolerance)

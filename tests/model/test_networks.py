@@ -150,6 +150,17 @@ def test_tap_major_weights_give_the_same_convolution_and_gradients(width_in, wid
         assert_close(mine, reference)
 
 
+def test_two_convolutions_of_one_input_give_in_sampling_what_each_gives():
+    first, second, wider = (Conv1d(12, 20, kernel, padding=kernel // 2) for kernel in (3, 3, 5))
+    x = torch.randn(3, 31, 12)
+    for layer in (first, second, wider):
+        layer.weight.data = tap_major(layer.weight.data)
+    with torch.inference_mode():
+        for pair in ((first, second), (first, wider)):
+            for got, expected in zip(pair[0].forward_both(pair[1], x), (layer(x) for layer in pair), strict=True):
+                assert torch.equal(got, expected)
+
+
 @pytest.mark.slow
 def test_old_tables_are_ignored_and_other_keys_are_errors():
     source, network = mini(), MMAudio(mini_spec())
