@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 LAYER_NORM_EPS = 1e-5
 """torch's default."""
 
+LARGEST_SCORES = 64 << 20
+"""Bytes of the attention scores up to which sampling stores them."""
+
 
 def can_fuse(x: Tensor, *frozen: Tensor) -> bool:
     """Whether a gradient is needed for `x` alone, and not for `frozen`, on a CPU."""
@@ -28,6 +31,12 @@ def can_fuse(x: Tensor, *frozen: Tensor) -> bool:
 def is_sampling(x: Tensor) -> bool:
     """Whether no gradient is computed at all, on a CPU."""
     return not torch.is_grad_enabled() and _runs_on_cpu(x)
+
+
+def can_store_scores(q: Tensor, k: Tensor) -> bool:
+    """Whether, without gradients on a CPU, the scores of queries and keys (B, H, any, d) take little memory."""
+    size = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
+    return is_sampling(q) and size <= LARGEST_SCORES
 
 
 def _runs_on_cpu(x: Tensor) -> bool:
@@ -49,7 +58,8 @@ def fused_head_inputs(
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention with scale 1 / sqrt(d) that stores its probabilities: (B, H, N, d).
 
-    torch's fused kernel for CPUs recomputes them, and takes two to three times as long in the backward pass.
+    torch's fused kernel for CPUs takes twice as long forward in bfloat16; backward it recomputes them, and takes two to
+    three times as long.
     """
     out: Tensor = _Attention.apply(q, k, v)  # type: ignore[no-untyped-call]
     return out
