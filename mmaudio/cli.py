@@ -156,7 +156,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
     """
     end_start()
-    keep_freed_memory()
+    keep_freed_memory(os.environ)
     sys.excepthook = print_traceback
     try:
         with interrupts.raise_interrupts():

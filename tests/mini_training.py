@@ -1,7 +1,7 @@
 """A miniature network and clips that it can learn, for the trainer's tests."""
 
 import torch
-from helpers import mini
+from helpers import assert_close, mini
 from safetensors.torch import save_file
 
 from mmaudio.config import TrainConfig
@@ -115,3 +115,9 @@ def train_mini(folder, network=None, train=None, held_out=..., distributed=None,
         write_base_samples(config)
     inputs = RunInputs(config, "0" * 64, train or mini_clips(5), held_out)
     return train_adapter(network or mini(), inputs, distributed or Distributed())
+
+
+def assert_same_gradients(gradients, expected, tolerance=1e-5):
+    assert gradients.keys() == expected.keys() and all(value.abs().sum() > 0 for value in expected.values())
+    for name, value in expected.items():
+        assert_close(gradients[name], value, tolerance)

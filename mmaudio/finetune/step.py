@@ -228,10 +228,10 @@ def accumulate_passes(
         parts += held.split(part_size)
     parts += [None] * (len(micro_batches) - len(parts))
     pairs = zip(micro_batches, parts, strict=True)
-    losses = [accumulate(state, dataset, micro_draws, config, part) for micro_draws, part in pairs]
+    losses = [accumulate(state, dataset, micro_draws, config, micro_held) for micro_draws, micro_held in pairs]
     if held is not None and part_size > size // 2:
-        for part in held.split(size):
-            accumulate_drift_gradients(state, part, config)
+        for micro_held in held.split(size):
+            accumulate_drift_gradients(state, micro_held, config)
     return torch.cat(losses)
 
 

@@ -193,8 +193,8 @@ def _add_base_gradients(
     for gradient, weight in zip(gradients, weights, strict=True):
         if weight is not None:
             weight = weight.to(gradient.dtype)
-            part = gradient @ weight if weight.ndim == 2 else conv_input_gradient(gradient, weight)
-            base = part if base is None else base.add_(part)
+            product = gradient @ weight if weight.ndim == 2 else conv_input_gradient(gradient, weight)
+            base = product if base is None else base.add_(product)
     if base is None:
         return grad_x if mask is None else grad_x.mul_(mask)
     return base.add_(grad_x) if mask is None else base.addcmul_(grad_x, mask)

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from mmaudio.utils.malloc import keep_freed_memory
+from mmaudio.utils import malloc
 
 PROGRAM = """
-import resource
-from mmaudio.utils.malloc import keep_freed_memory
-print(keep_freed_memory())
+import os, resource
+from mmaudio.utils.malloc import keep_freed_memory, keeps_freed_memory
+keep_freed_memory(os.environ)
+print(keeps_freed_memory())
 import torch
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -44,6 +45,11 @@ def test_freed_memory_is_used_again():
     assert with_setting[1] < 1000 < with_environment[1]
 
 
-def test_elsewhere_nothing_is_set(monkeypatch):
+@pytest.mark.parametrize("environment", [{"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}])
+def test_what_the_environment_sets_stays(monkeypatch, environment):
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _: pytest.fail("the allocator is set"))
+    malloc.keep_freed_memory(environment)
+    with pytest.raises(pytest.fail.Exception):
+        malloc.keep_freed_memory({"HOME": "MALLOC_", "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2"})
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not keep_freed_memory()
+    malloc.keep_freed_memory({})
