@@ -21,7 +21,7 @@ from mmaudio.utils import heartbeat, interrupts
 from mmaudio.utils.escapes import escape_controls
 from mmaudio.utils.garbage_collection import no_garbage_collection
 from mmaudio.utils.heartbeat import Heartbeat
-from mmaudio.utils.malloc import keep_freed_memory
+from mmaudio.utils.malloc import reuse_freed_memory
 from mmaudio.utils.terminal import print_lines, print_traceback
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     A signal raises KeyboardInterrupt in `main`; the exit status is 128 and the signal's number, 143 for SIGTERM.
     """
     end_start()
-    keep_freed_memory(os.environ)
+    reuse_freed_memory(os.environ)
     sys.excepthook = print_traceback
     try:
         with interrupts.raise_interrupts():

@@ -29,7 +29,7 @@ from mmaudio.media.streams import StreamChoice, limit_codec_threads
 from mmaudio.media.video import VideoInfo, check_not_truncated, has_frame_at, probe, timing_key
 from mmaudio.model.spec import CLIP_FPS, CLIP_SECONDS, FRAMES_PER_SEGMENT, SYNC_FPS
 
-VERSION = 6
+VERSION = 7
 """Raised whenever the code measures differently."""
 
 

@@ -60,7 +60,7 @@ def measure_video(info: VideoInfo, max_gap: float, cut_detector: CutDetector | N
     timeline, monitor, reformatter = VideoTimeline(), _StillnessMonitor(), VideoReformatter()
     intervals = timeline.continuous
     order = FrameOrder(info.timing, info.fps, max_gap)
-    for frame in read_frames(info, order, refine=False):
+    for frame in read_frames(info, order, for_scan=True):
         time = frame_time(frame) - info.start_time
         if intervals and time - intervals[-1][1] <= max_gap:
             intervals[-1] = (intervals[-1][0], time)

@@ -16,12 +16,7 @@ from mmaudio.errors import TrainingError
 from mmaudio.finetune.dataset import ClipDataset
 from mmaudio.finetune.draws import Draws
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import (
-    GradientAccumulator,
-    HeldSamples,
-    accumulate_drift_gradients,
-    accumulate_gradients,
-)
+from mmaudio.finetune.step import GradientAccumulator, accumulate_gradients
 from mmaudio.utils.graph_capture import WARM_UP_CALLS, GraphCapture
 
 
@@ -52,30 +47,17 @@ class GraphedAccumulator:
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._phase = 0
 
-    def __call__(
-        self,
-        state: TrainState,
-        dataset: ClipDataset,
-        draws: Draws,
-        config: TrainConfig,
-        held: HeldSamples | None = None,
-    ) -> Tensor:
-        """The losses (B,) of the drawn clips; their gradients are added, and those of the held samples' drift.
-
-        The passes of held samples are not captured.
-        """
+    def __call__(self, state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> Tensor:
+        """The losses (B,) of the drawn clips; their gradients are added."""
         if state.phase != self._phase:  # other parameters
             self._clear()
             self._phase = state.phase
         if len(draws) not in self._graphs and not self._failed:
             self._capture(state, dataset, draws, config)
         if self._failed:
-            return accumulate_gradients(state, dataset, draws, config, held)
+            return accumulate_gradients(state, dataset, draws, config)
         self._restore_gradient_tensors()
-        losses = self._graphs[len(draws)].replay(draws)
-        if held is not None:
-            accumulate_drift_gradients(state, held, config)
-        return losses
+        return self._graphs[len(draws)].replay(draws)
 
     def _capture(self, state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig) -> None:
         """Capture a graph for this number of clips; gradients and random generators are then what they were before."""

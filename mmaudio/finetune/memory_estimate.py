@@ -10,7 +10,7 @@ from mmaudio.finetune.dataset import ClipDataset
 from mmaudio.finetune.draws import build_fixed_draws
 from mmaudio.finetune.precision import compute_dtype
 from mmaudio.finetune.state import TrainState
-from mmaudio.finetune.step import compute_losses
+from mmaudio.finetune.step import base_samples_beside, compute_losses
 from mmaudio.lora import base_values
 from mmaudio.utils.memory import free_memory
 
@@ -22,17 +22,19 @@ def format_memory_line(
     trainable_bytes = sum(parameter.nbytes for parameter in state.trainable_parameters().values())
     one_clip, two_clips = (measure_activation_bytes(state, train, config, count) for count in (1, 2))
     size = state.micro_batch or config.batch_size
-    num_held = min(size // 2, config.base_samples_per_step)
+    device = next(state.model.parameters()).device
+    num_passes = -(-config.effective_batch_size // size)
+    beside = base_samples_beside(size, num_passes, config.base_samples_per_step, config, device)
     base_tensors = base_values.get(state.model).tensors()
     sizes = {
         "weights": sum(tensor.nbytes for tensor in (*state.model.parameters(), *base_tensors)),
         "gradients and optimizer": trainable_bytes * (4 if state.ema is not None else 3),
-        "activations": one_clip + (two_clips - one_clip) * (size + num_held - 1),
+        "activations": one_clip + (two_clips - one_clip) * (size + beside - 1),
         "data": sum(dataset.nbytes() for dataset in (train, validation) if dataset is not None),
     }
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
     line = f"memory:     about {sum(sizes.values()) / 1e9:.2f} GB ({listed})"
-    free = free_memory(next(state.model.parameters()).device)
+    free = free_memory(device)
     if sizes["gradients and optimizer"] + sizes["activations"] <= free:
         return line
     return f"{line}; only {free / 1e9:.2f} GB are free: lower batch_size and raise gradient_accumulation_steps"

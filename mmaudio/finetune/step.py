@@ -22,7 +22,7 @@ from mmaudio.finetune.draws import Draws
 from mmaudio.finetune.optimizers import learning_rate_at, set_learning_rate
 from mmaudio.finetune.precision import autocast, compute_dtype, seeded_dropout
 from mmaudio.finetune.state import TrainState
-from mmaudio.model.flow_matching import interpolate, mean_squared_error, sample_posterior, velocity_loss
+from mmaudio.model.flow_matching import interpolate, mean_squared_error, sample_posterior
 from mmaudio.model.networks import Conditions, MMAudio
 
 TEXT_ALONE = 0.5
@@ -47,24 +47,24 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
-class HeldSamples:
+class BaseSamples:
     """Some of the base's samples, at which the adapted velocity is held to the base's."""
 
     samples: ClipDataset
     draws: Draws
+    velocity: Tensor
+    """The base model's, (R, N, C)."""
     weight: float
     """Of each sample's drift in the loss."""
 
-    def split(self, size: int) -> list[HeldSamples]:
+    def split(self, size: int) -> list[BaseSamples]:
         """Parts of at most `size` samples."""
-        return [replace(self, draws=draws) for draws in self.draws.split(size)]
+        parts = zip(self.draws.split(size), torch.split(self.velocity, size), strict=True)
+        return [replace(self, draws=draws, velocity=velocity) for draws, velocity in parts]
 
 
-GradientAccumulator = Callable[[TrainState, ClipDataset, Draws, TrainConfig, HeldSamples | None], Tensor]
-"""Forward and backward pass of one micro-batch: its losses (B,); the gradients are added to the parameters'.
-
-Where samples are held, so are those of their drift.
-"""
+GradientAccumulator = Callable[[TrainState, ClipDataset, Draws, TrainConfig], Tensor]
+"""Forward and backward pass of one micro-batch: its losses (B,); the gradients are added to the parameters'."""
 
 
 def sample_latents(network: MMAudio, dataset: ClipDataset, draws: Draws, latent_noise: float = 0.0) -> Tensor:
@@ -78,73 +78,40 @@ def sample_latents(network: MMAudio, dataset: ClipDataset, draws: Draws, latent_
     return network.normalize(sample_posterior(dataset.mean[draws.index], std, draws.eps))
 
 
+def network_inputs(
+    network: MMAudio, dataset: ClipDataset, draws: Draws, latent_noise: float = 0.0
+) -> tuple[Tensor, Conditions, Tensor]:
+    """Noised latents (B, N, C) of the drawn clips, their conditions, some of them dropped, and the true velocity."""
+    conditions = dataset.conditions(network, draws.index, draws.no_video, draws.no_text)
+    latents = sample_latents(network, dataset, draws, latent_noise)
+    return interpolate(draws.noise, latents, draws.t), conditions, latents - draws.noise
+
+
 def compute_losses(
     network: MMAudio, dataset: ClipDataset, draws: Draws, dtype: torch.dtype, latent_noise: float = 0.0
 ) -> Tensor:
     """The flow-matching loss of every drawn clip, (B,), with its condition dropout; noise as in `sample_latents`."""
     with autocast(draws.t.device, dtype):
-        conditions = draw_conditions(network, dataset, draws)
-        latents = sample_latents(network, dataset, draws, latent_noise)
-        return velocity_loss(network, latents, conditions, draws.t, draws.noise)
-
-
-def accumulate_gradients(
-    state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig, held: HeldSamples | None = None
-) -> Tensor:
-    """Run a micro-batch forward and backward: its flow-matching losses (B,), detached.
-
-    The gradients, weighted by the micro-batch's share of the effective batch, are added to the parameters'. Held
-    samples go through the network together with the clips.
-    """
-    dtype = compute_dtype(dataset.mean.device, config.amp)
-    if held is None:
-        losses = compute_losses(state.network, dataset, draws, dtype, config.latent_noise)
-        drift = losses.new_zeros(())
-    else:
-        losses, drift = compute_losses_and_drift(state, dataset, draws, held, dtype, config.latent_noise)
-        drift = held.weight * drift.sum()
-    torch.autograd.backward(losses.sum() / config.effective_batch_size + drift)
-    return losses.detach()
+        x_t, conditions, velocity = network_inputs(network, dataset, draws, latent_noise)
+        return mean_squared_error(network.predict_velocity(x_t, draws.t, conditions), velocity)
 
 
 def compute_losses_and_drift(
-    state: TrainState,
+    network: MMAudio,
     dataset: ClipDataset,
     draws: Draws,
-    held: HeldSamples,
+    base: BaseSamples,
     dtype: torch.dtype,
     latent_noise: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The clips' losses (B,), as `compute_losses`, and the held samples' drift, as `compute_velocity_drift`."""
-    network = state.network
-    base_velocity = predict_base_velocity(state, held.samples, held.draws, dtype)
+    """The clips' losses (B,) and the drift of the base's samples (R,), computed together."""
     with autocast(draws.t.device, dtype):
-        latents = sample_latents(network, dataset, draws, latent_noise)
-        held_latents = sample_latents(network, held.samples, held.draws)
-        all_draws = (draws, held.draws)
-        x_t = [interpolate(some.noise, x, some.t) for some, x in zip(all_draws, (latents, held_latents), strict=True)]
-        conditions = draw_conditions(network, dataset, draws).cat(draw_conditions(network, held.samples, held.draws))
-        velocity = network.predict_velocity(torch.cat(x_t), torch.cat([draws.t, held.draws.t]), conditions)
-    losses = mean_squared_error(velocity[: len(draws)], latents - draws.noise)
-    return losses, mean_squared_error(velocity[len(draws) :], base_velocity)
-
-
-def draw_conditions(network: MMAudio, dataset: ClipDataset, draws: Draws) -> Conditions:
-    """The conditions of the drawn clips, some of them dropped."""
-    return dataset.conditions(network, draws.index, draws.no_video, draws.no_text)
-
-
-def compute_velocity_drift(state: TrainState, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
-    """Squared distance of the adapted velocity from the base model's, with the draws' conditions: (B,)."""
-    base_velocity = predict_base_velocity(state, samples, draws, dtype)
-    return mean_squared_error(_predict_velocity(state.network, samples, draws, dtype), base_velocity)
-
-
-def accumulate_drift_gradients(state: TrainState, held: HeldSamples, config: TrainConfig) -> None:
-    """Add the gradients of the held samples' drift alone."""
-    dtype = compute_dtype(held.samples.mean.device, config.amp)
-    drift = compute_velocity_drift(state, held.samples, held.draws, dtype)
-    torch.autograd.backward(held.weight * drift.sum())
+        x_t, conditions, velocity = network_inputs(network, dataset, draws, latent_noise)
+        base_x_t, base_conditions, _ = network_inputs(network, base.samples, base.draws)
+        t, all_conditions = torch.cat([draws.t, base.draws.t]), conditions.cat(base_conditions)
+        predicted = network.predict_velocity(torch.cat([x_t, base_x_t]), t, all_conditions)
+    of_clips, of_base = torch.split(predicted, [len(draws), len(base.draws)])
+    return mean_squared_error(of_clips, velocity), mean_squared_error(of_base, base.velocity)
 
 
 @torch.no_grad()
@@ -156,8 +123,35 @@ def predict_base_velocity(state: TrainState, samples: ClipDataset, draws: Draws,
 
 def _predict_velocity(network: MMAudio, samples: ClipDataset, draws: Draws, dtype: torch.dtype) -> Tensor:
     with autocast(draws.t.device, dtype):  # a context of its own: autocast caches the cast weights until it ends
-        x_t = interpolate(draws.noise, sample_latents(network, samples, draws), draws.t)
-        return network.predict_velocity(x_t, draws.t, draw_conditions(network, samples, draws))
+        x_t, conditions, _ = network_inputs(network, samples, draws)
+        return network.predict_velocity(x_t, draws.t, conditions)
+
+
+def accumulate_gradients(
+    state: TrainState, dataset: ClipDataset, draws: Draws, config: TrainConfig, base: BaseSamples | None = None
+) -> Tensor:
+    """Run a micro-batch forward and backward: its flow-matching losses (B,), detached.
+
+    The gradients, weighted by the micro-batch's share of the effective batch, are added to the parameters'. With
+    samples of the base, which then go through the network together with the clips, so are those of their drift.
+    """
+    dtype = compute_dtype(dataset.mean.device, config.amp)
+    arguments = state.network, dataset, draws
+    if base is None:
+        losses = compute_losses(*arguments, dtype, config.latent_noise)
+        objective = losses.sum() / config.effective_batch_size
+    else:
+        losses, drift = compute_losses_and_drift(*arguments, base, dtype, config.latent_noise)
+        objective = losses.sum() / config.effective_batch_size + base.weight * drift.sum()
+    torch.autograd.backward(objective)
+    return losses.detach()
+
+
+def accumulate_drift_gradients(state: TrainState, base: BaseSamples, config: TrainConfig) -> None:
+    """Add the gradients of the drift at samples of the base, in a pass of their own."""
+    dtype = compute_dtype(base.velocity.device, config.amp)
+    drift = mean_squared_error(_predict_velocity(state.network, base.samples, base.draws, dtype), base.velocity)
+    torch.autograd.backward(base.weight * drift.sum())
 
 
 def train_step(
@@ -180,16 +174,15 @@ def train_step(
     undo_points = [source.undo_point() for source in state.draw_sources()]
     step_draws = state.draws.draw(*draw_arguments)
     local_draws = step_draws.select(distributed.shard(total)).to(device)
-    held = None
-    if base_samples is not None and state.base_draws is not None:
-        base_draws = state.base_draws.draw(config.base_samples_per_step, TEXT_ALONE, 0.0, config.early_times)
-        local_base_draws = base_draws.select(distributed.uneven_shard(len(base_draws))).to(device)
-        held = HeldSamples(base_samples, local_base_draws, config.preserve_base / len(base_draws))
+    base_draws = None if base_samples is None else draw_base_samples(state, config, distributed)
 
     def run_passes(size: int) -> Tensor:
-        """Gradients of all clips in micro-batches of `size`, and of the held samples; the clips' losses (B,)."""
+        """Gradients of all clips in micro-batches of `size`, and of the base's samples; the clips' losses (B,)."""
         with seeded_dropout(step_draws.dropout_seed + distributed.rank, device):
-            return accumulate_passes(state, dataset, local_draws, held, config, accumulate, size)
+            base = None
+            if base_samples is not None and base_draws is not None:
+                base = prepare_base_samples(state, base_samples, base_draws, config, size)
+            return accumulate_passes(state, dataset, local_draws, base, config, accumulate, size)
 
     losses = run_with_less_memory(run_passes, state, min(state.micro_batch or config.batch_size, len(local_draws)))
     mean_loss = losses.sum() / total
@@ -206,33 +199,59 @@ def train_step(
     return StepMetrics(loss, norm, rate, losses, local_draws.t)
 
 
+def draw_base_samples(state: TrainState, config: TrainConfig, distributed: Distributed) -> Draws | None:
+    """This process's draws of the base's samples for a step; None where it has none."""
+    if state.base_draws is None:
+        return None
+    draws = state.base_draws.draw(config.base_samples_per_step, TEXT_ALONE, 0.0, config.early_times)
+    local_draws = draws.select(distributed.uneven_shard(len(draws)))
+    return local_draws.to(distributed.device) if len(local_draws) else None
+
+
+def prepare_base_samples(
+    state: TrainState, samples: ClipDataset, draws: Draws, config: TrainConfig, size: int
+) -> BaseSamples:
+    """The drawn samples with the base model's velocity at them, which is computed for `size` at once."""
+    dtype = compute_dtype(samples.mean.device, config.amp)
+    velocities = [predict_base_velocity(state, samples, some_draws, dtype) for some_draws in draws.split(size)]
+    return BaseSamples(samples, draws, torch.cat(velocities), config.preserve_base / config.base_samples_per_step)
+
+
 def accumulate_passes(
     state: TrainState,
     dataset: ClipDataset,
     draws: Draws,
-    held: HeldSamples | None,
+    base: BaseSamples | None,
     config: TrainConfig,
     accumulate: GradientAccumulator,
     size: int,
 ) -> Tensor:
-    """Gradients of a step's clips in micro-batches of `size`, and of its held samples; the clips' losses (B,).
-
-    A pass of few samples takes nearly as long as one of many, so each micro-batch takes a part of the held samples with
-    it, unless that is more than half its own size.
-    """
+    """Gradients of a step's clips in micro-batches of `size`, and of samples of the base; the clips' losses (B,)."""
     micro_batches = list(draws.split(size))
-    num_held = len(held.draws) if held else 0
-    part_size = -(-num_held // len(micro_batches))
-    parts: list[HeldSamples | None] = []
-    if held is not None and 0 < part_size <= size // 2:
-        parts += held.split(part_size)
-    parts += [None] * (len(micro_batches) - len(parts))
-    pairs = zip(micro_batches, parts, strict=True)
-    losses = [accumulate(state, dataset, micro_draws, config, micro_held) for micro_draws, micro_held in pairs]
-    if held is not None and part_size > size // 2:
-        for micro_held in held.split(size):
-            accumulate_drift_gradients(state, micro_held, config)
+    beside = base_samples_beside(size, len(micro_batches), len(base.draws), config, draws.t.device) if base else 0
+    beside_each: list[BaseSamples | None] = list(base.split(beside)) if base and beside else []
+    beside_each += [None] * (len(micro_batches) - len(beside_each))
+    losses = [
+        accumulate_gradients(state, dataset, micro_draws, config, some_base)
+        if some_base
+        else accumulate(state, dataset, micro_draws, config)
+        for micro_draws, some_base in zip(micro_batches, beside_each, strict=True)
+    ]
+    for some_base in base.split(size) if base and not beside else ():
+        accumulate_drift_gradients(state, some_base, config)
     return torch.cat(losses)
+
+
+def base_samples_beside(
+    size: int, num_micro_batches: int, num_samples: int, config: TrainConfig, device: torch.device
+) -> int:
+    """How many samples of the base go through the network together with a micro-batch of `size` clips; 0: none.
+
+    On a CPU a pass of few samples takes nearly as long as one of many. On a GPU micro-batches are recorded, and
+    compiled blocks are compiled for their size.
+    """
+    number = -(-num_samples // num_micro_batches)
+    return number if device.type == "cpu" and not config.compile and number <= size // 2 else 0
 
 
 def run_with_less_memory(run_passes: Callable[[int], Tensor], state: TrainState, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""peft's LoRA layers with a fused forward and backward pass: the same function in fewer passes over the activations.
+"""peft's LoRA layers with a fused forward and backward pass: what peft computes, in fewer passes over the activations.
 
 peft casts the branch's input to float32, applies dropout, casts back, scales and adds, each with one pass forward and
 two backward. Here `addmm_` adds the low-rank product into the base output, the scale is folded into B, dropout masks
@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from mmaudio.model.layers import Conv1d, conv_input_gradient, tap_major, token_windows
 
 MASK_LEVELS = 1 << 8
-"""Each mask element uses 8 random bits; a row's threshold is one of two neighbours, so that the rate is exact."""
+"""Each mask element uses 8 random bits; each row has one of two thresholds, whose mean is the dropout rate."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _FusedLoRA:
         """The outputs of this layer and of `other` for the same x (B, N, in), with one dropout mask if both fuse."""
         dropout = self._fused_dropout()
         if dropout is None or not isinstance(other, type(self)) or dropout != other._fused_dropout():
-            return self.forward(x), other(x)
+            return self(x), other(x)  # type: ignore[operator]
         first, second = add_low_rank(x, dropout, self._branch(x), other._branch(x))
         return first, second
 
@@ -129,18 +129,15 @@ class _LowRank(torch.autograd.Function):
         dtype = bases[0].dtype
         x = x.to(dtype)
         mask = dropout_mask(x, dropout) if dropout else None
-        ctx.scales, ctx.a_dtypes = tuple(scale / (1 - dropout) for scale in scales), [half.dtype for half in a]
+        ctx.scales = tuple(scale / (1 - dropout) for scale in scales)
         with torch.autocast(x.device.type, enabled=False):
             dropped = x if mask is None else x * mask
-            a_rows = _concatenate([half.to(dtype) for half in a], 0)
-            low = _project_down(dropped, a_rows)  # (B * N, R)
-            scaled = [(half.flatten(1) * scale).to(dtype) for half, scale in zip(b, ctx.scales, strict=True)]
+            low = _project_down(dropped, _concatenate([matrix.to(dtype) for matrix in a], 0))  # (B * N, R)
             outputs = []
-            for base, low_half, b_half in zip(bases, _split(low, a), scaled, strict=True):
+            for base, low_rows, matrix, scale in zip(bases, _split(low, a), b, ctx.scales, strict=True):
                 out = base.detach().contiguous()  # an in-place change of base itself would copy in the backward pass
-                out.view(-1, out.shape[-1]).addmm_(low_half, b_half.T)
+                out.view(-1, out.shape[-1]).addmm_(low_rows, _scale_b(matrix, scale, dtype).T)
                 outputs.append(out)
-        ctx.a_rows, ctx.scaled_b = a_rows, scaled
         ctx.save_for_backward(dropped, mask, low, *a, *b, *weights)
         return tuple(outputs)
 
@@ -150,23 +147,25 @@ class _LowRank(torch.autograd.Function):
         """Gradients of the arguments of `forward`."""
         x, mask, low, *tensors = ctx.saved_tensors
         a, b, weights = _by_kind(tensors, len(gradients))
-        kernel_size = a[0].shape[2] if a[0].ndim == 3 else 1
+        dtype, kernel_size = x.dtype, a[0].shape[2] if a[0].ndim == 3 else 1
         rows = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
         with torch.autocast(x.device.type, enabled=False):
-            grad_low = _concatenate([gradient @ half for gradient, half in zip(rows, ctx.scaled_b, strict=True)], 1)
-            windows = token_windows(grad_low.view(*x.shape[:2], -1), kernel_size)  # (B * N, k * R)
+            scaled = [_scale_b(matrix, scale, dtype) for matrix, scale in zip(b, ctx.scales, strict=True)]
+            grad_low = _concatenate([gradient @ matrix for gradient, matrix in zip(rows, scaled, strict=True)], 1)
+            windows = token_windows(grad_low.view(*x.shape[:-1], -1), kernel_size)  # (B * N, k * R)
             grad_taps = (windows.T @ x.reshape(-1, x.shape[-1])).view(kernel_size, grad_low.shape[1], -1)
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = (windows @ _flip_taps(ctx.a_rows)).view_as(x)
+                a_rows = _concatenate([matrix.to(dtype) for matrix in a], 0)
+                grad_x = (windows @ _flip_taps(a_rows)).view_as(x)
                 grad_x = _add_base_gradients(grad_x, mask, gradients, weights)
             grad_b = [
-                (gradient.T @ half).to(b_half.dtype).mul_(scale).view_as(b_half)
-                for gradient, half, b_half, scale in zip(rows, _split(low, a), b, ctx.scales, strict=True)
+                (gradient.T @ low_rows).to(matrix.dtype).mul_(scale).view_as(matrix)
+                for gradient, low_rows, matrix, scale in zip(rows, _split(low, a), b, ctx.scales, strict=True)
             ]
         grad_a = [
-            taps.flip(0).permute(1, 2, 0).to(half.dtype).reshape(half.shape)
-            for taps, half in zip(_split(grad_taps, a), a, strict=True)
+            taps.flip(0).permute(1, 2, 0).to(matrix.dtype).reshape(matrix.shape)
+            for taps, matrix in zip(_split(grad_taps, a), a, strict=True)
         ]
         return grad_x, None, None, *gradients, *grad_a, *grad_b, *[None for _ in weights]
 
@@ -182,7 +181,7 @@ def _concatenate(tensors: list[Tensor], axis: int) -> Tensor:
 
 def _split(low: Tensor, a: Sequence[Tensor]) -> Sequence[Tensor]:
     """The branches' parts of `low` (..., R, any) along the axis 1."""
-    return torch.split(low, [len(half) for half in a], 1)
+    return torch.split(low, [len(matrix) for matrix in a], 1)
 
 
 def _add_base_gradients(
@@ -205,9 +204,14 @@ def _flip_taps(a: Tensor) -> Tensor:
     return a if a.ndim == 2 else a.flip(2).permute(2, 0, 1).flatten(0, 1)
 
 
+def _scale_b(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """scale * B (out, r)."""
+    return (b.flatten(1) * scale).to(dtype)
+
+
 def _project_down(x: Tensor, a: Tensor) -> Tensor:
     """A x: (B * N, R)."""
     if a.ndim == 2:
-        return x.reshape(-1, x.shape[2]) @ a.T
+        return x.reshape(-1, x.shape[-1]) @ a.T
     image, weight = x.transpose(1, 2).unsqueeze(2), tap_major(a).unsqueeze(2)
     return F.conv2d(image, weight, padding=(0, a.shape[2] // 2)).squeeze(2).transpose(1, 2).reshape(-1, a.shape[0])

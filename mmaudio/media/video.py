@@ -263,19 +263,19 @@ def _decode_packet(packet: Any) -> list[Any]:
     return frames
 
 
-def read_frames(info: VideoInfo, order: FrameOrder | None = None, refine: bool = True) -> Iterator[Any]:
+def read_frames(info: VideoInfo, order: FrameOrder | None = None, for_scan: bool = False) -> Iterator[Any]:
     """All frames of a file, each once and with rising presentation stamps.
 
-    `order`: a new `FrameOrder`, which knows afterwards what was out of order. `refine=False`, which is faster: frames
+    `order`: a new `FrameOrder`, which knows afterwards what was out of order. `for_scan`, which is faster: frames
     are not deinterlaced, and those that no other frame refers to are not deblocked.
     """
     order = order or FrameOrder(info.timing, info.fps)
     with open_container(info.path) as container:
         stream = video_stream(container, info.path, info.video_track)
-        if not refine:
+        if for_scan:
             stream.codec_context.options = {"skip_loop_filter": "noref"}
         frames = order.sort(decode_frames(container, stream, deinterlace=False))
-        yield from deinterlace_frames(frames) if refine else frames
+        yield from frames if for_scan else deinterlace_frames(frames)
 
 
 def _read_first_frames(container: Any, stream: Any) -> tuple[Any, Stamps]:

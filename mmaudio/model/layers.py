@@ -28,7 +28,7 @@ class Conv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, in) -> (B, N, out)."""
         if not torch.is_grad_enabled() and _is_tap_major(self):
-            return self._multiply(token_windows(x, self.kernel_size[0])).view(*x.shape[:2], -1)
+            return self._multiply(token_windows(x, self.kernel_size[0]), x)
         image, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)  # (B, in, 1, N), (out, in, 1, k)
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
         out = F.conv2d(image, weight, self.bias, (1, *self.stride), padding, (1, *self.dilation), self.groups)
@@ -36,17 +36,18 @@ class Conv1d(nn.Conv1d):
 
     def forward_both(self, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of this layer and of `other` for the same x (B, N, in); the token windows are made once."""
-        if torch.is_grad_enabled() or not (isinstance(other, Conv1d) and _is_tap_major(self) and _is_tap_major(other)):
-            return self(x), other(x)
-        if self.kernel_size != other.kernel_size:
+        if (
+            torch.is_grad_enabled()
+            or not (isinstance(other, Conv1d) and _is_tap_major(self) and _is_tap_major(other))
+            or self.kernel_size != other.kernel_size
+        ):
             return self(x), other(x)
         rows = token_windows(x, self.kernel_size[0])
-        shape = *x.shape[:2], -1
-        return self._multiply(rows).view(shape), other._multiply(rows).view(shape)
+        return self._multiply(rows, x), other._multiply(rows, x)
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """Token windows (B * N, k * in) times the weight, whose layout is tap by tap: (B * N, out)."""
-        return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias)
+    def _multiply(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Token windows (B * N, k * in) of x times the weight, whose layout is tap by tap: (B, N, out)."""
+        return F.linear(rows, self.weight.transpose(1, 2).flatten(1), self.bias).view(*x.shape[:2], -1)
 
 
 def conv_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -83,7 +84,10 @@ def token_layer(width_in: int, width_out: int, kernel_size: int, bias: bool = Tr
 
 
 def apply_both(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs of two layers for the same x; `first.forward_both(second, x)`, where it has one, shares work."""
+    """The outputs of two layers for the same x; `first.forward_both(second, x)`, where it has one, shares work.
+
+    That runs no hooks of the layers.
+    """
     forward_both = getattr(first, "forward_both", None)
     outputs: tuple[Tensor, Tensor] = (first(x), second(x)) if forward_both is None else forward_both(second, x)
     return outputs
@@ -190,7 +194,7 @@ class SelfAttention(nn.Module):
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention with scale 1/sqrt(d) and merged heads: (B, H, N, d) -> (B, N, D)."""
-    if v.dtype == torch.bfloat16 and (fused_ops.can_fuse(v) or fused_ops.can_store_scores(q, k)):
+    if v.dtype == torch.bfloat16 and fused_ops.can_fuse(v):
         return rearrange(fused_ops.cpu_attention(q, k, v), "b h n d -> b n (h d)")
     # v is strided in the qkv layout, and the fused kernels need contiguous channels
     return rearrange(F.scaled_dot_product_attention(q, k, v.contiguous()), "b h n d -> b n (h d)")

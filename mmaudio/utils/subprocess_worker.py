@@ -19,7 +19,6 @@ from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from mmaudio.utils.interrupts import SIGNALS
-from mmaudio.utils.malloc import keep_freed_memory, keeps_freed_memory
 
 Result = TypeVar("Result")
 SHUTDOWN_SECONDS = 5.0
@@ -101,8 +100,7 @@ class SubprocessWorker(Generic[Result]):
     def _ensure_started(self) -> Connection:
         if self._pipe is None:
             pipe, child_pipe = self._context.Pipe()
-            arguments = child_pipe, self._function, self._quiet, keeps_freed_memory()
-            process = self._context.Process(target=_serve, args=arguments, daemon=True)
+            process = self._context.Process(target=_serve, args=(child_pipe, self._function, self._quiet), daemon=True)
             with isolated_start():
                 process.start()
                 self._pipe, self._process = pipe, process  # before a signal can interrupt this
@@ -175,11 +173,9 @@ def _describe_exit(status: int | None) -> str:
     return "failed unexpectedly; --debug shows where"
 
 
-def _serve(pipe: Connection, function: Callable[..., Any], quiet: bool, keep_memory: bool) -> None:
+def _serve(pipe: Connection, function: Callable[..., Any], quiet: bool) -> None:
     """Main function of the worker process: serve calls until the pipe closes. An exception ends the process."""
     end_with_parent()
-    if keep_memory:
-        keep_freed_memory({})
     if quiet:
         with open(os.devnull, "w") as devnull:  # noqa: PTH123
             os.dup2(devnull.fileno(), sys.stderr.fileno())

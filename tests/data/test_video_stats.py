@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import av
 import pytest
+import torch
 from video_corpus import FPS, Sound, black, still, two_shots, write
 
 from mmaudio.data.scan import ScanSettings, scan_video
 from mmaudio.data.shots import check_scenes_extra, make_cut_detector
 from mmaudio.data.video_stats import measure_video, overlap_share
 from mmaudio.media.frame_windows import FrameGrid, read_frame_windows
-from mmaudio.media.video import probe
+from mmaudio.media.video import probe, read_frames
 
 
 def stamped(path, *intervals):
@@ -85,3 +86,27 @@ def test_time_stamps_that_stay_back_are_a_restart(tmp_path):
     twice = tmp_path / "twice.ts"
     twice.write_bytes(2 * once.read_bytes())
     assert measure_video(probe(twice), 0.5).restart == pytest.approx(4.96, abs=0.01)
+
+
+def test_a_scan_does_not_deblock_frames_that_no_other_refers_to_and_finds_the_same(tmp_path, monkeypatch):
+    path, noise = tmp_path / "a.mp4", torch.Generator().manual_seed(0)
+    texture = (200 * torch.rand(12, 16, 3, generator=noise)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, width=128, height=96, pix_fmt="yuv420p")
+        stream.options = {"crf": "38", "bf": "2", "g": "100", "x264-params": "b-adapt=0:b-pyramid=none"}
+        for index in range(6 * FPS):
+            moves = index < 2 * FPS or index >= 4 * FPS
+            picture = torch.zeros(96, 128, 3)
+            if index >= FPS:
+                picture = (
+                    texture.roll(3 * index, 1) + 20 * torch.rand(96, 128, 3, generator=noise) if moves else texture
+                )
+            frame = av.VideoFrame.from_ndarray(picture.to(torch.uint8).numpy(), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    info = probe(path)
+    fast, full = ([frame.to_ndarray() for frame in read_frames(info, for_scan=scan)] for scan in (True, False))
+    assert len(fast) == len(full) and any((one != other).any() for one, other in zip(fast, full, strict=True))
+    timeline = measure_video(info, max_gap=1.0)
+    monkeypatch.setattr("mmaudio.data.video_stats.read_frames", lambda info, order, for_scan: read_frames(info, order))
+    assert timeline == measure_video(info, max_gap=1.0) and timeline.black and timeline.frozen

@@ -72,7 +72,7 @@ def test_tensors_that_a_graph_reads_keep_their_addresses(tmp_path, monkeypatch):
     """A replay reads the addresses of the capture: no evaluation, EMA or save may move a tensor."""
     addresses = []
 
-    def accumulate(state, clips, draws, config, held):
+    def accumulate(state, clips, draws, config):
         tensors = [*state.model.named_parameters(), *state.model.named_buffers()]
         tensors += enumerate(
             [clips.mean, clips.std, clips.empty_caption_mask, *clips.projected.tensors(), *clips.empty.tensors()]
@@ -80,7 +80,7 @@ def test_tensors_that_a_graph_reads_keep_their_addresses(tmp_path, monkeypatch):
         addresses.append({name: tensor.data_ptr() for name, tensor in tensors})
         with state.without_adapter():  # as samples of the base model do
             pass
-        return accumulate_gradients(state, clips, draws, config, held)
+        return accumulate_gradients(state, clips, draws, config)
 
     monkeypatch.setattr(trainer, "build_accumulator", lambda *_: accumulate)
     settings = mini_training.build_config(tmp_path, ema_decay=0.5, save_every=1, eval_every=1)
@@ -103,10 +103,10 @@ def test_no_graph_of_an_earlier_pass_is_alive_when_a_batch_begins(tmp_path, monk
         mark(state)
         return state
 
-    def accumulate(state, clips, draws, config, held):
+    def accumulate(state, clips, draws, config):
         gc.collect()
         old_nodes.append([name for name, node in gradient_nodes(state).items() if "old" in node.metadata])
-        losses = accumulate_gradients(state, clips, draws, config, held)
+        losses = accumulate_gradients(state, clips, draws, config)
         mark(state)
         return losses
 

@@ -1,5 +1,7 @@
 """The estimate of the memory that training needs."""
 
+import re
+
 import mini_training
 import pytest
 import torch
@@ -46,6 +48,18 @@ def test_the_estimate_counts_the_base_values_in_full_finetuning(tmp_path):
         state = new_state(network, config, 1)
         output.append(format_memory_line(state, build_dataset(network, clips, CPU), None, config))
     assert "(weights 0.01," in output[0] and "(weights 0.03," in output[1]
+
+
+@pytest.mark.slow
+def test_the_estimate_counts_the_samples_of_the_base_that_go_along_with_the_clips(tmp_path):
+    activations = []
+    for settings in ({}, {"preserve_base": 1.0, "preserve_share": 0.5}, {"preserve_base": 1.0, "preserve_share": 1.0}):
+        sizes = {"batch_size": 400, "gradient_accumulation_steps": 2}
+        config, network = mini_training.build_config(tmp_path, **sizes, **settings), mini()
+        state = new_state(network, config, 2)
+        line = format_memory_line(state, build_dataset(network, mini_training.mini_clips(2), CPU), None, config)
+        activations.append(float(re.search(r"activations ([\d.]+)", line)[1]))
+    assert activations[1] == pytest.approx(1.5 * activations[0], rel=0.05) and activations[2] == activations[0]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from mini_adapters import adapted_mini
 from peft.tuners.lora import layer as peft_layers
 
 from mmaudio.lora.fused_layers import FusedLoRAConv1d, FusedLoRALinear, dropout_mask
+from mmaudio.model.layers import apply_both
 
 LAYERS = {FusedLoRALinear: "fused_blocks.0.attn.qkv", FusedLoRAConv1d: "fused_blocks.0.ffn.w2"}
 PEFTS = {FusedLoRALinear: peft_layers.Linear, FusedLoRAConv1d: peft_layers.Conv1d}
@@ -126,6 +127,46 @@ def test_two_layers_of_one_input_share_its_dropout_mask(kind):
     outputs = pair[0].forward_both(pair[1], x)
     for got, reference in zip(pair_outcome(pair, x, outputs), pair_outcome(pair, x, expected), strict=True):
         assert_close(got, reference, 1e-5)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_under_autocast_two_layers_are_as_exact_as_peft(kind):
+    *pair, x = pair_of(kind, PAIRS[kind])
+    exact = pair_outcome(pair, x, [PEFTS[kind].forward(layer, x) for layer in pair])
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = pair[0].forward_both(pair[1], x), [PEFTS[kind].forward(layer, x) for layer in pair]
+    assert {output.dtype for both in outputs for output in both} == {torch.bfloat16}
+    for values in zip(exact, *(pair_outcome(pair, x, both) for both in outputs), strict=True):
+        expected, ours, pefts = (value.double() for value in values)
+        assert (ours - expected).norm() < 1.2 * (pefts - expected).norm() + 1e-3 * expected.norm()
+
+
+def test_an_mlp_with_an_adapter_on_one_of_two_layers_computes_pefts_function():
+    network, _ = adapted_mini(target_modules=["ffn.w1"])
+    ffn = network.get_submodule("fused_blocks.0").ffn.train()
+    x = torch.randn(2, 30, ffn.w3.in_channels).requires_grad_()
+    gate, values = apply_both(ffn.w1, ffn.w3, x)
+    assert torch.equal(gate, ffn.w1(x)) and torch.equal(values, ffn.w3(x))
+
+
+def test_layers_with_other_dropout_rates_have_masks_of_their_own():
+    first, second, x = pair_of(FusedLoRAConv1d, "fused_blocks.0", dropout=0.25)
+    second.lora_dropout["default"].p = 0.5
+    outputs = first.forward_both(second, x)
+    assert outputs[0].grad_fn is not outputs[1].grad_fn
+
+
+def test_a_layer_of_inputs_without_tokens_computes_pefts_function():
+    network, _ = adapted_mini(extra_targets=["global_cond_mlp.*"])
+    layers = [module for module in network.global_cond_mlp.modules() if type(module) is FusedLoRALinear]
+    assert layers
+    for layer in layers:
+        layer.train()
+        x = torch.randn(3, layer.in_features).requires_grad_()
+        for got, reference in zip(
+            outcome(layer, x, layer(x)), outcome(layer, x, PEFTS[FusedLoRALinear].forward(layer, x)), strict=True
+        ):
+            assert_close(got, reference, 1e-5)
 
 
 def test_layers_that_do_not_fuse_are_computed_one_after_the_other():

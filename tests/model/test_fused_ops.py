@@ -72,10 +72,11 @@ def test_cpu_attention_matches_autograd(keys, monkeypatch):
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_gates_and_modulated_norms_match_autograd(dtype, tolerance, tokens, monkeypatch):
+def test_gates_and_modulated_norms_match_autograd(dtype, tolerance, stream, tokens, monkeypatch):
     gate, shift, scale = (random(3, tokens, 64, dtype=dtype).detach() for _ in range(3))
-    x, y = (random(3, 20, 64, dtype=dtype) for _ in range(2))
+    x, y = random(3, 20, 64, dtype=torch.promote_types(stream, dtype)), random(3, 20, 64, dtype=dtype)
 
     def function(x, y):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -10,46 +10,76 @@ import pytest
 from mmaudio.utils import malloc
 
 PROGRAM = """
-import os, resource
-from mmaudio.utils.malloc import keep_freed_memory, keeps_freed_memory
-keep_freed_memory(os.environ)
-print(keeps_freed_memory())
+import resource
 import torch
-def faults():
+from mmaudio import cli
+
+def count_page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def allocate():
-    torch.ones(16 << 20, dtype=torch.uint8)
-    torch.ones(40 << 20, dtype=torch.uint8)
-for _ in range(10):
-    allocate()
-before = faults()
-for _ in range(20):
-    allocate()
-print(faults() - before)
+
+def main(arguments):
+    for _ in range(10):
+        torch.ones(16 << 20, dtype=torch.uint8)
+    before = count_page_faults()
+    for _ in range(20):
+        torch.ones(16 << 20, dtype=torch.uint8)
+    print(count_page_faults() - before)
+
+cli.run(main)
 """
 
 
-def run_program(**environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+def count_page_faults(**environment):
+    """Page faults of a command that allocates and frees 320 MB."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=inherited | environment, capture_output=True, text=True, check=True
     )
-    is_set, faults = result.stdout.split()
-    return is_set == "True", int(faults)
+    return int(result.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_freed_memory_is_used_again():
-    with_setting, with_environment = run_program(), run_program(MALLOC_TRIM_THRESHOLD_="131072")
-    assert with_setting[0] and not with_environment[0]
-    assert with_setting[1] < 1000 < with_environment[1]
+def test_a_command_uses_freed_memory_again():
+    assert 10 * count_page_faults() < count_page_faults(MALLOC_TRIM_THRESHOLD_="131072")
 
 
-@pytest.mark.parametrize("environment", [{"MALLOC_ARENA_MAX": "1"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}])
-def test_what_the_environment_sets_stays(monkeypatch, environment):
-    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda _: pytest.fail("the allocator is set"))
-    malloc.keep_freed_memory(environment)
-    with pytest.raises(pytest.fail.Exception):
-        malloc.keep_freed_memory({"HOME": "MALLOC_", "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2"})
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, 2),
+        ({"HOME": "MALLOC_", "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2"}, 2),
+        ({"MALLOC_ARENA_MAX": "1"}, 0),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, 0),
+    ],
+)
+def test_what_the_environment_sets_stays(monkeypatch, environment, number):
+    calls = []
+
+    class Library:
+        def __init__(self, name):
+            self.mallopt = lambda parameter, value: calls.append((parameter, value)) or 1
+
+    monkeypatch.setattr(malloc.ctypes, "CDLL", Library)
+    malloc.reuse_freed_memory(environment)
+    assert len(calls) == number
     monkeypatch.setattr(sys, "platform", "darwin")
-    malloc.keep_freed_memory({})
+    malloc.reuse_freed_memory({})
+    assert len(calls) == number
+
+
+def test_an_older_library_gets_the_largest_value_that_it_takes(monkeypatch):
+    taken = {}
+
+    class Library:
+        def __init__(self, name):
+            pass
+
+        def mallopt(self, parameter, value):
+            if parameter == -3 and value > 32 << 20:
+                return 0
+            taken[parameter] = value
+            return 1
+
+    monkeypatch.setattr(malloc.ctypes, "CDLL", Library)
+    malloc.reuse_freed_memory({})
+    assert taken == {-3: 32 << 20, -1: 2**31 - 1}

@@ -24,6 +24,14 @@ def base_samples(network, count=6):
     return build_dataset(network, dataclasses.replace(clips, std=torch.zeros_like(clips.std)), CPU)
 
 
+def velocity_drift(state, samples, draws, dtype=torch.float32):
+    """Mean squared distance of the adapted velocity from the base's at the drawn samples, with its gradient."""
+    config = dataclasses.replace(mini_training.build_config("", preserve_base=1.0), amp=dtype == torch.bfloat16)
+    base = step.prepare_base_samples(state, samples, draws, config, 3)
+    _, drift = step.compute_losses_and_drift(state.network, samples, draws, base, dtype)
+    return drift.mean()
+
+
 def drift_after_training(tmp_path, steps=8, **settings):
     config, network = mini_training.build_config(tmp_path, max_steps=steps, warmup_steps=0, **settings), mini()
     state, clips, samples = new_state(network, config, 5, 6), mini_training.mini_clips(5), base_samples(network)
@@ -34,7 +42,7 @@ def drift_after_training(tmp_path, steps=8, **settings):
         )
     draws = state.base_draws.draw(16, 1.0, 0.0)
     with torch.no_grad():
-        return float(step.compute_velocity_drift(state, samples, draws, torch.float32).mean()), last.loss, state
+        return float(velocity_drift(state, samples, draws)), last.loss, state
 
 
 @pytest.mark.slow
@@ -50,9 +58,7 @@ def test_velocity_drift_in_bfloat16_is_measured_against_the_base(tmp_path, lora)
     for name, weight in state.trainable_parameters().items():
         weight.data += 0.05 * filled(name, *weight.shape)
     clips, draws = build_dataset(state.network, mini_training.mini_clips(5), CPU), state.draws.draw(4, 1.0, 1.0)
-    exact, rounded = (
-        step.compute_velocity_drift(state, clips, draws, dtype).mean() for dtype in (torch.float32, torch.bfloat16)
-    )
+    exact, rounded = (velocity_drift(state, clips, draws, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert rounded.item() == pytest.approx(exact.item(), rel=5e-2)
     rounded.backward()
     assert all(weight.grad.any() for weight in state.trainable_parameters().values() if weight.grad is not None)
@@ -68,12 +74,14 @@ def preservation_gradients(tmp_path, lora, **settings):
     dataset = build_dataset(network, mini_training.mini_clips(5), CPU)
     base_draws = state.base_draws.draw(config.base_samples_per_step, 0.5, 0.0)
     draws = state.draws.draw(config.effective_batch_size, 0.3, 0.3)
-    drift = step.compute_velocity_drift(state, samples, base_draws, torch.float32).mean()
+    velocity = step.predict_base_velocity(state, samples, base_draws, torch.float32)
+    x_t, conditions, _ = step.network_inputs(network, samples, base_draws)
+    drift = (network.predict_velocity(x_t, base_draws.t, conditions) - velocity).square().mean()
     losses = step.compute_losses(network, dataset, draws, torch.float32)
     (losses.mean() + 2.0 * drift).backward()
     expected = take_gradients(state)
-    held = step.HeldSamples(samples, base_draws, 2.0 / len(base_draws))
-    rest = held, config, step.accumulate_gradients, config.batch_size
+    base = step.prepare_base_samples(state, samples, base_draws, config, config.batch_size)
+    rest = base, config, step.accumulate_gradients, config.batch_size
     got_losses = step.accumulate_passes(state, dataset, draws, *rest)
     assert_close(got_losses, losses.detach())
     return take_gradients(state), expected
@@ -95,7 +103,7 @@ def test_the_base_is_preserved_in_micro_batches(tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "share", "lengths"), [(4, 0.25, [5]), (2, 0.5, [3, 3]), (2, 1.0, [2, 2, 2, 2])])
-def test_held_samples_go_along_with_the_clips_where_they_are_few(tmp_path, monkeypatch, size, share, lengths):
+def test_few_samples_go_through_the_network_together_with_the_clips(tmp_path, monkeypatch, size, share, lengths):
     trained, accumulate = [], step.accumulate_passes
 
     def record(*arguments):
@@ -112,6 +120,30 @@ def test_held_samples_go_along_with_the_clips_where_they_are_few(tmp_path, monke
     gradients, expected = preservation_gradients(tmp_path, LoRAConfig(4, 8.0, 0.0), **settings)
     assert_same_gradients(gradients, expected, 1e-4)
     assert trained == lengths
+
+
+@pytest.mark.slow
+def test_a_step_with_samples_of_the_base_is_done_again_in_halves(tmp_path, monkeypatch):
+    settings = {"batch_size": 4, "preserve_share": 0.5, "preserve_base": 2.0, "lora": LoRAConfig(4, 8.0, 0.0)}
+    config = mini_training.build_config(tmp_path, gradient_accumulation_steps=1, weight_decay=0, **settings)
+    results = []
+    for memory in (6, 3):
+        network = mini()
+        state, accumulate = new_state(network, config, 5, 6), step.accumulate_gradients
+
+        def bounded(state, dataset, draws, config, base=None, memory=memory, accumulate=accumulate):
+            if len(draws) + (len(base.draws) if base else 0) > memory:
+                raise torch.OutOfMemoryError("too many at once")
+            return accumulate(state, dataset, draws, config, base)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(step, "accumulate_gradients", bounded)
+            dataset = build_dataset(network, mini_training.mini_clips(5), CPU)
+            metrics = step.train_step(state, dataset, config, Distributed(), base_samples=base_samples(network))
+        results.append((metrics.grad_norm, metrics.loss, state.micro_batch))
+    (norm, loss, size), (half_norm, half_loss, half_size) = results
+    assert (size, half_size) == (0, 2)
+    assert half_norm == pytest.approx(norm, rel=1e-4) and half_loss == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.slow
