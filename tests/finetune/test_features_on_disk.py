@@ -192,7 +192,8 @@ def test_a_set_on_disk_takes_little_memory(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"},
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"},
         )
         assert process.returncode == 0, process.stderr
         grown[where] = int(process.stdout)
