@@ -1,10 +1,13 @@
 """Sampling time of the network, beside the same network written plainly of PyTorch's modules.
 
     python -m benchmarks.generation --model small_16k
+    python -m benchmarks.generation --model small_16k --decode
 
 Random weights, so nothing is downloaded; every step is guided, both branches in one batch. The solver alone is timed:
-no encoders, no decoder. Each round runs every contestant once; the medians are printed, and how far each one's latents
-are from the plain float32 ones.
+no encoders, no decoder. With `--decode` the decoder alone is: VAE and vocoder, in float32.
+
+Each round runs every contestant once; the medians are printed, and how far each one's latents are from the plain
+float32 ones.
 
 B batch, N latent tokens, C latent channels.
 """
@@ -22,11 +25,14 @@ from benchmarks.random_inputs import random_conditions, random_network, seeded_g
 from benchmarks.timing import describe_device, time_rounds
 from mmaudio import cli
 from mmaudio.errors import ConfigError
+from mmaudio.features.bigvgan import BigVGAN
+from mmaudio.features.vae import build_vae
+from mmaudio.features.vocoder import build_vocoder
 from mmaudio.generation.generate import MAX_ONE_PASS_SECONDS, MIN_SECONDS
 from mmaudio.generation.recorded_velocity import record_velocity
 from mmaudio.model.flow_matching import integrate
 from mmaudio.model.guidance import guided_velocity
-from mmaudio.model.spec import CLIP_SECONDS, MODELS, model_spec
+from mmaudio.model.spec import CLIP_SECONDS, MODELS, compute_lengths, model_spec
 from mmaudio.model.weight_dtype import weights_cast_to
 
 REFERENCE = "plain PyTorch, float32"
@@ -40,6 +46,7 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--seconds", type=float, default=CLIP_SECONDS, help="duration of the audio")
     parser.add_argument("--steps", type=int, default=25, help="Euler steps")
     parser.add_argument("--batch", type=int, default=1, help="batch size")
+    parser.add_argument("--decode", action="store_true", help="time VAE and vocoder instead")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant runs")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's default if absent")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
@@ -55,6 +62,8 @@ def main(arguments: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = cli.pick_device(args.device)
+    if args.decode:
+        return time_decoding(args.model, args.seconds, args.batch, args.rounds, device)
     contestants = build_contestants(args.model, args.seconds, args.steps, args.batch, device)
     timings = time_rounds(contestants, args.rounds, device)
     print(f"{args.model}, {args.seconds:g} s, {args.steps} guided Euler steps, batch {args.batch}")
@@ -62,6 +71,26 @@ def main(arguments: list[str]) -> int:
     for name, timing in timings.items():
         error = relative_rms(timing.result, timings[REFERENCE].result)
         print(f"{name:<24} {timing.median:7.2f} s   difference {error:.1e}")
+    return 0
+
+
+@torch.inference_mode()
+def time_decoding(model: str, seconds: float, batch_size: int, rounds: int, device: torch.device) -> int:
+    """Measure VAE and vocoder and print a line for each."""
+    codec = model_spec(model).codec
+    vae, vocoder = build_vae(codec.name, drop_encoder=True), build_vocoder(codec.name)
+    if isinstance(vocoder, BigVGAN):
+        vocoder.remove_weight_norm()
+    for module in (vae, vocoder):
+        module.to(device).eval().requires_grad_(False)
+    tokens = compute_lengths(codec, seconds).latent_tokens
+    latents = torch.randn(batch_size, codec.latent_dim, tokens, generator=seeded_generator(2)).to(device)
+    mel = vae.decode(latents)
+    timings = time_rounds({"VAE": lambda: vae.decode(latents), "vocoder": lambda: vocoder(mel)}, rounds, device)
+    print(f"{model}, {seconds:g} s, batch {batch_size}, float32")
+    print(f"{describe_device(device)}, torch {torch.__version__}; medians of {rounds} rounds")
+    for name, timing in timings.items():
+        print(f"{name:<24} {timing.median:7.2f} s")
     return 0
 
 

@@ -6,7 +6,6 @@ A machine reaches a fraction of its matrix-product speed on whole models: see th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -38,10 +37,11 @@ LOSS_TIMES = 8
 """Passes over a clip for its loss in an evaluation."""
 SCAN_SPEED = 20.0
 """Seconds of 720p video that splitting scans in a second, on one core."""
-DECODING_FLOPS = {"griffin_lim": 2.2e10, "bigvgan": 2.8e12}
+DECODING_FLOPS = {"griffin_lim": 2.2e10, "bigvgan": 9.2e11}
 """FLOPs of matrix products in float32 that take as long as a sound of 8 s: its VAE, vocoder and measurement.
 
-By vocoder, at 16 kHz: 0.1 s and 12.7 s on two cores where products reach 223 GFLOP/s; 47.8 s at 44.1 kHz.
+By vocoder, at 16 kHz: 0.1 s and 4.4 s on two cores where products reach 209 GFLOP/s; 11.9 s at 44.1 kHz
+(`python -m benchmarks.generation --decode`, and 0.1 s to measure).
 """
 DECODING_SOUNDS = 3
 """Sounds of a clip that an evaluation decodes: base, adapted, and the original by the codec."""
@@ -103,7 +103,7 @@ def evaluation_flops(model: ModelSpec, clip_counts: Sequence[int], strengths: in
 
 def decoding_flops(model: ModelSpec, sounds: int) -> float:
     """Float32 matrix-product FLOPs that take as long as decoding and measuring sounds of 8 s."""
-    return sounds * DECODING_FLOPS[model.codec.vocoder] * math.pow(model.codec.sample_rate / 16_000, 1.3)
+    return sounds * DECODING_FLOPS[model.codec.vocoder] * model.codec.sample_rate / 16_000
 
 
 def training_check_flops(model: ModelSpec, losses: int, samples: int) -> float:

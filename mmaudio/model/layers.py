@@ -196,5 +196,7 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention with scale 1/sqrt(d) and merged heads: (B, H, N, d) -> (B, N, D)."""
     if v.dtype == torch.bfloat16 and fused_ops.can_fuse(v):
         return rearrange(fused_ops.cpu_attention(q, k, v), "b h n d -> b n (h d)")
+    if v.dtype == torch.bfloat16 and fused_ops.can_store_scores(q, k):
+        return rearrange(fused_ops.sampling_attention(q, k, v), "b h n d -> b n (h d)")
     # v is strided in the qkv layout, and the fused kernels need contiguous channels
     return rearrange(F.scaled_dot_product_attention(q, k, v.contiguous()), "b h n d -> b n (h d)")

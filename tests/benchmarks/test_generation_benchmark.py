@@ -62,3 +62,11 @@ def test_the_table_names_what_was_measured(capsys):
 def test_invalid_numbers_are_refused(flag, value, message):
     with pytest.raises(ConfigError, match=f"{flag} .*: {message}"):
         main(["--model", "tiny_16k", flag, value])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny_16k", "small_16k"])
+def test_decoding_is_timed_by_part(model, capsys):
+    assert main(["--model", model, "--decode", "--seconds", "1", "--rounds", "1"]) == 0
+    title, _, vae, vocoder = capsys.readouterr().out.splitlines()
+    assert title == f"{model}, 1 s, batch 1, float32" and (vae[:3], vocoder[:7]) == ("VAE", "vocoder")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchaudio.functional import griffinlim
 
 from mmaudio.errors import WeightsError
-from mmaudio.features.bigvgan import BigVGAN, compute_resampling_filter
+from mmaudio.features.bigvgan import Activation, BigVGAN, compute_resampling_filter
 from mmaudio.features.griffin_lim import GriffinLim
 from mmaudio.features.mel import build_mel
 from mmaudio.features.vocoder import build_vocoder
@@ -60,6 +60,19 @@ def test_resampling_filter():
     taps = compute_resampling_filter()[0, 0]
     assert taps[:6].tolist() == pytest.approx(TAPS, abs=1e-6)
     assert torch.allclose(taps, taps.flip(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 1), (2, 3, 31), (1, 4, 32), (2, 700, 1000)], ids=str)
+def test_filters_as_products_are_the_convolutions(shape: tuple[int, int, int]):
+    activation, x = Activation(shape[1]), torch.randn(shape)
+    activation.act.alpha.data, activation.act.beta.data = torch.randn(2, shape[1]) / 2
+    for resampler, signal in ((activation.upsample, x), (activation.downsample.lowpass, x.repeat_interleave(2, 2))):
+        resampler.filter = torch.randn(1, 1, 12)  # not symmetric
+        assert_close(resampler.as_product(signal), resampler(signal), 1e-5)
+        resampler.filter = compute_resampling_filter()
+    with torch.inference_mode():
+        got = activation(x)
+    assert_close(got, activation(x), 1e-5)
 
 
 @pytest.mark.slow

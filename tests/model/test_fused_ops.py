@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_close, mini, mini_inputs
 
 from mmaudio.model import fused_ops
@@ -87,3 +88,23 @@ def test_gates_and_modulated_norms_match_autograd(dtype, tolerance, stream, toke
     for got, expected in both(monkeypatch, function, [x, y]):
         assert got.dtype == expected.dtype
         assert_close(got.float(), expected.float(), tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_attention_in_sampling_is_as_exact_as_torchs(size):
+    q, k, v = (factor * torch.randn(2, 3, tokens, 64) for factor, tokens in ((size, 250), (size, 391), (1, 391)))
+    q, k, v = (tensor.bfloat16() for tensor in (q, k, v))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    with torch.inference_mode():
+        assert fused_ops.can_store_scores(q, k)
+        got, torchs = fused_ops.sampling_attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
+        assert torch.equal(attend_heads(q, k, v), got.transpose(1, 2).flatten(2))
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - exact).norm() < 1.4 * (torchs.double() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_attention_over_many_tokens_in_sampling_stores_no_scores():
+    q = torch.empty(1, 16, 600, 4)
+    with torch.inference_mode():
+        assert fused_ops.can_store_scores(q[:, :, :400], q) and not fused_ops.can_store_scores(q, q)
+    assert not fused_ops.can_store_scores(q[:, :, :400], q)
