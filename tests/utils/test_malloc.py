@@ -45,6 +45,7 @@ def count_page_faults(**environment):
     return [int(line) for line in result.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_a_command_and_what_it_starts_use_freed_memory_again():
     ours, plain = count_page_faults(), count_page_faults(MALLOC_TRIM_THRESHOLD_="131072")
