@@ -57,9 +57,10 @@ class _FusedLoRA:
 
     def forward_both(self, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of this layer and of `other` for the same x (B, N, in), with one dropout mask if both fuse."""
+        layer: Any = self
         dropout = self._fused_dropout()
         if dropout is None or not isinstance(other, type(self)) or dropout != other._fused_dropout():
-            return self(x), other(x)  # type: ignore[operator]
+            return layer(x), other(x)
         first, second = add_low_rank(x, dropout, self._branch(x), other._branch(x))
         return first, second
 

@@ -18,8 +18,6 @@ from torch.autograd.function import once_differentiable
 
 LAYER_NORM_EPS = 1e-5
 """torch's default."""
-
-
 LARGEST_SCORES = 4 << 20
 """Attention scores of one row, over all heads, up to which sampling stores them."""
 
