@@ -3,9 +3,9 @@
     ./run_lora_pipeline.sh my_videos            # creates the environment first, then runs this module
     python -m mmaudio.pipeline my_videos
 
-Every stage is a separate command, printed before it runs; each skips results that are still valid. The shell script
-calls this module with `--parse-only` before an environment exists, so only the standard library is imported up to the
-plan.
+Every stage is a separate command, printed before it runs, in a process of its own; each skips results that are still
+valid. The shell script calls this module with `--parse-only` before an environment exists, so only the standard library
+is imported up to the plan.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
-from mmaudio.pipeline.job import STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.pipeline.job import DEMO_SCRIPT, STAGE_SCRIPTS, STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.pipeline.stage_server import LATE_IMPORTS, Process, StageServer
 from mmaudio.utils.checkout import command_words
 from mmaudio.utils.heartbeat import Heartbeat
-from mmaudio.utils.interrupts import Interrupt, hold_ctrl_c, note_signals
+from mmaudio.utils.interrupts import Interrupt, hold_signals, note_signals
 from mmaudio.utils.terminal import join_command, print_lines
 
 GRACE_SECONDS = 5.0
 """Seconds after Ctrl-C until a stage that is still running is asked once more, as it may not have got the signal."""
 POLL_SECONDS = 0.05
 """Seconds between two looks at a running stage."""
+StartProcess = Callable[[list[str]], Process]
 CRASH_SIGNALS = tuple(getattr(signal, f"SIG{name}", 0) for name in ("KILL", "SEGV", "BUS", "ABRT", "ILL", "FPE"))
 """Signals of a crash, as opposed to a request to stop."""
 
 
-def run_stage(name: str, command: list[str]) -> float:
+def run_stage(name: str, command: list[str], start_process: StartProcess = subprocess.Popen) -> float:
     """Run one stage and return its seconds; if it fails or was asked to stop, the pipeline exits with its status.
 
-    Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the stage was killed or crashed.
+    `start_process` starts its command. Raises KeyboardInterrupt if the pipeline was asked to stop, MMAudioError if the
+    stage was killed or crashed.
     """
     print_lines("", f"== {name}", f"$ {join_command(command)}", flush=True)
     start = time.monotonic()
-    status = run_command(command)
+    status = run_command(command, start_process=start_process)
     number = -status if status < 0 else status - 128
     if number in CRASH_SIGNALS:
         reason = "the system kills a process that takes too much memory" if number == signal.SIGKILL else "it crashed"
@@ -60,7 +63,7 @@ def run_stage(name: str, command: list[str]) -> float:
     return seconds
 
 
-def run_command(command: list[str], is_stage: bool = True) -> int:
+def run_command(command: list[str], is_stage: bool = True, start_process: StartProcess = subprocess.Popen) -> int:
     """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
     A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
@@ -69,7 +72,7 @@ def run_command(command: list[str], is_stage: bool = True) -> int:
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
     """
     with note_signals() as numbers:
-        process = start_command(command, numbers, is_stage)
+        process = start_command(command, numbers, is_stage, start_process)
         send_time = None
         while process.poll() is None:
             if len(numbers) > 1:
@@ -85,15 +88,15 @@ def run_command(command: list[str], is_stage: bool = True) -> int:
     return process.returncode
 
 
-def start_command(command: list[str], numbers: list[int], is_stage: bool) -> subprocess.Popen[bytes]:
+def start_command(command: list[str], numbers: list[int], is_stage: bool, start_process: StartProcess) -> Process:
     """Start a command; it also gets a signal that comes to this process before the new one exists.
 
     Raises KeyboardInterrupt where `numbers`, the signals that have come, has one already.
     """
-    with hold_ctrl_c() if is_stage else nullcontext():
+    with hold_signals([signal.SIGINT]) if is_stage else nullcontext():
         if numbers:
             raise Interrupt(numbers[0])
-        process = subprocess.Popen(command)
+        process = start_process(command)
         held = {signal.SIGINT} & signal.sigpending()
         for number in {*numbers, *held}:
             process.send_signal(number)  # one that a stage has got and holds back does not count twice
@@ -138,9 +141,10 @@ def reset_stages(job: Job) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_demo_videos(job: Job) -> None:
+def make_demo_videos(job: Job, server: StageServer) -> None:
     """Create the missing sample videos."""
-    run_stage("demo", [sys.executable, script_path("training/make_demo_videos.py"), "--output_dir", str(job.videos)])
+    command = [sys.executable, script_path(DEMO_SCRIPT), "--output_dir", str(job.videos)]
+    run_stage("demo", command, server.start)
 
 
 def print_times(planned: Mapping[str, float], times: Mapping[str, float]) -> None:
@@ -216,22 +220,24 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    with Heartbeat("loading the program"):
-        from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
+    imports = [*map(script_path, STAGE_SCRIPTS.values()), *LATE_IMPORTS]
+    with StageServer([] if parsed.setup_only or parsed.dry_run else imports) as server:
+        with Heartbeat("loading the program"):
+            from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights
 
-        load_seconds = time.monotonic() - start
-        check_settings(job)
-    if parsed.setup_only:
-        return report_ready()
-    if job.demo and not parsed.dry_run:
-        make_demo_videos(job)
-    plan = confirm_plan(job, parsed.yes, load_seconds)
-    if not plan.is_accepted or parsed.dry_run:
-        return 0 if parsed.dry_run else 1
-    fetch_weights(job)
-    reset_stages(job)
-    stages = stage_commands(plan.job)
-    times = {name: run_stage(name, stages[name]) for name in STAGES}
+            load_seconds = time.monotonic() - start
+            check_settings(job)
+        if parsed.setup_only:
+            return report_ready()
+        if job.demo and not parsed.dry_run:
+            make_demo_videos(job, server)
+        plan = confirm_plan(job, parsed.yes, load_seconds)
+        if not plan.is_accepted or parsed.dry_run:
+            return 0 if parsed.dry_run else 1
+        fetch_weights(job)
+        reset_stages(job)
+        commands = stage_commands(plan.job)
+        times = {name: run_stage(name, commands[name], server.start) for name in STAGES}
     print_times(plan.stage_seconds, times)
     print_summary(job, start)
     return 0

@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -41,18 +41,18 @@ def describe_interrupt(number: int) -> str:
 
 
 def exit_on_signals() -> None:
-    """From here on a signal prints its line and ends the process at once; also one that `hold_ctrl_c` held back."""
+    """From here on a signal prints its line and ends the process at once; also one that `hold_signals` held back."""
     _set_handlers(_exit)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
-def hold_ctrl_c() -> Iterator[None]:
-    """Hold SIGINT back in the block, and from the processes that start there until they call `exit_on_signals`.
+def hold_signals(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Hold signals back in the block, and from the processes that start there until they call `exit_on_signals`.
 
     Ctrl-C while Python itself is starting would show a traceback that no program can prevent.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # a new process inherits it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # a new process inherits it
     try:
         yield
     finally:
