@@ -245,16 +245,18 @@ HEAVY = (
         "scipy",
         "sklearn",
     ),
-    *("tensorboard", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torchvision", "transformers"),
+    *("tensorboard", "torch", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torchvision"),
+    "transformers",
 )
 """Modules that take a quarter of a second or more to import: a command does so where it uses them."""
 HEAVY_AT_START = {
-    "mmaudio/pipeline/preflight.py": "hydra",
-    "mmaudio/generation/__main__.py": "",
-    "training/split_videos_for_finetuning.py": "hydra",
-    "training/extract_features_finetuning.py": "",
-    "train_lora.py": "hydra",
-    "evaluate_lora.py": "hydra",
+    "mmaudio/pipeline/preflight.py": "hydra torch",
+    "mmaudio/generation/__main__.py": "torch",
+    "training/make_demo_videos.py": "",
+    "training/split_videos_for_finetuning.py": "hydra torch",
+    "training/extract_features_finetuning.py": "torch",
+    "train_lora.py": "hydra torch",
+    "evaluate_lora.py": "hydra torch",
 }
 """Those that each command may import at its start."""
 

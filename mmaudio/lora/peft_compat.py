@@ -200,15 +200,18 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             f"init_lora_weights is {initialization!r}, which changes the base weights; let peft convert it "
             "(save_pretrained with path_initial_model_for_weight_conversion)"
         )
+    known_names = _IGNORED_SETTINGS | _SUPPORTED_SETTINGS | {"init_lora_weights"}
+    others = {name: value for name, value in config.items() if value and name not in known_names}
+    if not others:
+        return
     with no_garbage_collection():
         from peft import LoraConfig  # slow to import
 
     defaults = {field.name: getattr(LoraConfig(), field.name) for field in dataclasses.fields(LoraConfig)}
-    for name in defaults.keys() - _IGNORED_SETTINGS - _SUPPORTED_SETTINGS - {"init_lora_weights"}:
-        value = config.get(name)
-        if value and value != defaults[name]:
+    for name in sorted(others.keys() & defaults.keys()):
+        if others[name] != defaults[name]:
             supported = ", ".join(sorted(_SUPPORTED_SETTINGS))
-            raise WeightsError(f"{name} is {value!r}; of peft's settings, {supported} are read")
+            raise WeightsError(f"{name} is {others[name]!r}; of peft's settings, {supported} are read")
 
 
 def find_misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import av.filter
 import numpy as np
 import numpy.typing as npt
-import torch
 from av.video.reformatter import VideoReformatter
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SQUARE_PIXEL = Fraction(1)
 MAX_PIXEL_ASPECT = 4
@@ -42,6 +43,8 @@ def to_rgb(frame: Any, reformatter: VideoReformatter | None = None, pixel_aspect
 
     `pixel_aspect`: a pixel's width over its height. `reformatter` caches its tables from frame to frame.
     """
+    import torch  # slow to import, and not needed by those that only read files
+
     reformatter = reformatter or VideoReformatter()
     size = display_size(frame.width, frame.height, pixel_aspect)
     is_hdr = frame.color_trc in (PQ, HLG)

@@ -27,7 +27,16 @@ from typing import Protocol
 from mmaudio.utils.garbage_collection import no_garbage_collection
 from mmaudio.utils.interrupts import SIGNALS, exit_on_signals, hold_signals
 
-LATE_IMPORTS = ("peft", "open_clip", "torchvision.transforms.v2.functional")
+LATE_IMPORTS = (
+    "peft",
+    "open_clip",
+    "torchvision.transforms.v2.functional",
+    "scipy.signal",
+    "scipy.stats",
+    "matplotlib",
+    "torch.utils.tensorboard",
+    "mmaudio.report.summary",
+)
 """What the stages import while they run, and takes long."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files where there is a GPU: of CUDA, of ROCm, of Windows for its Linux."""

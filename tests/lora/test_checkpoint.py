@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,6 +31,15 @@ from mmaudio.model.networks import build_network
 def flow(network):
     with torch.no_grad():
         return network(**mini_inputs())
+
+
+@pytest.mark.slow
+def test_an_adapter_that_was_trained_here_is_read_without_peft(written):
+    """peft takes seconds to import, and a job that goes on reads its step alone."""
+    code = "import sys; from pathlib import Path; from mmaudio.lora.checkpoint import read_adapter\n"
+    code += "print([read_adapter(Path(name)).step for name in sys.argv[1:]], 'peft' in sys.modules)"
+    command = [sys.executable, "-c", code, written[1], written[1].with_suffix("")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[7, 7] False\n"
 
 
 @pytest.fixture

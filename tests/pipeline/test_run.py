@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -196,12 +197,28 @@ else:
 time.sleep(60)
 """
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORKED = [False, pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="forked on Linux alone"))]
 
 
-def start_stage_command(stage, *arguments, before=""):
+RUN_STAGE = """
+import subprocess, sys, time
+from mmaudio import cli
+from mmaudio.pipeline import run, stage_server
+
+def main(arguments):
+    stage_server.GPU_DEVICES = ()
+    with stage_server.StageServer({imports!r}) as server:
+        while {imports!r} and not server._can_fork():
+            time.sleep(0.01)
+        run.run_stage({stage!r}, [sys.executable, *arguments], server.start)
+
+cli.run(main)
+"""
+
+
+def start_stage_command(stage, *arguments, before="", forked=False):
     """A pipeline of one stage, which runs Python with `arguments`, after the code `before`."""
-    code = f"{before}\nimport sys; from mmaudio import cli; from mmaudio.pipeline import run\n"
-    code += f"cli.run(lambda arguments: run.run_stage({stage!r}, [sys.executable, *arguments]))"
+    code = f"{before}\n{RUN_STAGE.format(stage=stage, imports=['mmaudio.synthetic.demo'] if forked else [])}"
     return subprocess.Popen(
         [PYTHON, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -213,10 +230,10 @@ def start_stage_command(stage, *arguments, before=""):
     )
 
 
-def start_stage(tmp_path, *arguments):
+def start_stage(tmp_path, *arguments, forked):
     """A pipeline with one stage, and the stage's process, or one that this has started, once they run."""
     (tmp_path / "stage.py").write_text(STAGE)
-    process = start_stage_command("train", tmp_path / "stage.py", *arguments)
+    process = start_stage_command("train", tmp_path / "stage.py", *arguments, forked=forked)
     line = next(line for line in process.stdout if line.startswith("here "))
     return process, psutil.Process(int(line.split()[1]))
 
@@ -224,9 +241,10 @@ def start_stage(tmp_path, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("to_all", [True, False])
-def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all):
+@pytest.mark.parametrize("forked", FORKED)
+def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all, forked):
     """Also one that only the pipeline gets."""
-    process, _ = start_stage(tmp_path)
+    process, _ = start_stage(tmp_path, forked=forked)
     (os.killpg if to_all else os.kill)(process.pid, number)
     output = process.communicate()[0]
     assert output == "saved; the same command continues from here\n"
@@ -235,8 +253,9 @@ def test_a_signal_lets_the_stage_save_and_is_one_line(tmp_path, number, to_all):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, number):
-    process, child = start_stage(tmp_path, "again")
+@pytest.mark.parametrize("forked", FORKED)
+def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, number, forked):
+    process, child = start_stage(tmp_path, "again", forked=forked)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert process.stdout.readline() == "saving\n"
     while process.poll() is None:  # one that comes at once is the same request still
@@ -250,11 +269,19 @@ def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, numbe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4])
-def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
+@pytest.mark.parametrize(
+    ("delay", "forked"),
+    [
+        *((delay, False) for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4)),
+        (0.0, True),
+        (0.02, True),
+        (0.1, True),
+    ],
+)
+def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay, forked):
     """Whichever moment of its start the delay hits."""
     script = ROOT / "training" / "make_demo_videos.py"
-    process = start_stage_command("demo", script, "--output_dir", tmp_path / "videos")
+    process = start_stage_command("demo", script, "--output_dir", tmp_path / "videos", forked=forked)
     assert any(line.startswith("$ ") for line in process.stdout)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
@@ -264,20 +291,29 @@ def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay):
 
 SIGNAL_BEFORE_FORK = """
 import os, signal, subprocess, sys
+from mmaudio.pipeline import stage_server
+def signal_and_call(function, *arguments, **options):
+    os.kill(os.getpid(), int(sys.argv[-1]))
+    return function(*arguments, **options)
 class Popen(subprocess.Popen):
-    def __init__(self, *arguments, **options):
-        os.kill(os.getpid(), int(sys.argv[-1]))
-        super().__init__(*arguments, **options)
-subprocess.Popen = Popen
+    def __init__(self, command, **options):
+        signal_and_call(super().__init__, command, **options) if command[1].endswith(".py") else super().__init__(
+            command, **options
+        )
+class ForkedProcess(stage_server.ForkedProcess):
+    def __init__(self, *arguments):
+        signal_and_call(super().__init__, *arguments)
+subprocess.Popen, stage_server.ForkedProcess = Popen, ForkedProcess
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_at_the_instant_a_stage_is_forked_is_one_line(tmp_path, number):
+@pytest.mark.parametrize("forked", FORKED)
+def test_a_signal_at_the_instant_a_stage_is_forked_is_one_line(tmp_path, number, forked):
     """The new process has not got what came to the group before it was there."""
     (tmp_path / "stage.py").write_text("from mmaudio import cli\ncli.handle_signals()\nimport time\ntime.sleep(60)\n")
-    process = start_stage_command("train", tmp_path / "stage.py", number, before=SIGNAL_BEFORE_FORK)
+    process = start_stage_command("train", tmp_path / "stage.py", number, before=SIGNAL_BEFORE_FORK, forked=forked)
     output = process.communicate()[0]
     cause = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
     assert output.splitlines()[3:] == [f"{cause}; the same command continues from here"]
