@@ -34,6 +34,7 @@ from mmaudio.pipeline.data_changes import describe_data_changes, find_data_chang
 from mmaudio.pipeline.fold_plan import count_job_folds, fold_experiments, print_folds
 from mmaudio.pipeline.job import SPLIT_KEYS, Job, best_adapter_path, training_overrides
 from mmaudio.pipeline.size_preset import check_training, choose_preset
+from mmaudio.pipeline.stage_server import may_fork
 from mmaudio.pipeline.video_folder import (
     find_video_in_subfolder,
     measure_videos,
@@ -146,7 +147,7 @@ def confirm_plan(job: Job, accept_long: bool, load_seconds: float = 0.0) -> Plan
     costs, training = estimate_stages(job, config, clips, ratios, device, split.seconds, sweep)
     scanning = cost_model.SCAN_SPEED * max(1, min(default_workers(), len(names)))
     stage_seconds = {"split": seconds / scanning, **costs}
-    for name, share in cost_model.START_SHARES.items():
+    for name, share in (cost_model.FORKED_START_SHARES if may_fork() else cost_model.START_SHARES).items():
         stage_seconds[name] += share * load_seconds
     print_lines(
         f"videos:   {len(names)} in {job.videos}, {seconds / 60:.1f} min, about {clips} clips of {split.seconds:g} s"
