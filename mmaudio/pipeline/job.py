@@ -8,18 +8,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmaudio.utils.checkout import ROOT
+from mmaudio.utils.checkout import ROOT, SCRIPTS
 from mmaudio.utils.hydra_quote import quote_value
 from mmaudio.utils.setting_checks import AUTO
 
-STAGE_SCRIPTS = {
-    "split": "training/split_videos_for_finetuning.py",
-    "extract": "training/extract_features_finetuning.py",
-    "train": "train_lora.py",
-    "evaluate": "evaluate_lora.py",
-}
-"""The script of every stage, below the checkout."""
-STAGES = tuple(STAGE_SCRIPTS)
+STAGES = tuple(SCRIPTS)
 DEMO_SCRIPT = "training/make_demo_videos.py"
 PRECISIONS = ("auto", "bf16", "float32")
 """Precisions of the encoders in extraction."""
@@ -100,7 +93,7 @@ def stage_commands(job: Job) -> dict[str, list[str]]:
     commands = {
         "split": split_command(job),
         "extract": extract_command(job),
-        "train": [*_python(job.gpus), script_path(STAGE_SCRIPTS["train"]), *training_overrides(job)],
+        "train": [*_python(job.gpus), script_path(SCRIPTS["train"]), *training_overrides(job)],
         "evaluate": evaluate_command(job),
     }
     return {stage: command + debug for stage, command in commands.items()}
@@ -111,7 +104,7 @@ def split_command(job: Job) -> list[str]:
     paths = ["--input_dir", str(job.videos), "--output_tsv", str(job.clips)]
     ratios = DEMO_SPLIT if job.demo and DEMO_SPLIT[0] not in job.split_arguments else ()
     prompt = [] if job.prompt is None else ["--prompt", job.prompt]
-    script = script_path(STAGE_SCRIPTS["split"])
+    script = script_path(SCRIPTS["split"])
     folds = ["--folds"] if job.num_folds else []
     return [*_python(), script, *paths, *ratios, *prompt, *folds, *job.split_arguments]
 
@@ -120,7 +113,7 @@ def extract_command(job: Job) -> list[str]:
     """Command of the stage `extract`."""
     paths = ["--input_tsv", str(job.clips), "--video_root", str(job.videos), "--output_dir", str(job.features)]
     precision = [] if job.precision == PRECISIONS[0] else ["--precision", job.precision]
-    script = script_path(STAGE_SCRIPTS["extract"])
+    script = script_path(SCRIPTS["extract"])
     return [
         *_python(job.gpus),
         script,
@@ -139,7 +132,7 @@ def evaluate_command(job: Job) -> list[str]:
     videos = ["--test_videos", str(job.videos), "--compare_original"]
     data = ["--clips", str(job.clips), "--features", str(job.features), *_outside_flag(job)]
     flags = [*_tracker_flags(job), *_weights_flags(job)]
-    return [*_python(), script_path(STAGE_SCRIPTS["evaluate"]), *adapter, *videos, *data, *flags]
+    return [*_python(), script_path(SCRIPTS["evaluate"]), *adapter, *videos, *data, *flags]
 
 
 def _python(processes: int = 1) -> list[str]:

@@ -24,9 +24,9 @@ from pathlib import Path
 from mmaudio import cli
 from mmaudio.errors import MMAudioError
 from mmaudio.pipeline.flags import build_job, parse_flags
-from mmaudio.pipeline.job import DEMO_SCRIPT, STAGE_SCRIPTS, STAGES, Job, best_adapter_path, script_path, stage_commands
+from mmaudio.pipeline.job import DEMO_SCRIPT, STAGES, Job, best_adapter_path, script_path, stage_commands
 from mmaudio.pipeline.stage_server import LATE_IMPORTS, Process, StageServer
-from mmaudio.utils.checkout import command_words
+from mmaudio.utils.checkout import SCRIPTS, command_words
 from mmaudio.utils.heartbeat import Heartbeat
 from mmaudio.utils.interrupts import Interrupt, hold_signals, note_signals
 from mmaudio.utils.terminal import join_command, print_lines
@@ -66,7 +66,7 @@ def run_stage(name: str, command: list[str], start_process: StartProcess = subpr
 def run_command(command: list[str], is_stage: bool = True, start_process: StartProcess = subprocess.Popen) -> int:
     """Run a command and return its status. A signal is passed on, so that it can save; a second signal kills it.
 
-    A stage calls `cli.handle_signals` first of all; SIGINT is held back until then.
+    A stage calls `cli.handle_signals` first of all; SIGINT, of a forked stage every signal, is held back until then.
 
     Ctrl-C goes to all processes of a terminal: a command that still runs after GRACE_SECONDS is asked once more.
     Raises KeyboardInterrupt after a signal, unless the command ended by it as well, and has said so.
@@ -220,7 +220,7 @@ def main(arguments: list[str]) -> int:
     if parsed.parse_only:
         return 0
     start = time.monotonic()
-    imports = [*map(script_path, STAGE_SCRIPTS.values()), *LATE_IMPORTS]
+    imports = [*map(script_path, SCRIPTS.values()), *LATE_IMPORTS]
     with StageServer([] if parsed.setup_only or parsed.dry_run else imports) as server:
         with Heartbeat("loading the program"):
             from mmaudio.pipeline.preflight import check_settings, confirm_plan, fetch_weights

@@ -50,7 +50,7 @@ def exit_on_signals() -> None:
 def hold_signals(numbers: Iterable[signal.Signals]) -> Iterator[None]:
     """Hold signals back in the block, and from the processes that start there until they call `exit_on_signals`.
 
-    Ctrl-C while Python itself is starting would show a traceback that no program can prevent.
+    SIGINT while Python itself is starting would show a traceback that no program can prevent.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # a new process inherits it
     try:

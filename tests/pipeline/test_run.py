@@ -208,7 +208,9 @@ from mmaudio.pipeline import run, stage_server
 def main(arguments):
     stage_server.GPU_DEVICES = ()
     with stage_server.StageServer({imports!r}) as server:
+        deadline = time.monotonic() + 60
         while {imports!r} and not server._can_fork():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         run.run_stage({stage!r}, [sys.executable, *arguments], server.start)
 
