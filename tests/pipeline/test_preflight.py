@@ -96,9 +96,14 @@ def test_the_plan_knows_the_sweep_of_strengths():
     assert (len(strength_sweep.DEFAULT_STRENGTHS), strength_sweep.MAX_CLIPS) == preflight.STRENGTH_SWEEP
 
 
-def test_start_checks_and_general_clips_count_in_the_plan(tmp_path):
+@pytest.mark.parametrize(("forked", "shares"), [(False, [10.0, 15.0, 27.5, 28.5]), (True, [10.0, 3.0, 10.0, 3.0])])
+def test_the_start_of_a_stage_counts_in_the_plan(tmp_path, monkeypatch, forked, shares):
+    monkeypatch.setattr(preflight, "may_fork", lambda: forked)
     plan, slow = (preflight.confirm_plan(build(tmp_path), True, seconds).stage_seconds for seconds in (0.0, 10.0))
-    assert [slow[name] - plan[name] for name in STAGES] == pytest.approx([10.0, 15.0, 27.5, 28.5])
+    assert [slow[name] - plan[name] for name in STAGES] == pytest.approx(shares)
+
+
+def test_checks_and_general_clips_count_in_the_plan(tmp_path):
     job = build(tmp_path)
     assert preflight.estimate_evaluation(job, 0, CPU, 8.0) > 60, "12 clips of the base model's own domain"
     config = compose(training_overrides(job))
