@@ -197,7 +197,8 @@ else:
 time.sleep(60)
 """
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FORKED = [False, pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="forked on Linux alone"))]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="stages are forked on Linux alone")
+FORKED = [False, pytest.param(True, marks=LINUX)]
 
 
 RUN_STAGE = """
@@ -275,9 +276,7 @@ def test_a_second_signal_kills_the_stage_and_all_that_it_started(tmp_path, numbe
     ("delay", "forked"),
     [
         *((delay, False) for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.1, 0.2, 0.4)),
-        (0.0, True),
-        (0.02, True),
-        (0.1, True),
+        *(pytest.param(delay, True, marks=LINUX) for delay in (0.0, 0.02, 0.1)),
     ],
 )
 def test_ctrl_c_while_a_stage_starts_is_one_line(tmp_path, delay, forked):
