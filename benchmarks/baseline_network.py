@@ -204,7 +204,10 @@ class PlainNetwork(nn.Module):
         )
 
     def project(self, clip_f: Tensor, sync_f: Tensor, text_f: Tensor) -> Conditions:
-        """Raw features (B, V, clip_dim), (B, S, sync_dim), (B, L, text_dim) through the input projections."""
+        """Raw features (B, V, clip_dim), (B, S, sync_dim), (B, L, text_dim) through the input projections.
+
+        `sync_f` is then resampled to the latent's tokens.
+        """
         clip_f, text_f = self.clip_input_proj(clip_f), self.text_input_proj(text_f)
         segments = rearrange(sync_f, "b (s k) c -> b s k c", k=TOKENS_PER_SEGMENT) + self.sync_pos_emb
         sync_f = self.sync_input_proj(segments.flatten(1, 2)).transpose(1, 2)
@@ -220,7 +223,7 @@ class PlainNetwork(nn.Module):
         return embedding
 
     def predict_velocity(self, latent: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity (B, N, C), as the package's network computes it."""
+        """Velocity (B, N, C), as the package's network computes it, from conditions that `project` made."""
         size, head = latent.shape[1], self.spec.width // self.spec.num_heads
         clips = conditions.clip_f.shape[1]
         rotations = compute_rotations(size, head, 1.0, t.device), compute_rotations(clips, head, size / clips, t.device)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from mmaudio.generation.generate import MAX_ONE_PASS_SECONDS, MIN_SECONDS
 from mmaudio.generation.recorded_velocity import record_velocity
 from mmaudio.model.flow_matching import integrate
 from mmaudio.model.guidance import guided_velocity
+from mmaudio.model.networks import resample_tokens
 from mmaudio.model.spec import CLIP_SECONDS, MODELS, compute_lengths, model_spec
 from mmaudio.model.weight_dtype import weights_cast_to
 
@@ -107,10 +109,12 @@ def build_contestants(
     guidance_scale = model_spec(model).guidance_scale
     shape = (batch_size, network.lengths.latent_tokens, network.spec.latent_dim)
     noise = torch.randn(shape, generator=seeded_generator(2)).to(device)
+    both_branches = cond.cat(uncond)
+    resampled = replace(both_branches, sync_f=resample_tokens(both_branches.sync_f, shape[1]))
 
     def plain_velocity(latent: Tensor, t: Tensor) -> Tensor:
         """The plain network's velocity under guidance, as `guided_velocity` has it."""
-        both = plain.predict_velocity(torch.cat([latent, latent]), t, cond.cat(uncond)).float()
+        both = plain.predict_velocity(torch.cat([latent, latent]), t, resampled).float()
         return guidance_scale * both[:batch_size] + (1 - guidance_scale) * both[batch_size:]
 
     def build(dtype: torch.dtype, is_plain: bool) -> Callable[[], Tensor]:

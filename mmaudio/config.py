@@ -197,8 +197,8 @@ class TrainConfig:
     Half the memory, if a large model does not fit otherwise; needs `amp`."""
     gradient_checkpointing: bool = False
     """true: several times less memory, a third slower"""
-    compile: bool = False
-    """true: minutes at the start, faster steps on a GPU"""
+    compile: bool | None = None
+    """true: minutes at the start, faster steps on a GPU; null: where earlier runs show that it repays; false"""
     cuda_graph: bool | None = None
     """null: on a GPU record a batch once, replay it at every step; true: or fail; false
 

@@ -6,6 +6,7 @@ import filecmp
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from mmaudio.data.captions import Captions
 from mmaudio.data.clip_builder import build_clips
 from mmaudio.data.clips import DEFAULT_TEST_RATIO, Clip, LeftOut
 from mmaudio.data.filters import FilterRules, reason_kind
-from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_on_threads
+from mmaudio.data.scan import MeasuredWindow, ScanSettings, VideoScan, scan_on_threads, scan_video
 from mmaudio.data.scan_store import ScanStore
 from mmaudio.data.splits import SplitRatios, SplitStore, WindowsBySplit, split_videos
 from mmaudio.data.verdict_needs import describe_verdict_needs
 from mmaudio.data.video_files import VIDEO_SUFFIXES, find_video_below, find_videos
 from mmaudio.errors import ConfigError, DataError
+from mmaudio.media.streams import limit_codec_threads
 from mmaudio.utils.cores import count_cores
 from mmaudio.utils.memory import free_memory
 from mmaudio.utils.progress import working
@@ -70,6 +72,8 @@ class SplitSettings:
     """Whether training has folds: a verdict does not hang on the videos that are held out here."""
     workers: int | None = None
     """Files that are scanned at once; None: one per core, as far as the memory goes."""
+    isolated: bool = True
+    """Scan in processes of their own, as a file may crash a decoder; false, for known files: in this one, in turn."""
     debug: bool = False
     """Show the errors that are raised while a file is scanned."""
 
@@ -180,8 +184,15 @@ def _scan_files(
         ((threads, path, settings.scan, names[path]), settings.timeout or TIMEOUT + TIMEOUT_PER_MB * sizes[path] / 1e6)
         for path in new
     ]
-    with SubprocessPool(scan_on_threads, workers, quiet=not settings.debug) as pool:
-        for _, (number, scan) in zip(progress(new), pool.run(calls), strict=True):
+    with ExitStack() as stack:
+        results: Iterable[tuple[int, VideoScan | WorkerError]]
+        if settings.isolated:
+            pool = SubprocessPool(scan_on_threads, workers, quiet=not settings.debug)
+            results = stack.enter_context(pool).run(calls)
+        else:
+            stack.enter_context(limit_codec_threads(threads))
+            results = ((number, scan_video(path, settings.scan, names[path])) for number, path in enumerate(new))
+        for _, (number, scan) in zip(progress(new), results, strict=True):
             if isinstance(scan, WorkerError):  # not stored: it may succeed on another machine or another day
                 scan = VideoScan(names[new[number]], "", str(scan))
             else:

@@ -45,7 +45,7 @@ def load_general_domain(
     video_root = shipped if videos is None else videos
     if videos is None and not shipped.is_dir():
         return None, "no videos of the base's own domain are at hand (--general_videos names a folder of them)"
-    settings = SplitSettings(ScanSettings(stride=CLIP_SECONDS), val_ratio=0, test_ratio=0)
+    settings = SplitSettings(ScanSettings(stride=CLIP_SECONDS), val_ratio=0, test_ratio=0, isolated=videos is not None)
     split = split_folder(video_root, settings, ScanStore(features_dir / "scan.jsonl"))
     clips = [split.clips[row] for row in spread_over_videos([clip.video for clip in split.clips], MAX_CLIPS)]
     if not clips:

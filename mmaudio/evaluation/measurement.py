@@ -26,7 +26,7 @@ from mmaudio.evaluation.uncomputed_metrics import explain_uncomputed
 from mmaudio.features.mel import MelSpectrogram, build_mel
 from mmaudio.generation.sampler import Sampler
 from mmaudio.metrics.compute import compute_metrics
-from mmaudio.metrics.metric_inputs import BASE, ORIGINAL, ClipAudio, MetricInputs
+from mmaudio.metrics.metric_inputs import BASE, ORIGINAL, ClipAudio, MetricInputs, OriginalAudio
 from mmaudio.metrics.pretrained_metrics import ClipScores
 from mmaudio.metrics.pretrained_search import SelectedMetrics
 from mmaudio.metrics.registry import METRICS
@@ -174,10 +174,10 @@ def measure_clip(
 
 def measure_audio(decoded: DecodedClip, codec: CodecSpec, names: Collection[str]) -> dict[str, ClipMeasurement]:
     """Measurements of each sound against the original: onsets, and those metrics `names` that need audio alone."""
-    reference, reference_mel = decoded.waveforms[ORIGINAL][0], decoded.mels[ORIGINAL][0]
+    original = OriginalAudio(decoded.waveforms[ORIGINAL][0], decoded.mels[ORIGINAL][0], codec)
     measurements = {}
     for name, waveforms in decoded.waveforms.items():
-        inputs = MetricInputs(waveforms, decoded.mels[name], reference, reference_mel, codec)
+        inputs = MetricInputs(waveforms, decoded.mels[name], original)
         measurements[name] = ClipMeasurement(compute_metrics(inputs, names), inputs.onset_times[0].tolist())
     return measurements
 

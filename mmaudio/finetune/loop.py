@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 
@@ -54,6 +55,8 @@ class TrainingRun:
     accumulate: GradientAccumulator = accumulate_gradients
     base_samples: ClipDataset | None = None
     """The base's own samples; None where the base is not preserved."""
+    step_seconds: list[float] = field(default_factory=list)
+    """What every step of this process took."""
 
     @property
     def config(self) -> TrainConfig:
@@ -73,12 +76,13 @@ def fit(run: TrainingRun) -> TrainingResult:
         while not (stop or is_finished(state, config)):
             if state.phase_is_over:
                 enter_next_phase(run)
-            size = state.micro_batch
+            size, begin = state.micro_batch, time.monotonic()
             try:
                 metrics = train_step(state, run.dataset, config, run.distributed, run.accumulate, run.base_samples)
             except NonFiniteError:  # the state is that of before the step
                 save(run)
                 raise
+            run.step_seconds.append(time.monotonic() - begin)
             if state.micro_batch != size:
                 tracker.print_line(f"step {state.step}: out of memory; {state.micro_batch} clips at once from here")
             tracker.log_step(state, metrics)

@@ -47,6 +47,8 @@ class TrainState:
     """Index of the phase whose rank the adapter has."""
     micro_batch: int = 0
     """Clips that go through the network together; 0: `batch_size`."""
+    compiled: bool = False
+    """Whether the last steps ran compiled blocks."""
     base_draws: DrawSource | None = None
     """Draws of the base's samples; None where the base is not preserved."""
     _trainable: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
@@ -126,6 +128,7 @@ class TrainState:
             "step": self.step,
             "phase": self.phase,
             "micro_batch": self.micro_batch,
+            "compiled": self.compiled,
             "taken_out": base_values.get(self.model).pissa_factors,
             "trained": {name: parameter.detach() for name, parameter in self.trainable_parameters().items()},
             "optimizer": self.optimizer.state_dict(),
@@ -157,6 +160,7 @@ class TrainState:
         self.draws.sampler.load_state_dict(state["order"])
         self.history = ValidationHistory.from_state_dict(state["progress"])
         self.step, self.micro_batch = state["step"], state.get("micro_batch", 0)
+        self.compiled = state.get("compiled", False)
 
 
 def _grow_moments(moments: dict[str, Any], growth: RankGrowth) -> dict[str, Any]:

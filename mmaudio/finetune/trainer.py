@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from mmaudio.cli import explain_out_of_memory
 from mmaudio.config import TrainConfig
 from mmaudio.data.feature_set import FeatureSet
 from mmaudio.errors import TrainingError, WeightsError
+from mmaudio.finetune import step_times
 from mmaudio.finetune.base_samples import make_base_samples, pair_with_videos, read_base_samples
 from mmaudio.finetune.checkpoint import Checkpoints, experiment_folder
 from mmaudio.finetune.clip_sets import load_clip_sets
@@ -94,6 +96,7 @@ def train_adapter(network: MMAudio, inputs: RunInputs, distributed: Distributed)
     with explain_compile_errors(distributed.device), explain_out_of_memory(SMALLER_BATCH):
         result = fit(run)
     if distributed.is_main:
+        keep_step_times(run)
         finish(run, result)
     return result
 
@@ -109,10 +112,15 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
     state.history.videos = [] if inputs.held_out is None else inputs.held_out.videos
     resumed = checkpoints.load(state, inputs)
     distributed.barrier()
+    gain = decide_to_compile(state, inputs, distributed)
+    config = replace(config, compile=state.compiled)
+    inputs = replace(inputs, config=config)
     prepare_network(state, config, distributed.device)
     memory = measure_feature_memory(network, inputs, distributed)
     dataset, validation_set = build_datasets(network, inputs, distributed, memory)
     tracker = Tracker(checkpoints.root if is_main else None, config, state.step if resumed else None)
+    if gain:
+        tracker.print_line(gain)
     state.micro_batch = choose_micro_batch(state, dataset, config, distributed)
     accumulate = build_accumulator(dataset, config, tracker.print_line)
     run = TrainingRun(state, dataset, validation_set, inputs, checkpoints, tracker, distributed, accumulate)
@@ -122,6 +130,27 @@ def prepare_run(network: MMAudio, inputs: RunInputs, distributed: Distributed) -
         with explain_compile_errors(distributed.device), eager_mode(config):  # compiling for these would be in vain
             start(run, resumed, memory)
     return run
+
+
+def decide_to_compile(state: TrainState, inputs: RunInputs, distributed: Distributed) -> str:
+    """Set `state.compiled`: as configured, as before a resume, or by measured times; the reason of the latter."""
+    config = inputs.config
+    if config.compile is not None:
+        state.compiled = config.compile
+    elif not state.step:
+        name = step_times.key(config, inputs.train.seconds, distributed)
+        gain = step_times.explain_gain(name, config.total_steps)
+        state.compiled = not distributed.all_reduce_any(not gain)
+        return gain if state.compiled else ""
+    return ""
+
+
+def keep_step_times(run: TrainingRun) -> None:
+    """Keep what the steps took, for the choice of later runs."""
+    times = step_times.measure(run.step_seconds)
+    if times is not None:
+        name = step_times.key(run.config, run.inputs.train.seconds, run.distributed)
+        step_times.keep(name, run.state.compiled, times)
 
 
 def load_base_samples(network: MMAudio, inputs: RunInputs, distributed: Distributed) -> FeatureSet:

@@ -12,8 +12,9 @@ from functools import cached_property
 from torch import Tensor
 
 from mmaudio.metrics.diversity import sample_distances
+from mmaudio.metrics.loudness import loudness
 from mmaudio.metrics.onsets import Seconds, onset_envelope, peak_times, precision_and_recall
-from mmaudio.metrics.spectral import centroid_and_bandwidth
+from mmaudio.metrics.spectral import centroid_and_bandwidth, resolution_magnitudes
 from mmaudio.model.spec import CodecSpec
 
 ORIGINAL, CODEC, BASE, ADAPTED = "original", "codec", "base", "adapted"
@@ -33,6 +34,42 @@ class ClipAudio:
 
 
 @dataclass(frozen=True)
+class OriginalAudio:
+    """A clip's own sound, and what the metrics need of it for every sound that is compared with it."""
+
+    audio: Tensor
+    """(T,)"""
+    mel: Tensor
+    """(M, F), logarithms in the codec's own base."""
+    codec: CodecSpec
+
+    @cached_property
+    def stfts(self) -> list[Tensor]:
+        """Magnitudes (1, bins, frames) at each resolution of the STFT distance."""
+        return resolution_magnitudes(self.audio[None])
+
+    @cached_property
+    def loudness(self) -> Tensor:
+        """Loudness in LUFS, (1,)."""
+        return loudness(self.audio[None], self.codec.sample_rate)
+
+    @cached_property
+    def onset_envelope(self) -> Tensor:
+        """Onset envelope (F,)."""
+        return onset_envelope(self.mel[None], self.codec)[0]
+
+    @cached_property
+    def onset_times(self) -> Seconds:
+        """Onsets in seconds."""
+        return peak_times(self.onset_envelope[None], self.codec)[0]
+
+    @cached_property
+    def centroid_and_bandwidth(self) -> tuple[Tensor, Tensor]:
+        """Spectral centroid and bandwidth in hertz, (1,) each."""
+        return centroid_and_bandwidth(self.audio[None], self.codec.sample_rate)
+
+
+@dataclass(frozen=True)
 class MetricInputs:
     """The samples of one sound and the original that they are compared with."""
 
@@ -40,11 +77,12 @@ class MetricInputs:
     """(S, T)"""
     mel: Tensor
     """(S, M, F), logarithms in the codec's own base."""
-    reference: Tensor
-    """The original's audio (T,)."""
-    reference_mel: Tensor
-    """The original's mel spectrogram (M, F)."""
-    codec: CodecSpec
+    original: OriginalAudio
+
+    @property
+    def codec(self) -> CodecSpec:
+        """The codec whose spectrograms these are."""
+        return self.original.codec
 
     @property
     def sample_rate(self) -> int:
@@ -62,31 +100,21 @@ class MetricInputs:
         return onset_envelope(self.mel, self.codec)
 
     @cached_property
-    def reference_onset_envelope(self) -> Tensor:
-        """The original's onset envelope (F,)."""
-        return onset_envelope(self.reference_mel[None], self.codec)[0]
-
-    @cached_property
     def onset_times(self) -> list[Seconds]:
         """Onsets of each sample in seconds."""
         return peak_times(self.onset_envelope, self.codec)
 
     @cached_property
-    def reference_onset_times(self) -> Seconds:
-        """The original's onsets in seconds."""
-        return peak_times(self.reference_onset_envelope[None], self.codec)[0]
-
-    @cached_property
     def onset_precision_and_recall(self) -> list[tuple[float, float]]:
         """Precision and recall of each sample's onsets."""
-        return [precision_and_recall(times, self.reference_onset_times) for times in self.onset_times]
+        return [precision_and_recall(times, self.original.onset_times) for times in self.onset_times]
 
     @cached_property
     def centroid_and_bandwidth_difference(self) -> tuple[Tensor, Tensor]:
         """Differences in spectral centroid and in bandwidth from the original's in hertz, (S,) each."""
         centroid, bandwidth = centroid_and_bandwidth(self.audio, self.sample_rate)
-        reference_centroid, reference_bandwidth = centroid_and_bandwidth(self.reference[None], self.sample_rate)
-        return (centroid - reference_centroid).abs(), (bandwidth - reference_bandwidth).abs()
+        original_centroid, original_bandwidth = self.original.centroid_and_bandwidth
+        return (centroid - original_centroid).abs(), (bandwidth - original_bandwidth).abs()
 
     @cached_property
     def sample_distances(self) -> list[float]:

@@ -86,7 +86,7 @@ METRICS = {
         limits="A sound that is as good but different counts as far; sound added in the quiet parts does not count.",
         needs="a clip whose original has a loud cell",
         in_verdict=True,
-        compute=lambda c: mel_l1_loud(c.mel, c.reference_mel.expand_as(c.mel), c.codec.log_base),
+        compute=lambda c: mel_l1_loud(c.mel, c.original.mel.expand_as(c.mel), c.codec.log_base),
     ),
     "mel_l1": Metric(
         "Mel distance, all cells",
@@ -94,7 +94,7 @@ METRICS = {
         describes="How far the whole spectrum over time is from the original's.",
         limits="Quiet cells are many: the noise floor weighs as much as the audible part.",
         in_verdict=True,
-        compute=lambda c: mel_l1(c.mel, c.reference_mel.expand_as(c.mel)),
+        compute=lambda c: mel_l1(c.mel, c.original.mel.expand_as(c.mel)),
     ),
     "onset_f1": Metric(
         "Onset F1",
@@ -123,7 +123,7 @@ METRICS = {
         describes="How far the spectrum is from the original's at three resolutions, in shape and in level.",
         limits="Like every distance to one original, it calls a sound that is as good but different far.",
         needs="a clip whose original is not silent",
-        compute=lambda c: stft_distance(c.audio, c.reference.expand_as(c.audio)),
+        compute=lambda c: stft_distance(c.audio, c.original.audio[None], c.original.stfts),
     ),
     "loudness_difference": Metric(
         "Loudness difference",
@@ -132,7 +132,7 @@ METRICS = {
         limits="Where in the clip it is loud, and what it sounds like. Originals have a peak of 0.95, as in training.",
         unit="LU",
         needs="clips of 0.4 s or more",
-        compute=lambda c: (loudness(c.audio, c.sample_rate) - loudness(c.reference[None], c.sample_rate)).abs(),
+        compute=lambda c: (loudness(c.audio, c.sample_rate) - c.original.loudness).abs(),
     ),
     "onset_precision": Metric(
         "Onset precision",
@@ -155,7 +155,7 @@ METRICS = {
         limits="Whether they meet well after that; sounds without onsets have no value.",
         unit="s",
         needs="clips whose sounds have onsets",
-        compute=lambda c: onset_lag(c.onset_envelope, c.reference_onset_envelope, c.frame_seconds).abs(),
+        compute=lambda c: onset_lag(c.onset_envelope, c.original.onset_envelope, c.frame_seconds).abs(),
     ),
     "centroid_difference": Metric(
         "Spectral centroid difference",
@@ -181,7 +181,7 @@ METRICS = {
         describes="Share of the time in which the original is audible and the sound is all but silent.",
         limits="Whether the audible part is right.",
         needs="a clip whose original is audible",
-        compute=lambda c: near_silent(c.audio, c.reference, c.sample_rate),
+        compute=lambda c: near_silent(c.audio, c.original.audio, c.sample_rate),
     ),
     "duplicates": Metric(
         "Duplicates across seeds",

@@ -6,6 +6,7 @@ B batch, M mel bands, T mel frames. Mel values are logarithms in the codec's own
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,16 +57,23 @@ def magnitudes(waveforms: Tensor, n_fft: int, hop_length: int, win_length: int, 
     return cells.abs() if not min_power else (cells.real**2 + cells.imag**2).clamp(min=min_power).sqrt()
 
 
-def stft_distance(waveforms: Tensor, reference: Tensor) -> Tensor:
-    """Multi-resolution STFT distance of (B, samples) twice -> (B,). Lower is better; NaN for a silent reference.
+def resolution_magnitudes(waveforms: Tensor) -> list[Tensor]:
+    """The `magnitudes` of (B, samples) at each of RESOLUTIONS, which `stft_distance` compares."""
+    return [magnitudes(waveforms, *resolution, MIN_POWER) for resolution in RESOLUTIONS]
+
+
+def stft_distance(waveforms: Tensor, reference: Tensor, reference_stfts: Sequence[Tensor] | None = None) -> Tensor:
+    """Multi-resolution STFT distance of (B, samples) from (1 or B, samples) -> (B,); NaN for a silent reference.
+
+    Lower is better. `reference_stfts` are the reference's `resolution_magnitudes`, where they are known.
 
     The mean over `RESOLUTIONS` of the spectral convergence |S - R| / |R| (Frobenius norms of the magnitudes) and the
     mean absolute difference of the magnitudes' natural logarithms. A reference with a peak below `SILENT_PEAK` has no
     |R| to divide by: one such clip, at 10^4 and more, would be all that a mean says. Source: arXiv 1910.11480.
     """
     total = torch.zeros(len(waveforms), device=waveforms.device)
-    for n_fft, hop_length, win_length in RESOLUTIONS:
-        stft, reference_stft = (magnitudes(x, n_fft, hop_length, win_length, MIN_POWER) for x in (waveforms, reference))
+    reference_stfts = resolution_magnitudes(reference) if reference_stfts is None else reference_stfts
+    for stft, reference_stft in zip(resolution_magnitudes(waveforms), reference_stfts, strict=True):
         convergence = (reference_stft - stft).norm(dim=(1, 2)) / reference_stft.norm(dim=(1, 2))
         total += convergence + (stft.log() - reference_stft.log()).abs().mean((1, 2))
     return (total / len(RESOLUTIONS)).where(reference.abs().amax(1) >= SILENT_PEAK, torch.nan)

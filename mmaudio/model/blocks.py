@@ -20,7 +20,7 @@ def block_name(name: str) -> str:
 
 
 class TransformerBlock(nn.Module):
-    """Transformer block of one stream, modulated by a condition of shape (B, 1 or N, D).
+    """Transformer block of one stream, modulated by a condition of shape (B, 1 or N, D), or of fewer rows.
 
     `kernel_size` is 3 for the latent and CLIP streams, 1 for text. A block with `inputs_only` computes q, k, v for the
     other streams, and its own stream ends there.
@@ -34,9 +34,14 @@ class TransformerBlock(nn.Module):
             self.ffn = MLP(width, hidden, kernel_size)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, (2 if inputs_only else 6) * width))
 
-    def modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Shift and scale of the attention; without `inputs_only` also its gate, and shift, scale, gate of the MLP."""
+    def modulation(self, condition: Tensor, positions: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Shift and scale of the attention; without `inputs_only` also its gate, and shift, scale, gate of the MLP.
+
+        `positions` (N,) are the rows of the condition that the tokens have; None: one each, or one for all.
+        """
         modulation: Tensor = self.adaLN_modulation(condition)
+        if positions is not None:
+            modulation = modulation.index_select(1, positions)
         return modulation.chunk(modulation.shape[-1] // condition.shape[-1], dim=-1)
 
     def attention_inputs(
@@ -53,9 +58,9 @@ class TransformerBlock(nn.Module):
         x = add_gated(x, gate, self.linear1(attended))
         return add_gated(x, gate_mlp, self.ffn(modulated_norm(x, shift_mlp, scale_mlp)))
 
-    def forward(self, x: Tensor, condition: Tensor, table: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, table: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """Self-attention and MLP on one stream: (B, N, D)."""
-        modulation = self.modulation(condition)
+        modulation = self.modulation(condition, positions)
         return self.update(x, attend_heads(*self.attention_inputs(x, modulation, table)), modulation)
 
 
@@ -75,13 +80,14 @@ class JointBlock(nn.Module):
         clip: Tensor,  # (B, V, D)
         text: Tensor,  # (B, L, D)
         global_cond: Tensor,  # (B, 1, D)
-        token_cond: Tensor,  # (B, N, D)
+        token_cond: Tensor,  # (B, N, D), or fewer rows
         latent_table: Tensor,
         clip_table: Tensor,
+        positions: Tensor | None = None,  # (N,), the rows of token_cond that the latent's tokens have
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The three streams after the block; the last block returns CLIP and text unchanged."""
         modulations = (
-            self.latent_block.modulation(token_cond),
+            self.latent_block.modulation(token_cond, positions),
             self.clip_block.modulation(global_cond),
             self.text_block.modulation(global_cond),
         )

@@ -10,6 +10,7 @@ import pytest
 from helpers import split_command
 from video_files import RATE, grey_frames, tone, truncate_mp4, write_tone_video
 
+from mmaudio.data import folder_split
 from mmaudio.data.clip_table import left_out_path, read_clips, read_left_out, write_clips
 from mmaudio.data.folder_split import SplitSettings, split_folder
 from mmaudio.data.scan import ScanSettings
@@ -103,6 +104,16 @@ def test_any_number_of_workers_writes_the_same_tables(messy, tmp_path):
         assert split_command(*flags) == 0
         tables.append([table.read_bytes(), left_out_path(table).read_bytes()])
     assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_files_that_are_scanned_in_this_process_give_the_same_clips(messy, tmp_path, monkeypatch):
+    isolated = split_folder(messy, SplitSettings(SETTINGS), ScanStore(tmp_path / "isolated.jsonl"))
+    monkeypatch.setattr(folder_split, "SubprocessPool", None)  # is not called
+    in_process = split_folder(messy, SplitSettings(SETTINGS, isolated=False), ScanStore(tmp_path / "in_process.jsonl"))
+    assert (in_process.clips, in_process.left_out) == (isolated.clips, isolated.left_out)
+    again = split_folder(messy, SplitSettings(SETTINGS, isolated=False), ScanStore(tmp_path / "in_process.jsonl"))
+    assert again.scanned_count == 0 and again.clips == in_process.clips
 
 
 @pytest.mark.slow

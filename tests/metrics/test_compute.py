@@ -7,7 +7,7 @@ import torch
 
 from mmaudio.features.mel import build_mel
 from mmaudio.metrics.compute import compute_metrics
-from mmaudio.metrics.metric_inputs import MetricInputs
+from mmaudio.metrics.metric_inputs import MetricInputs, OriginalAudio
 from mmaudio.model.spec import codec_spec
 
 CODEC = codec_spec("16k")
@@ -25,7 +25,7 @@ def clicks(late: float, loudness: float = 0.9) -> torch.Tensor:
 def onset_lag(*samples: torch.Tensor) -> float:
     """The lag of samples of a clip whose original has its clicks at their times."""
     audio, to_mel = torch.stack(samples), build_mel(CODEC.name)
-    inputs = MetricInputs(audio, to_mel(audio), clicks(0), to_mel(clicks(0)[None])[0], CODEC)
+    inputs = MetricInputs(audio, to_mel(audio), OriginalAudio(clicks(0), to_mel(clicks(0)[None])[0], CODEC))
     return compute_metrics(inputs, ["onset_lag"])["onset_lag"]
 
 

@@ -110,7 +110,7 @@ PEAK_DIFFERENCE = Metric(
     describes="Distance of the highest peak from that of the original.",
     limits="Everything below the peak.",
     unit="dB",
-    compute=lambda c: 20 * (c.audio.abs().amax(1).log10() - c.reference.abs().amax().log10()).abs(),
+    compute=lambda c: 20 * (c.audio.abs().amax(1).log10() - c.original.audio.abs().amax().log10()).abs(),
 )
 
 

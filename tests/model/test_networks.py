@@ -16,9 +16,10 @@ from helpers import (
 )
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
+from mmaudio.model import networks
 from mmaudio.model.blocks import JointBlock
 from mmaudio.model.layers import Conv1d, TimeEmbedding, tap_major
-from mmaudio.model.networks import MMAudio, build_network
+from mmaudio.model.networks import MMAudio, build_network, resample_tokens
 from mmaudio.model.spec import MODELS, model_spec
 
 RELEASED = [name for name, spec in MODELS.items() if not spec.bundled]
@@ -36,6 +37,7 @@ def compare_taps(taps, conditions, expected):
     got = {f"cond.{name}": getattr(conditions, name) for name in ("clip_f", "sync_f", "text_f")}
     got |= {"cond.clip_f_c": conditions.clip_c, "cond.text_f_c": conditions.text_c, "t_embed": taps["t_embed"]}
     got |= dict(zip(("joint0.latent", "joint0.clip", "joint0.text"), taps["joint_blocks.0"], strict=True))
+    got["cond.sync_f"] = resample_tokens(conditions.sync_f, taps["last"].shape[1])
     got |= {"joint_last.latent": taps["last"], "fused0.latent": taps["fused_blocks.0"]}
     for name, value in got.items():
         cut = value[:, : expected[name].shape[1]] if value.ndim == 3 else value
@@ -53,7 +55,8 @@ def test_mini_network_matches_the_golden_numbers(version):
     compare_taps(taps | {"last": taps["joint_blocks.1"][0]}, conditions, expected)
     assert_close(flow, expected["flow"])
     for name in ("clip_f", "sync_f", "text_f"):
-        assert_close(getattr(empty, name), expected[f"empty.{name}"])
+        got = getattr(empty, name)
+        assert_close(resample_tokens(got, 30) if name == "sync_f" else got, expected[f"empty.{name}"])
     assert_close(empty.clip_c, expected["empty.clip_f_c"])
     assert_close(empty.text_c, expected["empty.text_f_c"])
 
@@ -217,6 +220,46 @@ def test_conditions_are_batched_by_row():
     assert both.select(torch.tensor([4, 0])).repeat(2).batch_size == 4
     repeated = conditions.repeat(2).clip_c
     assert torch.equal(repeated[0], repeated[1]) and torch.equal(repeated[2], conditions.clip_c[1])
+
+
+def modulated_rows(network, train):
+    """The velocity of 60 latent tokens at 24 sync tokens, the gradients, and the rows that a block's modulation has."""
+    network.set_lengths(60, 16, 24)
+    inputs = mini_inputs() | {"latent": filled("more tokens", 2, 60, 8)}
+    network.requires_grad_(False)
+    for name in train:
+        network.get_parameter(name).requires_grad_(True)
+    rows = []
+    layers = network.joint_blocks[0].latent_block.adaLN_modulation, network.fused_blocks[0].adaLN_modulation
+    for layer in layers:
+        layer.register_forward_hook(lambda _module, _inputs, out: rows.append(out.shape[1]))
+    with torch.set_grad_enabled(bool(train)):
+        velocity = network(**inputs)
+    if train:
+        velocity.square().mean().backward()
+    return velocity.detach(), [network.get_parameter(name).grad for name in train], rows
+
+
+@pytest.mark.parametrize(
+    "train, shares",
+    [
+        ([], True),
+        (["fused_blocks.0.ffn.w2.weight", "joint_blocks.0.latent_block.attn.qkv.weight"], True),
+        (["fused_blocks.0.adaLN_modulation.1.weight"], False),
+        (["sync_pos_emb", "global_cond_mlp.w1.weight"], False),
+    ],
+    ids=["sampling", "other layers", "a modulation", "its condition"],
+)
+def test_tokens_of_one_condition_share_its_modulation(train, shares, monkeypatch):
+    velocity, gradients, rows = modulated_rows(mini(), train)
+    assert set(rows) == ({24} if shares else {60})
+    monkeypatch.setattr(networks, "MAX_SHARED_ROWS", 0.0)
+    expected, expected_gradients, rows = modulated_rows(mini(), train)
+    assert set(rows) == {60}
+    assert_close(velocity, expected, 1e-6)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert expected_gradient.abs().sum() > 0
+        assert_close(gradient, expected_gradient, 1e-6)
 
 
 def test_a_negative_text_replaces_the_empty_text_only():
