@@ -23,7 +23,7 @@ from mmaudio.evaluation.output_files import read_outputs, write_outputs
 from mmaudio.utils.tensor_checksum import tensors_sha256
 from mmaudio.weights.store import cache_folder
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same inputs give other outputs."""
 MAX_BYTES = 256 << 20
 """Size of all kept outputs: those of some 10 000 clips of 8 s."""

@@ -29,7 +29,7 @@ from mmaudio.model.spec import ModelSpec, model_spec
 from mmaudio.weights import store as weights
 from mmaudio.weights.registry import COMPONENTS
 
-VERSION = 12
+VERSION = 13
 """Raised whenever the same inputs give other results."""
 BASE_COMPONENTS = ("network", "vae", "vocoder")
 """The components of the base model that generate audio from features."""

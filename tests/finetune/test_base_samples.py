@@ -94,7 +94,7 @@ def test_the_file_follows_the_base_the_captions_and_the_duration(tmp_path, monke
 
 
 def test_every_sample_gets_the_video_of_a_clip_and_keeps_its_text_and_latents(tmp_path):
-    config, network, train = build_config(tmp_path), mini(), mini_clips(3)
+    config, network, train = build_config(tmp_path, features_dir=str(tmp_path)), mini(), mini_clips(3)
     write_base_samples(config)
     samples = read_base_samples(network, config, "0" * 64, 8.0)
     arguments = ((train, 1), (train.to_lazy(), 1), (train, 2))
