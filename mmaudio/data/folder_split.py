@@ -73,7 +73,7 @@ class SplitSettings:
     workers: int | None = None
     """Files that are scanned at once; None: one per core, as far as the memory goes."""
     isolated: bool = True
-    """Scan in processes of their own, as a file may crash a decoder; false, for known files: in this one, in turn."""
+    """Scan in processes of their own, as a file may crash a decoder; false, for known files: here, without a limit."""
     debug: bool = False
     """Show the errors that are raised while a file is scanned."""
 

@@ -50,5 +50,5 @@ def _bytes_per_clip(network: MMAudio, clips: LazyFeatureSet) -> int:
     if trains_projections(network):
         return 4 * sum(counts.values())
     lengths, spec = network.lengths, network.spec
-    tokens = lengths.clip_tokens + lengths.latent_tokens + spec.text_tokens + 2  # 2: pooled CLIP and text, a row each
+    tokens = lengths.clip_tokens + lengths.sync_tokens + spec.text_tokens + 2  # 2: pooled CLIP and text, a row each
     return 4 * (counts["mean"] + counts["std"] + tokens * spec.width)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import platform
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +43,8 @@ SETTINGS = (
     "gradient_checkpointing",
     "cuda_graph",
     "merge_batches",
+    "features_in_memory",
+    "optimizer",
     "lora.",
 )
 """Settings, and beginnings of their names, on which the time of a step depends."""
@@ -64,42 +69,53 @@ def measure(seconds: Sequence[float]) -> StepTimes | None:
     return StepTimes(step, max(0.0, sum(first) - step * len(first)))
 
 
-def key(config: TrainConfig, seconds: float, distributed: Distributed) -> str:
-    """A hash of what the times of steps of clips of `seconds` depend on, beside compiling: settings and machine."""
+def key(config: TrainConfig, seconds: float, resident: bool, distributed: Distributed) -> str:
+    """A hash of what the times of steps depend on, beside compiling: settings, clips, machine.
+
+    `seconds` is the length of the clips; `resident`: their features are in the device's memory.
+    """
     settings = {name: value for name, value in flatten(config.to_dict()).items() if name.startswith(SETTINGS)}
+    settings.pop("lora.max_steps", None)
     device = distributed.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {count_cores()}"
-    machine = {"device": name, "processes": distributed.world_size, "torch": torch.__version__}
-    text = json.dumps({**settings, **machine, "seconds": seconds}, sort_keys=True, default=str)
+    machine = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {count_cores()}",
+        "machine": platform.node(),
+        "processes": distributed.world_size,
+        "torch": torch.__version__,
+    }
+    text = json.dumps({**settings, **machine, "clips": [seconds, resident]}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def keep(name: str, compiled: bool, times: StepTimes) -> None:
-    """Keep the times of a run whose `key` is `name`; nothing happens where the file cannot be written."""
+    """Keep the times of a run whose `key` is `name`; nothing happens where the file cannot be written.
+
+    Of two runs that end at once, one may be lost.
+    """
     entries = _read()
     entry = {**entries.pop(name, {}), _mode(compiled): asdict(times)}
     newest = list(entries.items())[-(MAX_ENTRIES - 1) :]
-    with suppress(OSError, MMAudioError):
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(_file()) as temporary:
-            temporary.write_text(json.dumps({**dict(newest), name: entry}), encoding="utf-8")
+    with suppress(OSError, MMAudioError), atomic_write(_file()) as temporary:
+        temporary.write_text(json.dumps({**dict(newest), name: entry}), encoding="utf-8")
 
 
 def find(name: str, compiled: bool) -> StepTimes | None:
     """The times that `keep` kept; None where there are none."""
-    with suppress(TypeError, AttributeError, KeyError):  # of another version, or damaged
-        return StepTimes(**_read()[name][_mode(compiled)])
-    return None
+    times = _read().get(name, {}).get(_mode(compiled))
+    return None if times is None else StepTimes(**times)
 
 
 def explain_gain(name: str, steps_left: int) -> str:
     """Why compiling repays for so many more steps, empty where it does not or is not known to."""
     compiled, eager = find(name, True), find(name, False)
-    if compiled is None or eager is None or steps_left * (eager.step - compiled.step) <= compiled.start:
+    if compiled is None or eager is None:
+        return ""
+    cost = max(0.0, compiled.start - eager.start)
+    if steps_left * (eager.step - compiled.step) <= cost:
         return ""
     return (
         f"blocks are compiled: {steps_left} steps at {compiled.step:.3g} in place of {eager.step:.3g} s "
-        f"repay {compiled.start:.0f} s at the start (compile=false: not)"
+        f"repay {cost:.0f} s at the start (compile=false: not)"
     )
 
 
@@ -112,8 +128,22 @@ def _file() -> Path:
 
 
 def _read() -> dict[str, dict[str, dict[str, float]]]:
+    """The entries by key and mode, without those that are damaged or of another version."""
     try:
         entries = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return entries if isinstance(entries, dict) else {}
+    return {
+        name: {mode: times for mode, times in modes.items() if _is_valid(times)}
+        for name, modes in (entries.items() if isinstance(entries, dict) else ())
+        if isinstance(modes, dict)
+    }
+
+
+def _is_valid(times: Any) -> bool:
+    names = [field.name for field in fields(StepTimes)]
+    return (
+        isinstance(times, dict)
+        and sorted(times) == sorted(names)
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in times.values())
+    )

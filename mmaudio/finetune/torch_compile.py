@@ -35,12 +35,26 @@ def explain_compile_errors(device: torch.device) -> Iterator[None]:
         ) from error
 
 
+def can_compile(network: MMAudio) -> bool:
+    """Whether anything can be compiled for the network's device here."""
+    try:
+        _check_compiler(network)
+    except ConfigError:
+        return False
+    return True
+
+
 def compile_blocks(network: MMAudio) -> None:
     """Have every block compiled when it is first used; blocks of the same structure share what is compiled.
 
     ConfigError, before anything is trained, where nothing can be compiled here.
     """
-    with explain_compile_errors(network.latent_mean.device):
-        torch.compile(torch.sin, dynamic=False)(network.latent_mean)
+    _check_compiler(network)
     for block in (*network.joint_blocks, *network.fused_blocks):
         block.compile(dynamic=False)
+
+
+def _check_compiler(network: MMAudio) -> None:
+    """Compile a trifle for the network's device; ConfigError where that is not possible."""
+    with explain_compile_errors(network.latent_mean.device):
+        torch.compile(torch.sin, dynamic=False)(network.latent_mean)

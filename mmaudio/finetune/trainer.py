@@ -34,7 +34,7 @@ from mmaudio.finetune.run_summary import format_result_lines, format_start_lines
 from mmaudio.finetune.sample_requests import build_requested_samples, plan_sample_requests
 from mmaudio.finetune.samples import build_sample_generator
 from mmaudio.finetune.state import TrainState, new_state
-from mmaudio.finetune.torch_compile import compile_blocks, eager_mode, explain_compile_errors
+from mmaudio.finetune.torch_compile import can_compile, compile_blocks, eager_mode, explain_compile_errors
 from mmaudio.finetune.tracker import Tracker
 from mmaudio.finetune.validation import ValidationSet, build_validation_set
 from mmaudio.lora.checkpoint import check_base, read_adapter, restore_folder
@@ -138,10 +138,14 @@ def decide_to_compile(state: TrainState, inputs: RunInputs, distributed: Distrib
     if config.compile is not None:
         state.compiled = config.compile
     elif not state.step:
-        name = step_times.key(config, inputs.train.seconds, distributed)
-        gain = step_times.explain_gain(name, config.total_steps)
-        state.compiled = not distributed.all_reduce_any(not gain)
-        return gain if state.compiled else ""
+        resident = config.features_in_memory
+        if resident is None:
+            resident = measure_feature_memory(state.network, inputs, distributed).fits
+        name = step_times.key(config, inputs.train.seconds, resident, distributed)
+        gain = step_times.explain_gain(name, config.total_steps) if distributed.is_main else ""
+        if distributed.all_reduce_any(bool(gain)):
+            state.compiled = not distributed.all_reduce_any(not can_compile(state.network))
+            return gain if state.compiled else ""
     return ""
 
 
@@ -149,7 +153,7 @@ def keep_step_times(run: TrainingRun) -> None:
     """Keep what the steps took, for the choice of later runs."""
     times = step_times.measure(run.step_seconds)
     if times is not None:
-        name = step_times.key(run.config, run.inputs.train.seconds, run.distributed)
+        name = step_times.key(run.config, run.inputs.train.seconds, run.dataset.resident, run.distributed)
         step_times.keep(name, run.state.compiled, times)
 
 

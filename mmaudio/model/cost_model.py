@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import torch
 
-from mmaudio.model.spec import FRAMES_PER_SEGMENT, ClipSpec, ModelSpec, NetworkSpec, SyncSpec, compute_lengths
+from mmaudio.model.spec import (
+    FRAMES_PER_SEGMENT,
+    ClipSpec,
+    ModelSpec,
+    NetworkSpec,
+    SyncSpec,
+    compute_lengths,
+    modulated_rows,
+)
 
 CPU_ENCODER_EFFICIENCY = {torch.float32: 0.7, torch.bfloat16: 0.5}
 """Fraction of the measured matrix-product speed that CLIP and Synchformer reach on a CPU, by compute dtype.
@@ -77,10 +85,10 @@ def network_flops(spec: NetworkSpec) -> float:
     mlp_width = -(-(2 * spec.mlp_ratio * spec.width // 3) // 256) * 256
     kernel_3 = spec.width * (3 + 3) * spec.width + 3 * 3 * spec.width * mlp_width
     kernel_1 = spec.width * (3 + 1) * spec.width + 3 * spec.width * mlp_width
-    modulation = 6 * spec.width**2
     latent, clip, text = spec.latent_tokens, spec.clip_tokens, spec.text_tokens
-    joint = latent * (kernel_3 + modulation) + clip * kernel_3 + text * kernel_1
-    fused = latent * (kernel_3 + modulation)
+    modulation = 6 * spec.width**2 * modulated_rows(spec.sync_tokens, latent)
+    joint = latent * kernel_3 + modulation + clip * kernel_3 + text * kernel_1
+    fused = latent * kernel_3 + modulation
     attention = (
         2.0 * spec.width * (spec.num_joint_blocks * (latent + clip + text) ** 2 + spec.num_fused_blocks * latent**2)
     )

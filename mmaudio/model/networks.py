@@ -30,11 +30,6 @@ from mmaudio.model.state_dict import ReleasedModule, is_meta, load_strict
 
 IGNORED_KEYS = {"t_embed.freqs", "latent_rot", "clip_rot"}
 """Computed tables in old files."""
-MAX_SHARED_ROWS = 0.75
-"""Rows per token up to which computing a modulation once for the tokens that share it is faster than for every token.
-
-0.56 at 44.1 kHz, where it takes two thirds of the time on a CPU; 0.77 at 16 kHz, where nothing is gained.
-"""
 
 
 @dataclass(frozen=True)
@@ -202,6 +197,11 @@ class MMAudio(ReleasedModule):
         if tokens != self.lengths.latent_tokens:
             expected = self.lengths.latent_tokens
             raise DataError(f"latent of {tokens} tokens: the network is set to {expected} (set_duration)")
+        if conditions.sync_f.shape[1] != self.lengths.sync_tokens:
+            raise DataError(
+                f"conditions of {conditions.sync_f.shape[1]} sync tokens: the network is set to "
+                f"{self.lengths.sync_tokens} (set_duration)"
+            )
         clip, text = conditions.clip_f, conditions.text_f
         global_cond = self.t_embed(t.expand(batch)) + self.global_cond_mlp(conditions.clip_c + conditions.text_c)
         global_cond = global_cond[:, None]  # (B, 1, D)
@@ -229,7 +229,7 @@ class MMAudio(ReleasedModule):
         (N,), so that blocks compute its modulation once.
         """
         sync_tokens, tokens = sync_cond.shape[1], self.lengths.latent_tokens
-        if sync_tokens <= MAX_SHARED_ROWS * tokens and not self._trains_modulation(sync_cond):
+        if specs.modulated_rows(sync_tokens, tokens) < tokens and not self._trains_modulation(sync_cond):
             rows = torch.arange(sync_tokens, dtype=torch.float32, device=sync_cond.device)
             return sync_cond, resample_tokens(rows[None, :, None], tokens).flatten().long()
         return resample_tokens(sync_cond, tokens).contiguous(), None

@@ -24,6 +24,11 @@ FRAMES_PER_SEGMENT = 16
 SEGMENT_STEP = 8
 """Frames between the starts of two segments."""
 TOKENS_PER_SEGMENT = 8
+MAX_SHARED_ROWS = 0.75
+"""Sync tokens per latent token up to which a block computes the modulation of those that share one only once.
+
+0.56 at 44.1 kHz, where it takes two thirds of the time on a CPU; 0.77 for 8 s at 16 kHz, where nothing is gained.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,11 @@ class Lengths:
     def sync_frames(self) -> int:
         """Number of frames at 25 fps that the segments cover."""
         return (self.sync_segments - 1) * SEGMENT_STEP + FRAMES_PER_SEGMENT
+
+
+def modulated_rows(sync_tokens: int, latent_tokens: int) -> int:
+    """Rows of a modulation that a block computes for the latent's tokens."""
+    return sync_tokens if sync_tokens <= MAX_SHARED_ROWS * latent_tokens else latent_tokens
 
 
 def compute_lengths(codec: CodecSpec, seconds: float = CLIP_SECONDS) -> Lengths:

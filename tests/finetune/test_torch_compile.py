@@ -26,6 +26,8 @@ import sys
 from pathlib import Path
 import mini_training
 from mmaudio.errors import ConfigError
+from mmaudio.finetune.torch_compile import can_compile
+print("can compile:", can_compile(mini_training.mini()))
 try:
     mini_training.train_mini(Path(sys.argv[1]), compile=True)
 except ConfigError as error:
@@ -97,6 +99,7 @@ def test_without_a_compiler_the_error_suggests_a_setting(tmp_path):
         text=True,
         check=False,
     )
+    assert "can compile: False" in process.stdout, process.stderr
     message = process.stdout.splitlines()[-1]
     assert message.startswith("refused: compile=true: torch.compile does not work here (InvalidCxxCompiler"), (
         process.stderr

@@ -10,13 +10,14 @@ from helpers import (
     golden,
     manifest,
     mini,
+    mini_conditions,
     mini_inputs,
     mini_spec,
     relative_error,
 )
 
 from mmaudio.errors import ConfigError, DataError, WeightsError
-from mmaudio.model import networks
+from mmaudio.model import spec
 from mmaudio.model.blocks import JointBlock
 from mmaudio.model.layers import Conv1d, TimeEmbedding, tap_major
 from mmaudio.model.networks import MMAudio, build_network, resample_tokens
@@ -204,6 +205,11 @@ def test_wrong_shapes_are_errors_that_name_the_features():
     network, inputs = mini(), mini_inputs()
     with pytest.raises(DataError, match=r"clip features of shape \(2, 15, 48\).*\(batch, 16, 48\)"):
         network(**inputs | {"clip_f": inputs["clip_f"][:, 1:]})
+    conditions = mini_conditions(network)
+    network.set_lengths(30, 16, 16)
+    with pytest.raises(DataError, match="conditions of 24 sync tokens: the network is set to 16"):
+        network.predict_velocity(inputs["latent"], inputs["t"], conditions)
+    network.set_lengths(30, 16, 24)
     with pytest.raises(DataError, match="latent of 29 tokens"):
         network(**inputs | {"latent": inputs["latent"][:, 1:]})
 
@@ -253,7 +259,7 @@ def modulated_rows(network, train):
 def test_tokens_of_one_condition_share_its_modulation(train, shares, monkeypatch):
     velocity, gradients, rows = modulated_rows(mini(), train)
     assert set(rows) == ({24} if shares else {60})
-    monkeypatch.setattr(networks, "MAX_SHARED_ROWS", 0.0)
+    monkeypatch.setattr(spec, "MAX_SHARED_ROWS", 0.0)
     expected, expected_gradients, rows = modulated_rows(mini(), train)
     assert set(rows) == {60}
     assert_close(velocity, expected, 1e-6)

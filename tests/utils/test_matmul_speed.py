@@ -20,8 +20,8 @@ def speed_of(monkeypatch, durations):
 def test_a_busy_moment_does_not_change_the_speed(monkeypatch, seconds):
     """Also where so many products as fit the time are few."""
     monkeypatch.setattr(matmul_speed, "PROBE_SECONDS", seconds)
-    start, small, first, busy = 9.0, 0.001, 0.3, (0.5, 0.4)
-    durations = [start, small, first, *busy, *itertools.repeat(0.1, 100)]
+    small, first, busy = [9.0, 0.1, 0.2, 0.001, 0.3], 0.3, (0.5, 0.4)
+    durations = [*small, first, *busy, *itertools.repeat(0.1, 100)]
     assert speed_of(monkeypatch, durations) == pytest.approx(2.0 * 64**3 / 0.1)
 
 
