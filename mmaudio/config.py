@@ -198,7 +198,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """true: several times less memory, a third slower"""
     compile: bool | None = None
-    """true: minutes at the start, faster steps on a GPU; null: where earlier runs show that it repays; false"""
+    """true: minutes at the start, faster steps on a GPU; null: where earlier runs show a gain; false"""
     cuda_graph: bool | None = None
     """null: on a GPU record a batch once, replay it at every step; true: or fail; false
 
