@@ -13,7 +13,7 @@ from mmaudio.api import LoRAConfig, load_pretrained_with_lora
 from mmaudio.errors import ConfigError, DataError, WeightsError
 from mmaudio.generation.generate import GenerationRequest, encode_prompts, find_clip_range, generate, generate_samples
 from mmaudio.generation.sampler import compute_mel
-from mmaudio.model.spec import compute_lengths
+from mmaudio.model.spec import compute_lengths, model_spec
 
 
 @pytest.mark.slow
@@ -162,5 +162,8 @@ def test_threads_share_a_model_with_different_durations(base):
         waveforms = list(threads.map(sound, durations))
     assert all(torch.equal(*pair) for pair in zip(waveforms, expected, strict=True))
     again = copy.deepcopy(model).generate(None, "rain", seconds=1.0, num_steps=3)
-    # copied weights lie at other addresses, by which products in float32 may round otherwise
-    assert again.shape == expected[0].shape and again.isfinite().all(), "a lock is in no copy's way"
+    # copied weights lie at other addresses, by which products in float32 may round otherwise, and phases then differ
+    other = model.generate(None, "rain", seconds=1.0, num_steps=3, seed=1)
+    expected_mel, *mels = (compute_mel(sound[None], model_spec(MODEL)) for sound in (expected[0], again, other))
+    same, another = ((mel - expected_mel).abs().mean() for mel in mels)
+    assert same < 0.1 * another, "a lock is in no copy's way"
