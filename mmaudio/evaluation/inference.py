@@ -9,6 +9,7 @@ N latent tokens, C latent channels.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -29,8 +30,8 @@ from mmaudio.utils.progress import Progress
 SMALLER_BATCH = "take a smaller batch, --batch_size 4"
 NUM_TIMES = 8
 """Times at which the velocity loss is computed."""
-CPU_BATCH = 2
-"""Clips of a batch on a CPU, where each core computes one: larger ones are not faster, and divide less evenly."""
+CPU_BATCH = 6
+"""Clips of a batch on a CPU at most, where each core has one: small ones wait for each other between operations."""
 MAX_BATCH = 64
 """Clips of a batch on a GPU, where memory allows: larger ones are not faster."""
 Compute = Callable[[Sequence[int]], Tensor]
@@ -99,12 +100,13 @@ def sample_latents(sampler: Sampler, features: FeatureSet, sampling: SamplingCon
 def run_batches(sampler: Sampler, threads: CoreThreads, compute: Compute, count: int, batch_size: int | None) -> Tensor:
     """Compute rows 0 to `count` in batches of at most `batch_size`; the outputs (count, ...) on the CPU.
 
-    On a CPU each core has a batch; elsewhere batches follow each other, on a GPU as large as its memory allows.
+    On a CPU each core has as many batches as the others, of the same size but for one row; elsewhere batches follow
+    each other, on a GPU as large as its memory allows.
     """
     with sampler.autocast():  # casts the weights, which all threads share; those of a thread's own block are cast then
         if sampler.device.type != "cpu":
             batcher = AutoBatcher(sampler.device, batch_size or MAX_BATCH)
             return batcher.run(lambda rows: compute(rows.tolist()), torch.arange(count))
-        size = batch_size or CPU_BATCH
-        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return torch.cat(list(threads.run(partial(compute, batch) for batch in batches)))
+        rounds = math.ceil(count / (threads.count * (batch_size or CPU_BATCH)))
+        batches = torch.arange(count).tensor_split(min(count, rounds * threads.count))
+        return torch.cat(list(threads.run(partial(compute, batch.tolist()) for batch in batches)))
