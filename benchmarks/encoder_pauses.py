@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -38,14 +38,18 @@ class PausingEncoders(Encoders):
     pauses: list[float] = field(default_factory=list)
     """The seconds of every batch so far."""
 
+    @cached_property
+    def synchformer(self) -> Synchformer:
+        """The model without values, which resizes."""
+        with torch.device("meta"):
+            return Synchformer(self.spec.sync)
+
     def frame_grids(self, seconds: float) -> tuple[FrameGrid, FrameGrid]:
         """As those of the model."""
         lengths, side = compute_lengths(self.spec.codec, seconds), self.spec.clip.image_size
-        with torch.device("meta"):
-            sync = Synchformer(self.spec.sync)
         return (
             FrameGrid(CLIP_FPS, lengths.clip_tokens, partial(resize_frames, size=(side, side))),
-            FrameGrid(SYNC_FPS, lengths.sync_frames, sync.resize),
+            FrameGrid(SYNC_FPS, lengths.sync_frames, self.synchformer.resize),
         )
 
     def encode_clip_frames(self, frames: Tensor) -> Tensor:
@@ -87,6 +91,7 @@ def measure_readers(videos: Path, seconds: float, model: str, milliseconds: floa
     plans = [planner.plan_shard(clips[0].video, clips) for clips in by_video]
     for plan in plans:
         plan.shard.unlink(missing_ok=True)
+    encoders.frame_grids(CLIP_SECONDS)  # builds and imports, which loading the models does before videos are read
     start, cpu_start = time.monotonic(), time.process_time()
     with FileLocks(out) as locks:
         for _ in progress(write_shards(plans, encoders, locks), len(plans), "videos"):

@@ -69,9 +69,10 @@ def arguments(tmp_path, monkeypatch):
 
 
 def write_generic_sounds(folder, monkeypatch):
-    """Samples of the base for one caption that is trained on and two that are held back."""
+    """Samples of the base: those of training, and for one caption that is trained on and two that are held back."""
     config = compose([f"model={MODEL}", f"weights={folder}/weights", f"features_dir={folder}/data"])
     sha256 = load_network(config, torch.device("cpu"))[1]
+    mini_training.write_base_samples(config, sha256, 8.0, spec=model_spec(MODEL).network)
     for name, captions in (("training_captions", ["a gray box"]), ("held_back_captions", ["a lime fan", "a red ring"])):
         monkeypatch.setattr(f"mmaudio.pipeline.ablation.{name}", lambda model, captions=captions: captions)
         mini_training.write_base_samples(config, sha256, 8.0, captions, model_spec(MODEL).network)
