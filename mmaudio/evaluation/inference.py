@@ -31,7 +31,7 @@ SMALLER_BATCH = "take a smaller batch, --batch_size 4"
 NUM_TIMES = 8
 """Times at which the velocity loss is computed."""
 CPU_BATCH = 6
-"""Clips of a batch on a CPU at most, where each core has one: small ones wait for each other between operations."""
+"""Clips of a batch on a CPU at most, where each core has one: with small ones threads wait for Python's lock."""
 MAX_BATCH = 64
 """Clips of a batch on a GPU, where memory allows: larger ones are not faster."""
 Compute = Callable[[Sequence[int]], Tensor]

@@ -73,8 +73,7 @@ def tap_major(weight: Tensor) -> Tensor:
 
 def _is_tap_major(layer: nn.Conv1d) -> bool:
     is_supported = isinstance(layer.padding, tuple) and layer.stride == layer.dilation == (1,) and layer.groups == 1
-    _, width_in, taps = layer.weight.shape
-    return is_supported and taps > 1 and layer.weight.stride() == (taps * width_in, 1, width_in)  # no call of torch
+    return is_supported and layer.weight.shape[2] > 1 and layer.weight.transpose(1, 2).is_contiguous()
 
 
 def token_layer(width_in: int, width_out: int, kernel_size: int, bias: bool = True) -> nn.Module:
